@@ -1,0 +1,17 @@
+"""mlpdata: image archives to low-resolution FFCV and WebDataset shards, and back to batches on a device."""
+
+from mlpdata.manifest import Error
+
+__version__ = "0.1.0"
+__all__ = ["Augment", "Batch", "Error", "Loader", "__version__", "load"]
+
+_LAZY = {"load": "loader", "Loader": "loader", "Batch": "loader", "Augment": "augment"}
+
+
+def __getattr__(name):
+    # The loader imports torch, which takes a second: `mlpdata --help` and `convert` must not pay for it.
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"mlpdata.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'mlpdata' has no attribute {name!r}")

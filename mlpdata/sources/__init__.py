@@ -1,0 +1,59 @@
+"""From bytes on disk to samples: one module a kind of archive, all behind `Source`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled image as the archive holds it."""
+
+    key: str  # unique in its split, stable from run to run; letters, digits, `_`, `-`, `/`; no dot
+    data: bytes | np.ndarray  # an encoded image, or pixels: uint8 (H, W, 3) RGB
+    label: int  # position in the source's class list
+    origin: str  # where it came from, for people: member path inside the archive, with [row] where there are rows
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A sample that is listed in the archive and cannot be read from it."""
+
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A piece of an archive that any worker can read alone, and again."""
+
+    name: str  # unique in the run and equal in every run; letters, digits, `_`, `-`: it names a file
+    split: str
+    num_samples: int  # expected; 0 where only reading can tell
+    num_bytes: int  # to read from the archive, for the progress line
+    at: Any  # where the source finds it; picklable
+
+
+class Source(ABC):
+    """An opened archive. Cheap to pickle: file handles are opened lazily, in each process.
+
+    The constructor raises mlpdata.Error, in one line, for a missing, truncated or wrong archive.
+    """
+
+    classes: list[tuple[str, str]]  # (name in the source, readable name), in label order
+    release: str  # which release of the data this is, recognised from the archive
+    codec: str  # what its samples are: "jpg", "png" (any other encoded image) or "array"
+    files: list[str]  # the files read, for the record and to notice that they changed
+
+    @abstractmethod
+    def units(self) -> list[Unit]:
+        """Every unit, in a fixed order, without reading the images. Called once, in the parent process."""
+
+    @abstractmethod
+    def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
+        """Read one unit. Damage costs only what is damaged: it yields Broken and goes on where that is possible."""
