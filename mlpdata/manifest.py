@@ -85,6 +85,7 @@ class Manifest:
     format_version: int
     dataset: str
     release: str
+    source_files: dict[str, dict]  # name -> size and a checksum of both ends of every file read
     source_filter: dict  # class and split filters applied to the source; {} for none
     num_classes: int
     classes_sha256: str  # of classes.txt
@@ -153,7 +154,7 @@ class Manifest:
 def read_classes(root: str | Path) -> list[tuple[str, str]]:
     """(name in the source, readable name) of every class, in label order."""
     lines = classes_path(Path(root)).read_text(encoding="utf-8").splitlines()
-    return [(name, readable or name) for name, _, readable in (line.partition(" ") for line in lines)]
+    return [(name, readable or name) for name, _, readable in (line.partition("\t") for line in lines)]
 
 
 def write_atomic(path: Path, data: bytes) -> None:

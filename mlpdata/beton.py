@@ -1,0 +1,199 @@
+"""FFCV `.beton` files (version 2) in plain numpy: laid out once, written in any order by any process, indexed in no time.
+
+Layout, as ffcv 1.0.2 reads it: header, one descriptor a field, the metadata table, then data pages (a sample lies inside
+one page), then the allocation table to the end of the file. Our files have the fields `image` (RGB image) and `label`
+(int), as `ffcv.fields.RGBImageField` and `IntField` write them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlpdata.manifest import CODECS, Error, ShardIndex
+
+PAGE_SIZE = 8 << 20  # ffcv's own default; the reader wants a power of two of at least 2 MiB
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", 1024))], align=True)
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+METADATA = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+VERSION = 2
+TYPE_INT, TYPE_IMAGE = 1, 2
+FIELD_METADATA = {0: np.dtype("<f8"), TYPE_INT: np.dtype("<i8"), TYPE_IMAGE: IMAGE}  # the field types we can index
+MODES = {"jpg": 0, "raw": 1}  # the image field's `mode`
+METADATA_START = HEADER.itemsize + 2 * FIELD.itemsize
+
+
+# ---------------------------------------------------------------------------------------------------------- write
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of one file goes; a function of the payload sizes alone."""
+
+    ptrs: np.ndarray  # (N,) uint64, byte offset of each payload
+    alloc_table_ptr: int
+    page_size: int = PAGE_SIZE
+
+    @property
+    def file_bytes(self) -> int:
+        return self.alloc_table_ptr + len(self.ptrs) * ALLOCATION.itemsize
+
+
+def layout(sizes: np.ndarray, page_size: int = PAGE_SIZE) -> Layout:
+    """Pack payloads into pages in order, each page as full as it gets.
+
+    sizes: (N,) bytes of each payload, none larger than a page. Raises Error naming the first that is.
+    """
+    sizes = np.asarray(sizes, dtype=np.int64)
+    if len(sizes) and sizes.max() > page_size:
+        raise Error(f"sample {int(sizes.argmax())} has {sizes.max()} bytes; a beton page holds {page_size}")
+    first_page = -(-(METADATA_START + len(sizes) * METADATA.itemsize) // page_size)
+    ptrs = np.empty(len(sizes), dtype=np.uint64)
+    ends = np.cumsum(sizes)
+    start, page, end = 0, first_page, first_page * page_size
+    while start < len(sizes):
+        before = ends[start] - sizes[start]
+        stop = int(np.searchsorted(ends, before + page_size, side="right"))  # the page takes samples start..stop-1
+        ptrs[start:stop] = page * page_size + (ends[start:stop] - sizes[start:stop] - before)
+        end = page * page_size + int(ends[stop - 1] - before)
+        start, page = stop, page + 1
+    # ffcv reads whole pages where it does not map the file, so the last one is there in full.
+    return Layout(ptrs, -(-end // page_size) * page_size, page_size)
+
+
+def create(path: Path, plan: Layout) -> None:
+    """Make the file at its final size with header and descriptors; `write` fills in the samples."""
+    header = np.zeros((), HEADER)
+    header["version"], header["num_fields"], header["page_size"] = VERSION, 2, plan.page_size
+    header["num_samples"], header["alloc_table_ptr"] = len(plan.ptrs), plan.alloc_table_ptr
+    descriptors = np.zeros(2, FIELD)
+    for row, (name, type_id) in zip(descriptors, (("image", TYPE_IMAGE), ("label", TYPE_INT)), strict=True):
+        row["type_id"] = type_id
+        row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
+    with open(path, "wb") as f:
+        f.write(header.tobytes() + descriptors.tobytes())
+        f.truncate(plan.file_bytes)
+
+
+def write(
+    fd: int,
+    plan_rows: tuple[int, np.ndarray, int],
+    codec: str,
+    widths: np.ndarray,
+    heights: np.ndarray,
+    labels: np.ndarray,
+    payload: Sequence[memoryview] | np.ndarray,
+) -> None:
+    """Write a run of consecutive samples into a file made by `create`.
+
+    plan_rows: (number of the first sample, its (n,) slice of Layout.ptrs, Layout.alloc_table_ptr).
+    payload:   n buffers, or an (n, size) uint8 array where all have one size.
+    """
+    first, ptrs, alloc_table_ptr = plan_rows
+    n = len(ptrs)
+    if isinstance(payload, np.ndarray):
+        sizes = np.full(n, payload.shape[1], np.int64)
+    else:
+        sizes = np.fromiter((len(p) for p in payload), np.int64, n)
+    meta = np.zeros(n, METADATA)
+    meta["image"]["mode"] = MODES[codec]
+    meta["image"]["width"], meta["image"]["height"], meta["image"]["data_ptr"] = widths, heights, ptrs
+    meta["label"] = labels
+    pwrite(fd, meta, METADATA_START + first * METADATA.itemsize)
+    alloc = np.zeros(n, ALLOCATION)
+    alloc["sample_id"], alloc["ptr"], alloc["size"] = np.arange(first, first + n), ptrs, sizes
+    pwrite(fd, alloc, alloc_table_ptr + first * ALLOCATION.itemsize)
+    # Inside a page samples touch: one write a page instead of one a sample.
+    breaks = np.flatnonzero(ptrs[1:].astype(np.int64) != ptrs[:-1].astype(np.int64) + sizes[:-1]) + 1
+    for start, stop in zip([0, *breaks], [*breaks, n], strict=True):
+        run = payload[start:stop]
+        pwrite(fd, run if isinstance(run, np.ndarray) else b"".join(run), int(ptrs[start]))
+
+
+def pwrite(fd: int, data, offset: int) -> None:
+    """Write all of a buffer at an offset; the system may take less than it is given."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+# ---------------------------------------------------------------------------------------------------------- index
+
+
+def open_index(path: Path) -> ShardIndex:
+    """Index a `.beton` file, ours or ffcv's own, without reading its samples.
+
+    The first image field and the first int field (zeros where there is none) are taken. Metadata stays a memory map.
+    Raises Error for a file that is no beton, is cut short, or has fields this reader does not know.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        header = np.fromfile(path, HEADER, 1)
+    except OSError as e:
+        raise Error(f"cannot read {path}: {e.strerror}") from None
+    if not len(header) or header[0]["version"] != VERSION:
+        raise Error(f"{path} is not an FFCV beton file of version {VERSION}")
+    n, num_fields, alloc_ptr = (int(header[0][k]) for k in ("num_samples", "num_fields", "alloc_table_ptr"))
+    start = HEADER.itemsize + num_fields * FIELD.itemsize
+    if num_fields > 256 or start > size:
+        raise Error(f"{path} is damaged: its header names {num_fields} fields")
+    fields = np.fromfile(path, FIELD, num_fields, offset=HEADER.itemsize)
+    unknown = [int(t) for t in fields["type_id"] if int(t) not in FIELD_METADATA]
+    if unknown:
+        raise Error(f"{path} has a field of type {unknown[0]}; only float, int and RGB image fields can be read")
+    table = np.dtype([(f"f{i}", FIELD_METADATA[int(t)]) for i, t in enumerate(fields["type_id"])], align=True)
+    if start + n * table.itemsize > size or not alloc_ptr <= size or (size - alloc_ptr) // ALLOCATION.itemsize < n:
+        raise Error(f"{path} is cut short: {size} bytes do not hold the {n} samples its header promises")
+    types = fields["type_id"].tolist()
+    if TYPE_IMAGE not in types:
+        raise Error(f"{path} has no image field")
+    if n == 0:
+        raise Error(f"{path} holds no samples")
+    rows = np.memmap(path, table, "r", start, (n,))
+    image = rows[f"f{types.index(TYPE_IMAGE)}"]
+    label = rows[f"f{types.index(TYPE_INT)}"] if TYPE_INT in types else np.zeros(n, np.int64)
+    return ShardIndex(
+        files=[path],
+        file=np.broadcast_to(np.uint8(0), (n,)),
+        offset=image["data_ptr"],
+        num_bytes=_payload_bytes(path, image, alloc_ptr, size),
+        codec=np.where(image["mode"] == MODES["raw"], CODECS.index("raw"), CODECS.index("jpg")).astype(np.uint8),
+        width=image["width"],
+        height=image["height"],
+        label=label,
+    )
+
+
+def _payload_bytes(path: Path, image: np.ndarray, alloc_ptr: int, size: int) -> np.ndarray:
+    """(N,) bytes of each image. Raw ones follow from the shape; the rest stand in the allocation table."""
+    raw = image["width"].astype(np.int64) * image["height"] * 3
+    if (image["mode"] == MODES["raw"]).all():
+        return raw
+    alloc = np.memmap(path, ALLOCATION, "r", alloc_ptr, ((size - alloc_ptr) // ALLOCATION.itemsize,))
+    ptrs, sizes, at = alloc["ptr"], alloc["size"], image["data_ptr"]
+    if not np.array_equal(ptrs[: len(at)], at):  # our own table has the order of the samples; ffcv's has any
+        order = np.argsort(ptrs)
+        found = order[np.minimum(np.searchsorted(ptrs, at, sorter=order), len(order) - 1)]
+        if not np.array_equal(ptrs[found], at):
+            raise Error(f"{path} is damaged: a sample is missing from its allocation table")
+        return sizes[found].astype(np.int64)
+    return sizes[: len(at)].astype(np.int64)

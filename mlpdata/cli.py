@@ -1,0 +1,174 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from mlpdata import Error, __version__
+
+
+class _Commands(click.Group):
+    """Turns expected failures into one line and exit status 1; anything else is a bug and shows its traceback."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except Error as e:
+            click.echo(f"mlpdata: error: {e}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("mlpdata: stopped", err=True)
+            ctx.exit(1)
+        except BrokenPipeError:
+            # The reader of our output went away (`mlpdata list | head`): nothing to say, nobody to say it to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="mlpdata")
+def main():
+    """Image archives to low-resolution FFCV and WebDataset shards, and a trainer that eats them at full speed.
+
+    \b
+    mlpdata convert cifar10 --source cifar-10-python.tar.gz
+    mlpdata train recipes/cifar10-small.yaml --set data.shards=shards/cifar10-32
+    """
+    # Asked to end, end as after Ctrl-C: clean, and saying how to go on.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+@main.command("list")
+def list_():
+    """The data sets: samples, classes, sources, bytes at each resolution.
+
+    \b
+    mlpdata list
+    """
+    from mlpdata import datasets
+
+    click.echo(datasets.table())
+
+
+@main.command()
+@click.argument("dataset")
+@click.option("--source", help="Archive or directory to read; without it, the download folder is searched.")
+@click.option("--res", type=click.IntRange(1, 1024), help="Pixels a side.  [default: the data set's own]")
+@click.option("--format", "format_", type=click.Choice(["beton", "tar", "both"]), default="both", show_default=True)
+@click.option(
+    "--codec",
+    type=click.Choice(["auto", "raw", "jpg", "png"]),
+    default="auto",
+    show_default=True,
+    help="How images are stored. auto: raw in the beton; in tars JPEG where the source is JPEG, else PNG.",
+)
+@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of JPEGs encoded here.")
+@click.option("--resize", type=click.Choice(["squash", "crop", "longest"]), default="squash", show_default=True)
+@click.option(
+    "--filter",
+    "filter_",
+    type=click.Choice(["box", "bilinear", "bicubic", "lanczos"]),
+    default="box",
+    show_default=True,
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Shard directory.  [default: shards/NAME-RES]")
+@click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: the cores]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the shuffle.")
+@click.option("--shard-size", type=click.IntRange(min=1), default=10_000, show_default=True, help="Samples a tar.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N samples of each split.")
+@click.option(
+    "--max-skipped", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share that may be unreadable."
+)
+@click.option("--quiet", is_flag=True, help="No progress line.")
+def convert(dataset, source, res, format_, codec, quality, resize, filter_, out, splits, workers, seed, shard_size,
+            limit, max_skipped, quiet):  # fmt: skip
+    """Turn an archive into a shard directory. Interrupted, the same command goes on where it stopped.
+
+    \b
+    mlpdata convert cifar10 --source cifar-10-python.tar.gz --res 32 --format both
+    mlpdata convert tinyimagenet --source tiny-imagenet-200.zip --out shards/tiny
+    mlpdata convert folder --source photos/ --res 64 --resize crop
+    """
+    from mlpdata.convert import Options
+    from mlpdata.convert import convert as run
+
+    options = {} if workers is None else {"workers": workers}
+    run(
+        Options(dataset=dataset, source=source, res=res, format=format_, codec=codec, quality=quality, resize=resize,
+                filter=filter_, out=out, splits=splits, seed=seed, shard_size=shard_size, limit=limit,
+                max_skipped=max_skipped, quiet=quiet, **options),
+        say=click.echo,
+    )  # fmt: skip
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="The manifest, for programs.")
+def info(directory, as_json):
+    """What is in a shard directory.
+
+    \b
+    mlpdata info shards/cifar10-32
+    """
+    from mlpdata import inspect
+
+    click.echo(inspect.info(directory, as_json))
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The PNG to write.")
+@click.option(
+    "--augment", type=click.Path(path_type=Path), metavar="RECIPE", help="Show this recipe's augmentation too."
+)
+@click.option("--split", default="train", show_default=True)
+def preview(directory, out, augment, split):
+    """Draw a contact sheet of a shard directory, before and after augmentation.
+
+    \b
+    mlpdata preview shards/cifar10-32 -o cifar10.png --augment recipes/cifar10-small.yaml
+    """
+    from mlpdata import inspect
+
+    recipe_augment = None
+    if augment:
+        from trainer.recipe import load_recipe
+
+        recipe_augment = load_recipe(augment, []).augment
+    click.echo(inspect.preview(directory, out, split, recipe_augment))
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of this recipe's run.")
+def train(recipe, overrides, resume):
+    """Train a recipe.
+
+    \b
+    mlpdata train recipes/cifar10-small.yaml --set data.shards=shards/cifar10-32 --set train.epochs=40
+    """
+    from trainer.train import run
+
+    run(recipe, list(overrides), resume=resume)
+
+
+@main.command()
+def doctor():
+    """What is installed, which image library is really loaded, what is missing."""
+    from mlpdata import inspect
+
+    report, well = inspect.doctor()
+    click.echo(report)
+    if not well:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Image bytes to pixels and back: decode, resize, encode. Arrays in, arrays out.
+
+The fast path for JPEG decodes at the DCT scale (1/8 to 8/8) that leaves at least twice the target on both sides and
+resizes from there; the exact path decodes in full. `fidelity` measures the difference between the two.
+
+EXIF orientation is ignored, as torchvision's, timm's and ffcv's ImageNet pipelines ignore it: labels and published
+accuracies come from images that were not turned.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import PIL
+import simplejpeg
+from PIL import Image
+
+MAX_PIXELS = 1 << 28  # a declared size beyond this is taken for an attack or damage (ImageNet's largest is 1.2e8 or so)
+RESIZES = ("squash", "crop", "longest")
+FILTERS = {
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+OVERSAMPLE = 2  # the scaled decode keeps at least this many source pixels for each target pixel, on both sides
+JPEG_MAGIC = b"\xff\xd8\xff"
+
+
+class ImageError(Exception):
+    """An image that cannot be decoded; the text is the reason that goes to skipped.jsonl."""
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How images come to their stored size.
+
+    squash:  exactly res x res, aspect ratio given up (the Downsampled-ImageNet and paper's way).
+    crop:    shorter side to res, centre res x res kept.
+    longest: longer side to res, aspect ratio kept; sizes differ. Smaller images stay as they are.
+    """
+
+    res: int
+    rule: str = "squash"
+    filter: str = "box"
+
+    def box_and_size(self, width: int, height: int) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
+        """The source box and the (width, height) it is resized to, for a source of the given size."""
+        whole = (0.0, 0.0, float(width), float(height))
+        if self.rule == "squash":
+            return whole, (self.res, self.res)
+        if self.rule == "crop":
+            side = min(width, height)
+            left, top = (width - side) / 2, (height - side) / 2
+            return (left, top, left + side, top + side), (self.res, self.res)
+        scale = min(1.0, self.res / max(width, height))
+        return whole, (max(1, round(width * scale)), max(1, round(height * scale)))
+
+    def keeps(self, width: int, height: int) -> bool:
+        """Whether an image of this size is stored as it is."""
+        return self.box_and_size(width, height)[1] == (width, height)
+
+
+def library_versions() -> dict[str, str]:
+    """The libraries that make the pixels, for the manifest: equal versions give equal bytes."""
+    name = "pillow-simd" if is_pillow_simd() else "pillow"
+    return {"jpeg": f"simplejpeg {_version('simplejpeg')}", "resize": f"{name} {PIL.__version__}"}
+
+
+def is_pillow_simd() -> bool:
+    """Whether the PIL that is loaded is pillow-simd: the two overwrite each other, so only the loaded one tells."""
+    return ".post" in PIL.__version__
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+# --------------------------------------------------------------------------------------------------------- decode
+
+
+def decode(data: bytes, resize: Resize) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode any image to RGB at its stored size.
+
+    Returns (uint8 (H, W, 3), (source width, source height)). Raises ImageError with the reason.
+    """
+    if data[:3] == JPEG_MAGIC:
+        try:
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+            check_size(width, height)
+            if colorspace not in ("CMYK", "YCCK"):
+                min_width, min_height = _decode_floor(resize, width, height)
+                pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=min_width, min_height=min_height)
+                return resized(pixels, resize, width, height), (width, height)
+        except ValueError:
+            pass  # libjpeg-turbo's strict mode also refuses harmless oddities; Pillow has the last word
+    pixels = decode_exact(data)
+    height, width = pixels.shape[:2]
+    return resized(pixels, resize, width, height), (width, height)
+
+
+def _decode_floor(resize: Resize, width: int, height: int) -> tuple[int, int]:
+    """The smallest (width, height) the scaled decode may give; 0, 0 where the image is to be decoded in full."""
+    (left, top, right, bottom), (w, h) = resize.box_and_size(width, height)
+    if (w, h) == (width, height):
+        return 0, 0
+    return (
+        int(np.ceil(OVERSAMPLE * w * width / (right - left))),
+        int(np.ceil(OVERSAMPLE * h * height / (bottom - top))),
+    )
+
+
+def decode_exact(data: bytes) -> np.ndarray:
+    """Decode in full to uint8 (H, W, 3) RGB, whatever the format: JPEG, PNG, WebP, ... Raises ImageError."""
+    if not data:
+        raise ImageError("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+            check_size(*image.size)
+            return to_rgb(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as e:
+        raise ImageError(str(e)) from None
+    except Exception as e:  # Pillow's plugins raise nearly anything on damaged input; the reason goes on record
+        raise ImageError(f"cannot decode: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
+
+
+def check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS or width < 1 or height < 1:
+        raise ImageError(f"declares {width} x {height} pixels; at most {MAX_PIXELS} are read")
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Any Pillow image as uint8 (H, W, 3): palettes are looked up, alpha is dropped, 16 bits keep their upper 8."""
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "I":  # 16-bit PNGs open as 32-bit integers in older Pillows
+        grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def resized(pixels: np.ndarray, resize: Resize, width: int, height: int) -> np.ndarray:
+    """Resize decoded pixels, which may be a scaled-down version of a (width, height) source.
+
+    pixels: (H, W, 3) uint8. Returns the stored size, uint8, C-contiguous; `pixels` itself where nothing is to be done.
+    """
+    box, size = resize.box_and_size(width, height)
+    h, w = pixels.shape[:2]
+    if (w, h) == size:
+        return pixels
+    sx, sy = w / width, h / height
+    box = (box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy)
+    return np.asarray(Image.fromarray(pixels).resize(size, FILTERS[resize.filter], box=box))
+
+
+def squared_error(data: bytes, pixels: np.ndarray, resize: Resize) -> tuple[float, int]:
+    """(sum of squared differences, largest difference) of stored pixels against exact decode and the same filter."""
+    exact = decode_exact(data)
+    exact = resized(exact, resize, exact.shape[1], exact.shape[0])
+    diff = exact.astype(np.int32) - pixels
+    return float((diff * diff).sum()), int(np.abs(diff).max(initial=0))
+
+
+# --------------------------------------------------------------------------------------------------------- encode
+
+
+def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """uint8 (H, W, 3) RGB to a baseline JPEG, 4:2:0 below quality 95 and 4:4:4 from there on."""
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality=quality, colorsubsampling="444" if quality >= 95 else "420"
+    )
+
+
+def encode_png(pixels: np.ndarray, level: int = 1) -> bytes:
+    """uint8 (H, W, 3) RGB to PNG, every row with the Up filter.
+
+    Written here because at 32 to 64 pixels a general encoder spends its time on set-up: this is several times faster
+    than Pillow's, at about the same size. W3C PNG specification, sections 5, 9 and 11.
+    """
+    height, width = pixels.shape[:2]
+    rows = np.empty((height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = 2  # filter type Up: each byte minus the one above
+    flat = pixels.reshape(height, 3 * width)
+    rows[0, 1:] = flat[0]
+    np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
+    body = zlib.compress(rows.data, level)
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+            _chunk(b"IDAT", body),
+            _chunk(b"IEND", b""),
+        )
+    )
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
+
+
+def passthrough(data: bytes) -> bytes | None:
+    """A JPEG's own bytes for a shard, or None where readers would not see the pixels we decode.
+
+    CMYK is not passed on (readers differ). EXIF blocks are cut out: Hugging Face datasets turns images by the
+    orientation tag and everyone else does not. The compressed image itself is never touched.
+    """
+    colorspace = simplejpeg.decode_jpeg_header(data)[2]
+    if colorspace in ("CMYK", "YCCK"):
+        return None
+    if b"Exif\0\0" not in data:
+        return bytes(data)
+    out, at = [data[:2]], 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xFF:  # fill byte
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if not (data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0"):
+            out.append(data[at:end])
+        at = end
+    out.append(data[at:])
+    return b"".join(out)

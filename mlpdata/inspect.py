@@ -1,0 +1,149 @@
+"""Looking at shard directories and at the installation: info, preview, doctor."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from mlpdata import image
+from mlpdata.manifest import Error, Manifest, read_classes
+
+# ----------------------------------------------------------------------------------------------------------- info
+
+
+def info(root: Path, as_json: bool = False) -> str:
+    """What a shard directory holds, for people or (the whole manifest) for programs."""
+    manifest = Manifest.load(root)
+    _check_files(root, manifest)
+    if as_json:
+        return json.dumps(asdict(manifest), indent=1, ensure_ascii=False)
+    size = sum(f["bytes"] for f in manifest.files.values())
+    rows = [
+        ("data set", f"{manifest.dataset} ({manifest.release})"),
+        ("classes", f"{manifest.num_classes:,}: {_some_classes(root)}"),
+        ("resolution", f"{manifest.res} px, {manifest.resize}, {manifest.filter} filter"),
+        (
+            "formats",
+            ", ".join(f"{f} ({c})" for f, c in (("beton", manifest.beton_codec), ("tar", manifest.tar_codec)) if c),
+        ),
+        ("size", f"{size / 1e6:,.1f} MB in {len(manifest.files)} files"),
+        ("mean, std", f"{_numbers(manifest.mean)}, {_numbers(manifest.std)}"),
+        ("made by", manifest.command),
+        ("with", ", ".join(manifest.image_library.values())),
+    ]
+    if manifest.fidelity:
+        f = manifest.fidelity
+        rows.append(
+            ("fidelity", f"{f['psnr_db']} dB, largest difference {f['max_diff']}, on {f['num_samples']} images")
+        )
+    for name, split in manifest.splits.items():
+        counts = np.array(split.class_counts)
+        shards = f", {len(split.tars)} tar shards" if split.tars else ""
+        per_class = f"{counts.min():,} to {counts.max():,} a class"
+        rows.append(
+            (f"split {name}", f"{split.num_samples:,} samples, {per_class}, {split.num_skipped:,} skipped{shards}")
+        )
+    return "\n".join(f"{name:<12} {value}" for name, value in rows)
+
+
+def _check_files(root: Path, manifest: Manifest) -> None:
+    for name, entry in manifest.files.items():
+        path = Path(root) / name
+        if not path.is_file():
+            raise Error(f"{path} is missing, though the manifest lists it; convert again")
+        if path.stat().st_size != entry["bytes"]:
+            raise Error(f"{path} has {path.stat().st_size} bytes, the manifest says {entry['bytes']}; convert again")
+
+
+def _some_classes(root: Path) -> str:
+    names = [readable for _, readable in read_classes(root)]
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+
+
+def _numbers(values) -> str:
+    return "(" + ", ".join(f"{v:.4f}" for v in values) + ")"
+
+
+# -------------------------------------------------------------------------------------------------------- preview
+
+
+def preview(root: Path, out: Path, augment: str | None = None, columns: int = 10, rows: int = 6, seed: int = 0) -> str:
+    """Draw a contact sheet: a row a class (the first `rows`), samples side by side; with a recipe, augmented below.
+
+    Returns the line to print. Raises Error for a bad directory or recipe.
+    """
+    from mlpdata.loader import load
+
+    loader = load(
+        root,
+        "train" if "train" in Manifest.load(root).splits else next(iter(Manifest.load(root).splits)),
+        batch_size=1,
+        shuffle=False,
+    )
+    return _draw(loader, root, out, augment, columns, rows, seed)
+
+
+def _draw(loader, root, out, augment, columns, rows, seed) -> str:
+    raise NotImplementedError
+
+
+# --------------------------------------------------------------------------------------------------------- doctor
+
+OPTIONAL = {
+    "torch": "loading and training",
+    "webdataset": "reading our tars elsewhere",
+    "datasets": "the Hub",
+    "rapidgzip": "large gzip archives",
+    "ffcv": "reading betons with FFCV itself: pip install 'mlpdata[ffcv]' (needs OpenCV and libturbojpeg headers)",
+    "timm": "other models on our shards: pip install timm",
+}
+
+
+def doctor() -> tuple[str, bool]:
+    """What is installed, which image library is really loaded, what is missing. Returns (report, all well)."""
+    lines, well = [], True
+    lines.append(
+        f"python       {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    )
+    versions = image.library_versions()
+    lines.append(f"jpeg         {versions['jpeg']}")
+    lines.append(f"resize       {versions['resize']} (loaded from {Path(image.PIL.__file__).parent})")
+    both = _installed("pillow") and _installed("pillow-simd")
+    if both:
+        well = False
+        lines.append(
+            "problem      pillow and pillow-simd are both installed and overwrite each other's files; keep one: "
+            "pip uninstall -y pillow pillow-simd && pip install --no-deps pillow-simd"
+        )
+    for package, use in OPTIONAL.items():
+        found = _installed(package)
+        present = importlib.util.find_spec(package) is not None
+        lines.append(f"{package:<12} {found or 'present' if present else f'not installed; for {use}'}")
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no CUDA device; the CPU will do"
+        lines.append(f"device       {device}")
+    lines.append(f"compiler     {_compiler()}")
+    return "\n".join(lines), well
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _compiler() -> str:
+    import shutil
+
+    found = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    return found or "no C++ compiler: augmentation on the CPU runs eagerly, slower (install g++ for torch.compile)"
