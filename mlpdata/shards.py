@@ -6,10 +6,10 @@ of the index and is renamed into place when the shard's bytes are written.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 
 from mlpdata import beton, parts, tar
 from mlpdata.manifest import Error, tar_path, work_path
-from mlpdata.parts import Part
+from mlpdata.parts import KINDS, Part
 from mlpdata.sources import Source
+
+BLOCK_BYTES = 8 << 20  # payload gathered at a time
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -52,6 +54,13 @@ class State:
     def __post_init__(self):
         self.work = work_path(self.root)
         self._open_parts: dict[str, Part] = {}
+        self._scratch: dict[str, np.ndarray] = {}
+
+    def scratch(self, kind: str, num_bytes: int) -> np.ndarray:
+        """A (num_bytes,) uint8 buffer that is used again and again: fresh memory costs more than the copy into it."""
+        if kind not in self._scratch or len(self._scratch[kind]) < num_bytes:
+            self._scratch[kind] = np.empty(num_bytes, np.uint8)
+        return self._scratch[kind][:num_bytes]
 
     def part(self, name: str) -> Part:
         if name not in self._open_parts:
@@ -110,46 +119,34 @@ def write_shard(state: State, task: ShardTask) -> Made:
     pieces = [state.part(name).table.slice(start, stop - start) for name, start, stop in task.slices]
     table = pa.concat_tables(pieces).combine_chunks().replace_schema_metadata()
     order = np.argsort(table.column("hash").to_numpy(), kind="stable")
+    piece = np.repeat(np.arange(len(pieces)), [len(p) for p in pieces])[order]  # which part each sample comes from
     table = table.take(pa.array(order))
     _refuse_duplicate_keys(table)
-    column = {name: table.column(name).to_numpy() for name in ("label", "width", "height")}
-    keys = table.column("key").to_pylist()
-    payloads = {}
-
-    def payload(codec: str):
-        kind = "pixels" if codec == "raw" else "encoded"
-        if kind not in payloads:
-            payloads[kind] = _gather(state, task, kind, order)
-        return payloads[kind]
-
-    offsets = sizes = None
-    if task.beton_rows is not None:
-        rows = payload(state.beton_codec)
-        with open(beton_work_path(state.work, task.split), "r+b") as f:
-            beton.write(
-                f.fileno(), task.beton_rows, state.beton_codec, column["width"], column["height"], column["label"], rows
-            )
-            if state.recipe.durable:
-                os.fsync(f.fileno())
-        offsets, sizes = task.beton_rows[1].astype(np.int64), np.array([len(p) for p in rows], np.int64)
-        file, codec = f"{task.split}.beton", state.beton_codec
-    num_bytes, sha256 = 0, ""
-    if state.tar_codec:
-        rows = payload(state.tar_codec)
-        buffers, offsets = tar.build(keys, column["label"], state.tar_codec, column["width"], column["height"], rows)
-        sizes = np.array([len(p) for p in rows], np.int64)
-        num_bytes, sha256 = _write_tar(state.root / task.name, buffers, state.recipe.durable)
-        file, codec = task.name, state.tar_codec
-    constant = {"file": file, "codec": codec}
-    added = {"offset": pa.array(offsets), "bytes": pa.array(sizes)}
-    for name, value in constant.items():
+    with contextlib.ExitStack() as stack:
+        writers: list = []
+        if task.beton_rows is not None:
+            writers.append(_BetonWriter(state, task))
+        if state.tar_codec:
+            writers.append(_TarWriter(state, task))
+        for writer in writers:
+            stack.enter_context(writer)
+        # Block by block, so that memory stays small and the bytes stay in the cache between one copy and the next.
+        cursors = np.array([start for _, start, _ in task.slices])
+        row_bytes = max(1, int(table["pixels_bytes"][0].as_py() + table["encoded_bytes"][0].as_py()))
+        step = max(1, BLOCK_BYTES // row_bytes)
+        for first in range(0, len(task), step):
+            block = table.slice(first, step)
+            rows = {kind: _gather(state, task, kind, block, piece[first : first + step], cursors) for kind in KINDS}
+            cursors += np.bincount(piece[first : first + step], minlength=len(cursors))
+            for writer in writers:
+                writer.write(block, rows["pixels" if writer.codec == "raw" else "encoded"])
+    last = writers[-1]  # the index points into the tar where there is one
+    added = {"offset": pa.array(np.concatenate(last.offsets)), "bytes": pa.array(np.concatenate(last.sizes))}
+    for name, value in (("file", last.file), ("codec", last.codec)):
         added[name] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(task), np.int32)), pa.array([value]))
-    index = pa.table(
-        [added.get(f.name, table[f.name] if f.name in table.column_names else None) for f in INDEX_SCHEMA],
-        schema=INDEX_SCHEMA,
-    )
-    made = Made(task.name, len(task), num_bytes, sha256)
-    _write_journal(journal_path(state.work, task.name), index, made)
+    columns = [added[f.name] if f.name in added else table[f.name] for f in INDEX_SCHEMA]
+    made = Made(task.name, len(task), last.num_bytes, last.sha256)
+    _write_journal(journal_path(state.work, task.name), pa.table(columns, schema=INDEX_SCHEMA), made)
     return made
 
 
@@ -173,39 +170,96 @@ def _refuse_duplicate_keys(table: pa.Table) -> None:
             raise Error(f"two images have the key {first['key']!r}: {first['source']} and {second['source']}")
 
 
-def _gather(state: State, task: ShardTask, kind: str, order: np.ndarray) -> np.ndarray | list[memoryview]:
-    """The shard's payloads in order: (n, size) uint8 where all have one size, else n buffers."""
-    stretches = [state.part(name).read(kind, start, stop) for name, start, stop in task.slices]
-    sizes = np.concatenate([np.diff(offsets) for _, offsets in stretches])
+def _gather(state, task, kind: str, block: pa.Table, piece: np.ndarray, cursors: np.ndarray) -> list | np.ndarray:
+    """The payloads of one block in order: (n, size) uint8 where all have one size, else n buffers.
+
+    piece: (n,) which part each comes from. cursors: (parts,) where in each part its next sample is.
+    """
+    sizes = block.column(f"{kind}_bytes").to_numpy()
+    ends = np.cumsum(sizes)
+    if not ends[-1]:
+        return []
+    room = state.scratch(kind, int(ends[-1]))
+    view = memoryview(room)
+    rows = [view[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
+    by_piece = np.argsort(piece, kind="stable")
+    for stretch in np.split(by_piece, np.flatnonzero(np.diff(piece[by_piece])) + 1):
+        source = int(piece[stretch[0]])
+        # Samples of one part are in order in the block as in the part: one vectored read puts each in its place.
+        state.part(task.slices[source][0]).read_into(kind, int(cursors[source]), [rows[i] for i in stretch])
     if (sizes == sizes[0]).all():
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        out = np.empty((len(order), int(sizes[0])), np.uint8)
-        at = 0
-        for buffer, offsets in stretches:
-            n = len(offsets) - 1
-            out[place[at : at + n]] = np.frombuffer(buffer, np.uint8).reshape(n, -1)
-            at += n
-        return out
-    views = [buffer[a:b] for buffer, offsets in stretches for a, b in pairwise(offsets)]
-    return [views[i] for i in order]
+        return room.reshape(len(sizes), -1)
+    return rows
 
 
-def _write_tar(path: Path, buffers: list, durable: bool) -> tuple[int, str]:
-    tmp = path.with_name(f"{path.name}.tmp")
-    digest, num_bytes = hashlib.sha256(), 0
-    with open(tmp, "wb", buffering=0) as f:
-        for start in range(0, len(buffers), 5000):  # a few MB at a time
-            block = b"".join(buffers[start : start + 5000])
-            digest.update(block)
-            num_bytes += len(block)
-            view = memoryview(block)
-            while len(view):
-                view = view[f.write(view) :]
-        if durable:
-            os.fsync(f.fileno())
-    os.replace(tmp, path)
-    return num_bytes, digest.hexdigest()
+class _BetonWriter:
+    """Writes a shard's stretch of the split's beton, block by block."""
+
+    def __init__(self, state: State, task: ShardTask):
+        self.codec, self.file = state.beton_codec, f"{task.split}.beton"
+        self.num_bytes, self.sha256 = 0, ""  # the beton is hashed when it is whole
+        self.offsets, self.sizes = [], []
+        self._rows, self._done, self._durable = task.beton_rows, 0, state.recipe.durable
+        self._path = beton_work_path(state.work, task.split)
+
+    def __enter__(self):
+        self._file = open(self._path, "r+b", buffering=0)
+        return self
+
+    def write(self, block: pa.Table, payload) -> None:
+        first, ptrs, alloc_table_ptr = self._rows
+        here = ptrs[self._done : self._done + len(block)]
+        column = {name: block.column(name).to_numpy() for name in ("label", "width", "height")}
+        beton.write(self._file.fileno(), (first + self._done, here, alloc_table_ptr), self.codec,
+                    column["width"], column["height"], column["label"], payload)  # fmt: skip
+        self._done += len(block)
+        self.offsets.append(here.astype(np.int64))
+        self.sizes.append(np.array([len(p) for p in payload], np.int64))
+
+    def __exit__(self, kind, *_):
+        if kind is None and self._durable:
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+
+class _TarWriter:
+    """Writes a shard's tar under a temporary name, block by block, and renames it when it is whole."""
+
+    def __init__(self, state: State, task: ShardTask):
+        self.codec, self.file = state.tar_codec, task.name
+        self.num_bytes = 0
+        self.offsets, self.sizes = [], []
+        self._path, self._durable = state.root / task.name, state.recipe.durable
+        self._tmp = self._path.with_name(f"{task.name}.tmp")
+        self._digest = hashlib.sha256()
+
+    def __enter__(self):
+        self._file = open(self._tmp, "wb", buffering=0)
+        return self
+
+    def write(self, block: pa.Table, payload) -> None:
+        column = {name: block.column(name).to_numpy() for name in ("label", "width", "height")}
+        keys = block.column("key").to_pylist()
+        buffers, offsets = tar.build(keys, column["label"], self.codec, column["width"], column["height"], payload)
+        self.offsets.append(offsets + self.num_bytes)
+        self.sizes.append(np.array([len(p) for p in payload], np.int64))
+        self._append(b"".join(buffers))
+
+    def _append(self, data: bytes) -> None:
+        self._digest.update(data)
+        self.num_bytes += len(data)
+        view = memoryview(data)
+        while len(view):
+            view = view[self._file.write(view) :]
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self._append(tar.END)
+            if self._durable:
+                os.fsync(self._file.fileno())
+            os.replace(self._tmp, self._path)
+        self._file.close()
+        self.sha256 = self._digest.hexdigest()
 
 
 # -------------------------------------------------------------------------------------------------------- journal

@@ -68,11 +68,11 @@ def build(
     heights: np.ndarray,
     payload: Sequence[memoryview] | np.ndarray,
 ) -> tuple[list, np.ndarray]:
-    """Lay out one shard.
+    """Lay out a run of samples of a shard; the shard's end is `END`.
 
     payload: n encoded images, or for codec "raw" their pixels (an (n, size) uint8 array will do).
-    Returns (buffers, offsets): the shard is the buffers written one after the other; offsets (n,) int64 say where each
-    payload starts in it (for raw: the pixels, behind the PPM header).
+    Returns (buffers, offsets): the bytes are the buffers written one after the other; offsets (n,) int64 say where each
+    payload starts in them (for raw: the pixels, behind the PPM header).
     """
     n = len(keys)
     extension = EXTENSIONS[codec]
@@ -106,7 +106,6 @@ def build(
         pad = pads[pad_sizes[i]]
         buffers += (start, prefixes[i], payload[i], pad, end)
         at += len(start) + int(prefix_sizes[i] + sizes[i]) + len(pad) + len(end)
-    buffers.append(END)
     return buffers, offsets
 
 

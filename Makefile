@@ -1,0 +1,49 @@
+# Two commands do all set-up: `make demo` and `make test`. The rest is for people who work on the code.
+PYTHON ?= python3
+# The versions the suite is run with; any torch that pyproject.toml admits will do.
+TORCH ?= torch==2.13.0
+INTEROP_TORCH ?= torch==2.14.1 torchvision==0.29.1
+
+BIN := .venv/bin
+INTEROP := .venv-interop/bin
+
+.PHONY: setup interop demo test test-slow lint clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+# The other projects' libraries, in an environment of their own: timm wants torchvision, which wants its own torch.
+# ffcv compiles and needs OpenCV and libturbojpeg headers; where it does not build, its tests are skipped and say so.
+interop: .venv-interop/installed
+
+.venv-interop/installed: Makefile
+	$(PYTHON) -m venv .venv-interop
+	$(INTEROP)/pip install --quiet setuptools wheel $(INTEROP_TORCH)
+	$(INTEROP)/pip install --quiet timm webdataset datasets
+	$(INTEROP)/pip install --quiet --no-build-isolation ffcv==1.0.2 || echo "ffcv did not build; its tests will be skipped"
+	touch $@
+
+demo: setup
+	$(BIN)/mlpdata convert shapes --res 32 --format both
+	$(BIN)/mlpdata info shards/shapes-32
+	$(BIN)/mlpdata train recipes/shapes.yaml
+	$(BIN)/mlpdata preview shards/shapes-32 -o demo/shapes.png --augment recipes/shapes.yaml
+	@echo "contact sheet: demo/shapes.png    curve: see the run directory above"
+
+test: setup interop
+	$(BIN)/python -m pytest
+
+test-slow: setup interop
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv .venv-interop build *.egg-info
