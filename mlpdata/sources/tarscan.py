@@ -1,0 +1,126 @@
+"""Members of a tar, found at offsets and through damage.
+
+`tarfile` stops at the first bad header; an archive of a terabyte has some. This scanner goes on at the next header that
+is whole, so that damage costs only what is damaged, and it never believes a size that leads out of the archive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+BLOCK = 512
+MAX_LONG_NAME = 1 << 16  # bytes of an extended header that are read; real ones have a few hundred
+RESYNC_STEP = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file in a tar."""
+
+    name: str
+    offset: int  # of its first data byte
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A stretch that is no tar: what was there, and what could not be read for it."""
+
+    offset: int
+    reason: str
+
+
+ReadAt = Callable[[int, int], bytes]  # (offset, size) -> at most size bytes; fewer only at the end
+
+
+def scan(read_at: ReadAt, start: int, end: int) -> Iterator[Member | Damage]:
+    """Members between two offsets, in order.
+
+    read_at must answer for the whole range; `end` is where the tar ends (for an inner tar, its member's end).
+    """
+    at, long_name, pax = start, None, {}
+    while at + BLOCK <= end:
+        header = read_at(at, BLOCK)
+        if len(header) < BLOCK:
+            yield Damage(at, f"the archive ends at byte {at + len(header)}, inside a header")
+            return
+        if not header.strip(b"\0"):
+            return  # the end mark
+        size = _checked_size(header)
+        if size is None:
+            found = _resync(read_at, at + BLOCK, end)
+            yield Damage(at, f"no tar header at byte {at}" + ("" if found is None else f"; went on at byte {found}"))
+            if found is None:
+                return
+            at, long_name, pax = found, None, {}
+            continue
+        data, kind = at + BLOCK, header[156:157]
+        if "size" in pax and kind not in b"xgLK":
+            size = int(pax["size"]) if pax["size"].isdigit() else size
+        after = data + -(-size // BLOCK) * BLOCK
+        if kind == b"L":
+            long_name = read_at(data, min(size, MAX_LONG_NAME)).rstrip(b"\0").decode("utf-8", "replace")
+        elif kind == b"x":
+            pax = _pax_fields(read_at(data, min(size, MAX_LONG_NAME)))
+        elif kind in (b"0", b"\0", b"7"):
+            name = pax.get("path") or long_name or _name(header)
+            if data + size > end:
+                yield Damage(at, f"{name} is cut short: {size} bytes announced, {max(0, end - data)} there")
+                return
+            yield Member(name, data, size)
+            long_name, pax = None, {}
+        elif kind != b"K" and kind != b"g":
+            long_name, pax = None, {}  # directories, links and the like hold no images
+        at = after
+
+
+def _checked_size(header: bytes) -> int | None:
+    """The size field of a header whose checksum is right, else None."""
+    try:
+        stored = int(header[148:156].strip(b" \0") or b"x", 8)
+    except ValueError:
+        return None
+    if sum(header) - sum(header[148:156]) + 8 * ord(" ") != stored:
+        return None
+    field = header[124:136]
+    if field[0] & 0x80:  # GNU: binary, for 8 GiB and more
+        return int.from_bytes(field[1:], "big")
+    try:
+        return int(field.strip(b" \0") or b"0", 8)
+    except ValueError:
+        return None
+
+
+def _resync(read_at: ReadAt, at: int, end: int) -> int | None:
+    """The next block boundary with a whole header, or None."""
+    while at + BLOCK <= end:
+        chunk = read_at(at, min(RESYNC_STEP, end - at))
+        for i in range(0, len(chunk) - BLOCK + 1, BLOCK):
+            block = chunk[i : i + BLOCK]
+            if block[257:262] == b"ustar" and _checked_size(block) is not None:
+                return at + i
+        if len(chunk) < BLOCK:
+            return None
+        at += len(chunk) // BLOCK * BLOCK
+    return None
+
+
+def _name(header: bytes) -> str:
+    name = header[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
+    prefix = header[345:500].split(b"\0", 1)[0].decode("utf-8", "replace") if header[257:263] == b"ustar\0" else ""
+    return f"{prefix}/{name}" if prefix else name
+
+
+def _pax_fields(body: bytes) -> dict[str, str]:
+    """Records `LENGTH KEY=VALUE\\n` of a POSIX extended header; what is malformed is left out."""
+    fields = {}
+    while body:
+        length, _, _ = body.partition(b" ")
+        if not length.isdigit() or not 0 < int(length) <= len(body):
+            break
+        key, equals, value = body[len(length) + 1 : int(length)].rstrip(b"\n").partition(b"=")
+        if equals:
+            fields[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
+        body = body[int(length) :]
+    return fields
