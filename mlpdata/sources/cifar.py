@@ -1,0 +1,170 @@
+"""CIFAR-10 and CIFAR-100: pickled batches in `*-python.tar.gz`, read inside the archive.
+
+The pickles are Python 2's and untrusted: the unpickler admits numpy arrays of bytes and plain containers, nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlpdata.manifest import Error
+from mlpdata.sources import Sample, Source, Unit
+from mlpdata.sources.blob import open_blob
+from mlpdata.sources.tarscan import Damage, Member, scan
+
+MAX_MEMBER_BYTES = 256 << 20  # the largest real one, CIFAR-100's train, has 155 MB
+ROWS_A_UNIT = 10_000
+ROW_BYTES = 3072  # pixels of one image
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What sets the two archives apart."""
+
+    folder: str
+    batches: dict[str, tuple[str, int]]  # member -> split, rows
+    meta: str
+    label_key: str
+    names_key: str
+
+
+CIFAR10 = Layout(
+    "cifar-10-batches-py",
+    {**{f"data_batch_{i}": ("train", 10_000) for i in range(1, 6)}, "test_batch": ("val", 10_000)},
+    "batches.meta",
+    "labels",
+    "label_names",
+)
+CIFAR100 = Layout(
+    "cifar-100-python", {"train": ("train", 50_000), "test": ("val", 10_000)}, "meta", "fine_labels", "fine_label_names"
+)
+
+
+class _Unpickler(pickle.Unpickler):
+    ALLOWED = {  # noqa: RUF012
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),  # how protocol 2 spells bytes
+    }
+
+    def find_class(self, module, name):
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR batch needs")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+class Cifar(Source):
+    """CIFAR-10 or CIFAR-100 from the authors' archive, or from a directory that holds its extracted folder.
+
+    The official test set is the split `val`. Raises Error for another, truncated or damaged archive.
+    """
+
+    codec = "array"
+
+    def __init__(self, path: Path, layout: Layout):
+        self.layout, self.path = layout, Path(path)
+        self.files = [str(path)]
+        self.release = layout.folder
+        self._cached: tuple[str, np.ndarray, np.ndarray] | None = None
+        if self.path.is_dir():
+            self._blob, self._members = None, self._list_folder()
+        else:
+            self._blob, self._members = open_blob(self.path), {}
+            self._list_archive()
+        missing = [name for name in (*layout.batches, layout.meta) if name not in self._members]
+        if missing:
+            held = ", ".join(sorted(self._members)[:8]) or "none of its members"
+            raise Error(f"{self.path} is not {layout.folder}: it lacks {', '.join(missing)} and holds {held}")
+        meta = self._load(layout.meta)
+        names = meta.get(layout.names_key)
+        if not isinstance(names, list) or not all(isinstance(n, (str, bytes)) for n in names):
+            raise Error(f"{self.path}: {layout.meta} has no class names under {layout.names_key!r}")
+        names = [n.decode() if isinstance(n, bytes) else n for n in names]
+        self.classes = [(n, n) for n in names]
+
+    def __getstate__(self):
+        return {**self.__dict__, "_cached": None}
+
+    def _list_folder(self) -> dict[str, Member]:
+        folder = self.path / self.layout.folder if (self.path / self.layout.folder).is_dir() else self.path
+        self._folder = folder
+        return {p.name: Member(p.name, 0, p.stat().st_size) for p in folder.iterdir() if p.is_file()}
+
+    def _list_archive(self) -> None:
+        with open(self.path, "rb") as f:
+            if f.read(2) != b"\x1f\x8b":
+                raise Error(f"{self.path} is not a gzip archive; expected the authors' {self.layout.folder}.tar.gz")
+        self._blob.complete()
+        other = []
+        for member in scan(self._blob.read_at, 0, self._blob.size):
+            if isinstance(member, Damage):
+                raise Error(f"{self.path} is truncated or damaged ({member.reason}); get it again")
+            folder, _, name = member.name.rpartition("/")
+            if folder == self.layout.folder:
+                self._members[name] = member
+            else:
+                other.append(member.name)
+        if not self._members:
+            found = other[0] if other else "nothing"
+            raise Error(f"{self.path} is not {self.layout.folder}: it holds {found}")
+        self._blob.close()
+
+    def _load(self, name: str) -> dict[str, object]:
+        member = self._members[name]
+        if member.size > MAX_MEMBER_BYTES:
+            raise Error(f"{self.path}: {name} has {member.size} bytes, far more than it should")
+        if self._blob is None:
+            data = (self._folder / name).read_bytes()
+        else:
+            data = self._blob.read_at(member.offset, member.size)
+            self._blob.close()
+        if len(data) < member.size:
+            raise Error(f"{self.path} is truncated inside {name}; get it again")
+        try:
+            batch = _Unpickler(io.BytesIO(data), encoding="latin1").load()
+        except Exception as e:  # damaged pickles raise nearly anything
+            raise Error(f"{self.path}: {name} cannot be read: {e or type(e).__name__}") from None
+        if not isinstance(batch, dict):
+            raise Error(f"{self.path}: {name} holds a {type(batch).__name__}, not a batch")
+        return {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
+
+    def units(self) -> list[Unit]:
+        units = []
+        for name, (split, rows) in self.layout.batches.items():
+            rows = min(
+                rows, -(-self._members[name].size // ROW_BYTES)
+            )  # the official count, unless there cannot be so many
+            for start in range(0, rows, ROWS_A_UNIT):
+                n = min(ROWS_A_UNIT, rows - start)
+                units.append(Unit(f"{name}-{start:05d}", split, n, n * ROW_BYTES, (name, start)))
+        return units
+
+    def samples(self, unit: Unit) -> Iterator[Sample]:
+        name, start = unit.at
+        pixels, labels = self._batch(name)
+        stop = start + ROWS_A_UNIT
+        images = pixels[start:stop].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy()
+        for i, label in enumerate(labels[start:stop].tolist(), start):
+            yield Sample(f"{name}_{i:05d}", images[i - start], label, f"{self.layout.folder}/{name}[{i}]")
+
+    def _batch(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 3072) uint8 planar pixels and (N,) labels; the last batch read is kept for its next unit."""
+        if self._cached is None or self._cached[0] != name:
+            batch = self._load(name)
+            data, labels = batch.get("data"), batch.get(self.layout.label_key)
+            if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+                raise Error(f"{self.path}: {name} has no uint8 array of shape (N, 3072) under 'data'")
+            if not isinstance(labels, list) or len(labels) != len(data) or not all(type(x) is int for x in labels):
+                raise Error(f"{self.path}: {name} has no list of {len(data)} labels under {self.layout.label_key!r}")
+            if labels and not 0 <= min(labels) <= max(labels) < len(self.classes):
+                raise Error(f"{self.path}: {name} has labels outside 0 to {len(self.classes) - 1}")
+            self._cached = (name, data, np.array(labels))
+        return self._cached[1:]
