@@ -61,24 +61,29 @@ class GzipFile:
     def __getstate__(self):
         return {**self.__dict__, "_open": None, "_buffer": b"", "_buffer_at": 0}
 
-    def complete(self) -> None:
-        """Read to the end, check it, and keep the index. Called in the parent once everything is listed."""
+    def complete(self, hold_bytes: int = 0) -> None:
+        """Read to the end, check it, and keep the index: called in the parent, once.
+
+        Content of at most hold_bytes stays in memory, where forked workers share it.
+        """
         try:
             handle = self._handle(0)
-            handle.seek(0, os.SEEK_END)
-            self.size = handle.tell()
+            content = handle.read(hold_bytes + 1) if hold_bytes else b""
+            self.size = handle.seek(0, os.SEEK_END)
             index = io.BytesIO()
             handle.export_index(index)
             self._index = index.getvalue()
         except (ValueError, RuntimeError, OSError) as e:
             raise self._damaged(e) from None
         self.close()
+        if len(content) == self.size:
+            self._buffer, self._buffer_at = content, 0
 
     def close(self) -> None:
         """Let go of the decompressor and its threads; reading again opens it again."""
         if self._open is not None and self._pid == os.getpid():
             self._open.close()
-        self._open, self._buffer = None, b""
+        self._open = None
 
     def read_at(self, offset: int, size: int) -> bytes:
         """At most `size` bytes of the content from `offset`; fewer only at its end."""

@@ -18,6 +18,7 @@ from mlpdata.sources import Sample, Source, Unit
 from mlpdata.sources.blob import open_blob
 from mlpdata.sources.tarscan import Damage, Member, scan
 
+HOLD_BYTES = 512 << 20  # the whole content is kept while units are read: 184 MB
 MAX_MEMBER_BYTES = 256 << 20  # the largest real one, CIFAR-100's train, has 155 MB
 ROWS_A_UNIT = 10_000
 ROW_BYTES = 3072  # pixels of one image
@@ -102,7 +103,7 @@ class Cifar(Source):
         with open(self.path, "rb") as f:
             if f.read(2) != b"\x1f\x8b":
                 raise Error(f"{self.path} is not a gzip archive; expected the authors' {self.layout.folder}.tar.gz")
-        self._blob.complete()
+        self._blob.complete(HOLD_BYTES)
         other = []
         for member in scan(self._blob.read_at, 0, self._blob.size):
             if isinstance(member, Damage):
@@ -115,7 +116,6 @@ class Cifar(Source):
         if not self._members:
             found = other[0] if other else "nothing"
             raise Error(f"{self.path} is not {self.layout.folder}: it holds {found}")
-        self._blob.close()
 
     def _load(self, name: str) -> dict[str, object]:
         member = self._members[name]
@@ -129,7 +129,7 @@ class Cifar(Source):
         if len(data) < member.size:
             raise Error(f"{self.path} is truncated inside {name}; get it again")
         try:
-            batch = _Unpickler(io.BytesIO(data), encoding="latin1").load()
+            batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         except Exception as e:  # damaged pickles raise nearly anything
             raise Error(f"{self.path}: {name} cannot be read: {e or type(e).__name__}") from None
         if not isinstance(batch, dict):
