@@ -57,7 +57,8 @@ class Loader:
     num_threads: that decode JPEGs and PNGs; None takes the cores.
     rank, world_size: this process takes its slice of each global batch; batch_size must be divisible.
 
-    epoch: the number of the epoch that the next iteration gives. wait_s: seconds the consumer waited here so far.
+    epoch: the number of the epoch that the next iteration gives. wait_s: seconds the consumer waited for
+    pixels so far, without the augmentation's own work.
     """
 
     def __init__(
@@ -158,11 +159,11 @@ class Loader:
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
-            if batch is not None and self.augment is not None:
-                batch = self.augment.apply(batch, self.epoch, self.seed)
             self.wait_s += time.perf_counter() - started
             if batch is None:
                 break
+            if self.augment is not None:
+                batch = self.augment.apply(batch, self.epoch, self.seed)
             # Advanced before the batch goes out: a state saved while it is in use goes on behind it.
             self._step += 1
             yield batch

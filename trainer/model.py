@@ -1,0 +1,109 @@
+"""The MLPs of *Scaling MLPs* (arXiv 2306.13575), section 2 and its code.
+
+Shapes: N batch, r pixels a side, d = 3 r r inputs, m width, k expansion, L depth, C classes.
+
+B-MLP  Linear(d -> m); L blocks z + W_c act(W_e norm(z)), W_e: m -> k m, W_c: k m -> m; Linear(m -> C)
+S-MLP  Linear(d -> m); L - 1 times norm, act, Linear(m -> m); Linear(m -> C)
+
+State dicts have the keys of the authors' checkpoints.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+
+from mlpdata.manifest import Error
+from trainer.recipe import Model
+
+NORMS = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda width: nn.Identity()}
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
+
+
+class Block(nn.Module):
+    """Expand, activate, contract: (N, m) -> (N, m)."""
+
+    def __init__(self, width: int, expansion: int, activation: str, dropout: float):
+        super().__init__()
+        expand, contract = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
+        self.block = nn.Sequential(expand, ACTIVATIONS[activation](), contract)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.block(z))
+
+
+class BMLP(nn.Module):
+    """The inverted-bottleneck MLP: (N, d) or (N, 3, r, r) normalised images -> (N, C) logits."""
+
+    def __init__(self, config: Model, res: int, num_classes: int):
+        super().__init__()
+        width = config.width
+        self.linear_in = nn.Linear(3 * res * res, width)
+        self.blocks = nn.ModuleList(
+            Block(width, config.expansion, config.activation, config.dropout) for _ in range(config.depth)
+        )
+        self.layernorms = nn.ModuleList(NORMS[config.norm](width) for _ in range(config.depth))
+        self.linear_out = nn.Linear(width, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        z = self.linear_in(images.flatten(1))
+        for norm, block in zip(self.layernorms, self.blocks, strict=True):
+            z = z + block(norm(z))
+        return self.linear_out(z)
+
+
+class SMLP(nn.Module):
+    """The standard MLP, without skip connections: (N, d) or (N, 3, r, r) normalised images -> (N, C) logits."""
+
+    def __init__(self, config: Model, res: int, num_classes: int):
+        super().__init__()
+        width, inner = config.width, config.depth - 1
+        self.linear_in = nn.Linear(3 * res * res, width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(inner))
+        self.layernorms = nn.ModuleList(NORMS[config.norm](width) for _ in range(inner))
+        self.activation = ACTIVATIONS[config.activation]()
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.linear_out = nn.Linear(width, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        z = self.linear_in(images.flatten(1))
+        for norm, layer in zip(self.layernorms, self.layers, strict=True):
+            z = layer(self.dropout(self.activation(norm(z))))
+        return self.linear_out(z)
+
+
+def parse_name(name: str) -> Model:
+    """`B_12-Wi_1024` or `S_6-Wi_512`, optionally with the expansion: `B_12-Wi_1024-E_2`. Raises Error."""
+    match = re.fullmatch(r"([BS])_(\d+)-Wi_(\d+)(?:-E_(\d+))?", name)
+    if not match or not int(match[2]) or not int(match[3]) or match[4] == "0" or (match[1] == "S" and match[4]):
+        raise Error(f"model name {name!r} is not like B_12-Wi_1024, B_12-Wi_1024-E_2 or S_6-Wi_1024")
+    kind = "b_mlp" if match[1] == "B" else "s_mlp"
+    return Model(kind=kind, depth=int(match[2]), width=int(match[3]), expansion=int(match[4] or 4))
+
+
+def build(model: str | Model, res: int, num_classes: int, seed: int | None = None) -> nn.Module:
+    """Make a model with torch's default initialisation.
+
+    model: a name, or the recipe's section. seed: of the initial weights; None takes torch's global generator.
+    """
+    config = parse_name(model) if isinstance(model, str) else model
+    if config.name:
+        config = parse_name(config.name)
+    kind = {"b_mlp": BMLP, "s_mlp": SMLP}[config.kind]
+    if seed is None:
+        return kind(config, res, num_classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind(config, res, num_classes)
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def forward_flops(model: nn.Module) -> int:
+    """Floating point operations of one image's forward pass: two a weight of every linear layer."""
+    return sum(2 * m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
