@@ -1,8 +1,8 @@
-"""FFCV `.beton` files (version 2) in plain numpy: laid out once, written in any order by any process, indexed in no time.
+"""FFCV `.beton` files (version 2) in plain numpy: laid out once, written in any order by any process.
 
-Layout, as ffcv 1.0.2 reads it: header, one descriptor a field, the metadata table, then data pages (a sample lies inside
-one page), then the allocation table to the end of the file. Our files have the fields `image` (RGB image) and `label`
-(int), as `ffcv.fields.RGBImageField` and `IntField` write them.
+Layout, as ffcv 1.0.2 reads it: header, one descriptor a field, the metadata table, then data pages (a sample lies
+inside one page), then the allocation table to the end of the file. Our files have the fields `image` (RGB image) and
+`label` (int), as `ffcv.fields.RGBImageField` and `IntField` write them.
 """
 
 from __future__ import annotations

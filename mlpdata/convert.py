@@ -301,8 +301,9 @@ def _check_plan(plan: Plan) -> None:
     if theirs != plan.identity:
         differs = next((k for k in plan.identity if theirs.get(k) != plan.identity[k]), "plan")
         raise Error(
-            f"{plan.root} holds an unfinished conversion with another {differs} ({theirs.get('command', 'unreadable')}); "
-            "finish it with its own options, choose another --out, or delete the directory"
+            f"{plan.root} holds an unfinished conversion with another {differs} "
+            f"({theirs.get('command', 'unreadable')}); finish it with its own options, "
+            "choose another --out, or delete the directory"
         )
 
 
@@ -316,8 +317,8 @@ def _announce(plan: Plan) -> str:
         files.append(f"tar ({plan.tar_codec}, {_size(tar_bytes)})")
     count = f"{n:,} images" if n else "an unknown number of images"
     return (
-        f"{plan.spec.title}, {plan.source.release}: {count} to {plan.res} px in {plan.root}: about {' and '.join(files)}, "
-        f"and as much in passing"
+        f"{plan.spec.title}, {plan.source.release}: {count} to {plan.res} px in {plan.root}: "
+        f"about {' and '.join(files)}, and as much in passing"
     )
 
 
@@ -384,9 +385,9 @@ def _check_skipped(plan: Plan, found: Found) -> None:
         listing = plan.work / skipped_path(plan.root).name
         publish.write_skipped(listing, found.skipped)
         raise Error(
-            f"{len(found.skipped):,} of {total:,} images ({len(found.skipped) / total:.2%}) could not be read, more than "
-            f"--max-skipped {plan.options.max_skipped:g}; they are listed in {listing}. The same command with a larger "
-            "share goes on from here"
+            f"{len(found.skipped):,} of {total:,} images ({len(found.skipped) / total:.2%}) could not be read, "
+            f"more than --max-skipped {plan.options.max_skipped:g}; they are listed in {listing}. "
+            "The same command with a larger share goes on from here"
         )
 
 

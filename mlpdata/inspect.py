@@ -11,9 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from mlpdata import image
 from mlpdata.manifest import Error, Manifest, read_classes
+
+SHEET_ROWS, SHEET_COLUMNS = 10, 8
 
 # ----------------------------------------------------------------------------------------------------------- info
 
@@ -74,24 +77,58 @@ def _numbers(values) -> str:
 # -------------------------------------------------------------------------------------------------------- preview
 
 
-def preview(root: Path, out: Path, augment: str | None = None, columns: int = 10, rows: int = 6, seed: int = 0) -> str:
-    """Draw a contact sheet: a row a class (the first `rows`), samples side by side; with a recipe, augmented below.
+def preview(root: Path, out: Path, split: str = "train", augment: object | None = None, seed: int = 0) -> str:
+    """Draw a contact sheet to a PNG: a row a class, some samples of each, and beside them their augmented versions.
 
-    Returns the line to print. Raises Error for a bad directory or recipe.
+    augment: a recipe's `augment` section, or None. Returns the line to print. Raises Error for a bad directory.
     """
+    import torch
+
+    from mlpdata.augment import Augment, Batch
     from mlpdata.loader import load
 
-    loader = load(
-        root,
-        "train" if "train" in Manifest.load(root).splits else next(iter(Manifest.load(root).splits)),
-        batch_size=1,
-        shuffle=False,
-    )
-    return _draw(loader, root, out, augment, columns, rows, seed)
+    loader = load(root, split, batch_size=1, shuffle=False, tier="stream")
+    rng = np.random.default_rng(seed)
+    present = np.unique(loader.labels)
+    classes = np.sort(rng.permutation(present)[:SHEET_ROWS])
+    ids = np.stack([rng.choice(np.flatnonzero(loader.labels == c), SHEET_COLUMNS) for c in classes])
+    images = loader.read(ids.reshape(-1))
+    blocks = [images]
+    if augment is not None:
+        visible = Augment(
+            res=augment.res, crop_scale=augment.crop_scale, crop_ratio=augment.crop_ratio, flip=augment.flip,
+            mixup=augment.mixup,
+        )  # fmt: skip
+        flat = torch.from_numpy(ids.reshape(-1))
+        batch = Batch(torch.from_numpy(images), torch.from_numpy(loader.labels[ids.reshape(-1)]), flat)
+        after = visible.apply(batch, epoch=0, seed=seed).images
+        blocks.append((after.permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte().numpy())
+    names = [readable.split(",")[0] for _, readable in read_classes(root)]
+    sheet = _sheet(blocks, [names[c] for c in classes])
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        sheet.save(out, "PNG")
+    except OSError as e:
+        raise Error(f"cannot write {out}: {e.strerror or e}") from None
+    what = "stored left, augmented right" if augment is not None else "as stored"
+    return f"{out}: {len(classes)} classes of split {loader.split}, {SHEET_COLUMNS} samples each, {what}"
 
 
-def _draw(loader, root, out, augment, columns, rows, seed) -> str:
-    raise NotImplementedError
+def _sheet(blocks: list[np.ndarray], names: list[str]) -> Image.Image:
+    """Blocks of (rows * columns, H, W, 3) uint8 side by side, with a name left of each row."""
+    cell, gap, margin = 66, 12, 130
+    width = margin + len(blocks) * (SHEET_COLUMNS * cell + gap)
+    sheet = Image.new("RGB", (width, len(names) * cell + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, name in enumerate(names):
+        draw.text((6, row * cell + cell // 2), name[:20], fill="black")
+        for k, block in enumerate(blocks):
+            for column in range(SHEET_COLUMNS):
+                picture = Image.fromarray(block[row * SHEET_COLUMNS + column])
+                picture = picture.resize((cell - 2, cell - 2), Image.Resampling.NEAREST)
+                sheet.paste(picture, (margin + k * (SHEET_COLUMNS * cell + gap) + column * cell, gap // 2 + row * cell))
+    return sheet
 
 
 # --------------------------------------------------------------------------------------------------------- doctor

@@ -28,7 +28,7 @@ def _table() -> dict[str, tuple[str, str]]:
 
 @cache
 def classes(name: str) -> tuple[str, ...]:
-    """The wnids of a list, sorted, so in label order: 21,841 / 11,221 / 10,450 / 1,000. Raises Error for another name."""
+    """The wnids of a list in label order, that is sorted: 21,841 / 11,221 / 10,450 / 1,000. Raises Error."""
     if name not in LISTS:
         raise Error(f"no class list {name!r}; there are {', '.join(LISTS)}")
     return tuple(wnid for wnid, (marks, _) in _table().items() if LISTS[name] in marks)

@@ -120,6 +120,12 @@ class Loader:
             return self._pixels.numpy(), self.labels
         return self._reader.all(), self.labels
 
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """Some samples by id, as stored: (n,) integers -> uint8 (n, H, W, 3)."""
+        out = np.empty((len(ids), *self._reader.shape), np.uint8)
+        self._reader.read(np.asarray(ids), out)
+        return out
+
     def state_dict(self) -> dict[str, int]:
         """Where the loader is: seed, epoch and the next step in it."""
         return {"seed": self.seed, "epoch": self.epoch, "step": self._step}

@@ -1,7 +1,7 @@
 """Parts: what one unit of the source becomes, on its way to the shards.
 
-A part is up to three files in the work directory. `NAME.pixels` and `NAME.encoded` hold the samples' payloads, sorted by
-hash(seed, key), each payload behind the other; `NAME.arrow` says what they are. The rename of `NAME.arrow` is the
+A part is up to three files in the work directory. `NAME.pixels` and `NAME.encoded` hold the samples' payloads, sorted
+by hash(seed, key), each payload behind the other; `NAME.arrow` says what they are. The rename of `NAME.arrow` is the
 journal: where it stands, the unit is done. Because every part is sorted by the hash that orders the whole split, the
 samples of any output shard are one stretch of every part.
 """

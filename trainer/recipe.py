@@ -141,7 +141,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
-    """Read a recipe file, what it extends, and `section.key=value` overrides on top. Raises Error with file and line."""
+    """Read a recipe file, what it extends, and `section.key=value` overrides on top. Raises Error."""
     tree = _read(Path(path), [])
     for override in overrides:
         where = f"--set {override}"

@@ -88,7 +88,7 @@ class GzipFile:
     def read_at(self, offset: int, size: int) -> bytes:
         """At most `size` bytes of the content from `offset`; fewer only at its end."""
         at = offset - self._buffer_at
-        if 0 <= at and at + size <= len(self._buffer):
+        if at >= 0 and at + size <= len(self._buffer):
             return self._buffer[at : at + size]
         try:
             handle = self._handle(0 if self._index is None else 1)

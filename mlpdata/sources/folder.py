@@ -20,7 +20,7 @@ class Folder(Source):
     """Class sub-folders of jpg, jpeg, png and webp files.
 
     With `train/` (and `val/`, `valid/`, `validation/`, `test/`) below the root those are the splits, otherwise all is
-    `train`. Classes are the sorted folder names. Links to folders are not followed; hidden and other files are left out.
+    `train`. Classes are the sorted folder names. Links to folders are not followed, hidden and other files left out.
     No file is touched while listing. Raises Error where there is nothing to convert.
     """
 
@@ -111,5 +111,5 @@ def _folders(path: Path) -> list[str]:
 
 
 def _safe(name: str) -> str:
-    """A name as part of a WebDataset key: the key ends at the first dot, so there must be none; % keeps it injective."""
+    """A name as part of a WebDataset key, which ends at the first dot: none may be left, and no two names meet."""
     return name.replace("%", "%25").replace(".", "%2E").replace("/", "%2F")
