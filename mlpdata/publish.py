@@ -29,7 +29,7 @@ def write_skipped(path: Path, skipped: list[dict]) -> Path:
 
 
 def write_classes(root: Path, classes: list[tuple[str, str]]) -> str:
-    """One class a line: name in the source and, where it differs, TAB and the readable name. Returns the file's sha256."""
+    """One class a line: name in the source and, where it differs, TAB, readable name. Returns the file's sha256."""
     text = "".join(f"{name}\t{readable}\n" if readable != name else f"{name}\n" for name, readable in classes)
     return hashlib.sha256(_replace(classes_path(root), text).read_bytes()).hexdigest()
 
@@ -78,7 +78,7 @@ def card(manifest: Manifest, title: str, classes: list[tuple[str, str]]) -> str:
         f = manifest.fidelity
         fidelity = (
             f"JPEGs were decoded at reduced scale; against the full decode and the same filter that is "
-            f"{f['psnr_db']} dB PSNR, largest difference {f['max_diff']}, measured on {f['num_samples']} of these images."
+            f"{f['psnr_db']} dB PSNR, largest difference {f['max_diff']}, on {f['num_samples']} of these images."
         )
     return f"""---
 {yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=120).strip()}
@@ -95,8 +95,8 @@ def card(manifest: Manifest, title: str, classes: list[tuple[str, str]]) -> str:
 
 Samples are shuffled over each whole split by a hash of (seed {manifest.seed}, key). `classes.txt` names the classes in
 label order, `*.index.parquet` says where every sample lies and where it came from, `skipped.jsonl` what was left out
-and why, `manifest.json` everything else, with a checksum of every file. Channel mean {_numbers(manifest.mean)} and standard
-deviation {_numbers(manifest.std)} of the training pixels are on the scale of 0 to 1.
+and why, `manifest.json` everything else, with a checksum of every file. Channel mean {_numbers(manifest.mean)} and
+standard deviation {_numbers(manifest.std)} of the training pixels are on the scale of 0 to 1.
 
 Made by mlpdata {manifest.tool_version}:
 

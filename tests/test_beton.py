@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ def write_file(path, payloads, codec="raw", widths=None, heights=None, labels=No
     edges = [0, *cuts, n]
     with open(path, "r+b") as f:
         # Written back to front: the order of writing must not matter.
-        for start, stop in reversed(list(zip(edges[:-1], edges[1:], strict=True))):
+        for start, stop in reversed(list(pairwise(edges))):
             rows = (start, plan.ptrs[start:stop], plan.alloc_table_ptr)
             part = slice(start, stop)
             beton.write(f.fileno(), rows, codec, widths[part], heights[part], labels[part], payloads[part])

@@ -33,7 +33,8 @@ def test_members_as_tarfile_sees_them(format_):
     if format_ != tarfile.USTAR_FORMAT:
         files["ü" * 120] = b"longer"
     data = make(files, format_)
-    expected = [(m.name, m.offset_data, m.size) for m in tarfile.open(fileobj=io.BytesIO(data)) if m.isfile()]
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        expected = [(m.name, m.offset_data, m.size) for m in archive if m.isfile()]
     assert [(m.name, m.offset, m.size) for m in run(data)] == expected
 
 

@@ -1,0 +1,185 @@
+"""Tiny archives in the official layouts, made here: no test needs a file that is not in the repository."""
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlpdata.convert import Options, convert
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def picture(width, height, seed):
+    """A smooth random picture: uint8 (height, width, 3)."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(pixels, kind="JPEG", **options):
+    out = io.BytesIO()
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(out, kind, **options)
+    return out.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------- CIFAR
+
+
+def python2_pickle(batch):
+    """A protocol-2 pickle as Python 2 wrote CIFAR's: text and array bytes alike as 8-bit strings."""
+
+    class Pickler(pickle._Pickler):
+        dispatch = dict(pickle._Pickler.dispatch)
+
+        def save_string(self, text):
+            data = text.encode("latin1") if isinstance(text, str) else text
+            self.write(b"T" + len(data).to_bytes(4, "little") + data)  # BINSTRING
+            self.memoize(text)
+
+        dispatch[str] = save_string
+        dispatch[bytes] = save_string
+
+    out = io.BytesIO()
+    Pickler(out, 2).dump(batch)
+    return out.getvalue()
+
+
+def cifar_rows(n, seed):
+    return np.random.default_rng(seed).integers(0, 256, (n, 3072), dtype=np.uint8)
+
+
+def make_cifar(path, layout="cifar10", rows=30, python2=False, change=None):
+    """Write a small CIFAR archive; returns {split: (uint8 (N, 32, 32, 3), labels)} in archive order."""
+    dump = python2_pickle if python2 else lambda batch: pickle.dumps(batch, protocol=2)
+    if layout == "cifar10":
+        folder, names = "cifar-10-batches-py", [f"class{i}" for i in range(10)]
+        batches = {f"data_batch_{i}": ("train", i) for i in range(1, 6)} | {"test_batch": ("val", 9)}
+        meta, label_key, names_key = "batches.meta", "labels", "label_names"
+    else:
+        folder, names = "cifar-100-python", [f"fine{i}" for i in range(100)]
+        batches = {"train": ("train", 1), "test": ("val", 2)}
+        meta, label_key, names_key = "meta", "fine_labels", "fine_label_names"
+    expected, files = {"train": ([], []), "val": ([], [])}, {}
+    for name, (split, seed) in batches.items():
+        data = cifar_rows(rows, seed)
+        labels = np.random.default_rng(seed + 100).integers(0, len(names), rows).tolist()
+        batch = {"data": data, label_key: labels, "filenames": [f"{i}.png" for i in range(rows)]}
+        if layout == "cifar100":
+            batch["coarse_labels"] = [0] * rows
+        files[name] = dump(batch)
+        expected[split][0].append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        expected[split][1].extend(labels)
+    files[meta] = dump({names_key: names, "num_vis": 3072})
+    files["readme.html"] = b"<html>"
+    if change:
+        change(files)
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(f"{folder}/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return {split: (np.concatenate(images), labels) for split, (images, labels) in expected.items()}
+
+
+# --------------------------------------------------------------------------------------------------- TinyImageNet
+
+WNIDS = ["n02124075", "n01443537", "n04067472"]  # not sorted, as in the real file
+
+
+def make_tinyimagenet(path, per_class=6, num_val=5, change=None):
+    """Write a small tiny-imagenet-200.zip; returns {split: {key: (JPEG bytes, label)}}."""
+    rank = {w: i for i, w in enumerate(sorted(WNIDS))}
+    files, expected = {}, {"train": {}, "val": {}}
+    files["wnids.txt"] = "\n".join(WNIDS).encode() + b"\n"
+    files["words.txt"] = b"n01443537\tgoldfish, Carassius auratus\nn02124075\tEgyptian cat\nn99999999\tother\n"
+    seed = 0
+    for wnid in WNIDS:
+        files[f"train/{wnid}/{wnid}_boxes.txt"] = b"x\t0\t0\t1\t1\n"
+        for i in range(per_class):
+            seed += 1
+            data = encoded(picture(64, 64, seed), quality=75)
+            if i == 2:
+                data = encoded(Image.fromarray(picture(64, 64, seed)).convert("L"), quality=75)
+            files[f"train/{wnid}/images/{wnid}_{i}.JPEG"] = data
+            expected["train"][f"{wnid}_{i}"] = (data, rank[wnid])
+    lines = []
+    for i in range(num_val):
+        wnid = WNIDS[i % 3]
+        data = encoded(picture(64, 64, 1000 + i), quality=75)
+        files[f"val/images/val_{i}.JPEG"] = data
+        lines.append(f"val_{i}.JPEG\t{wnid}\t0\t0\t9\t9\n")
+        expected["val"][f"val_{i}"] = (data, rank[wnid])
+    files["val/val_annotations.txt"] = "".join(lines).encode()
+    files["test/images/test_0.JPEG"] = encoded(picture(64, 64, 5000))
+    if change:
+        change(files)
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, (name, data) in enumerate(files.items()):
+            packed = zipfile.ZIP_DEFLATED if name.endswith(".txt") or i % 5 == 0 else zipfile.ZIP_STORED
+            archive.writestr(f"tiny-imagenet-200/{name}", data, packed)
+    return expected
+
+
+# --------------------------------------------------------------------------------------------------------- folder
+
+
+def make_folder(root, splits=("train", "val"), classes=("cat", "dog", "émeu x"), per_class=4, kind="JPEG"):
+    """Class sub-folders of pictures of several sizes; returns {split: {relative path: bytes}}."""
+    written = {}
+    seed = 0
+    suffix = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[kind]
+    for split in splits:
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                seed += 1
+                data = encoded(picture(40 + 20 * i, 90 - 10 * i, seed), kind)
+                (folder / f"img.{i}.{suffix}").write_bytes(data)
+                written.setdefault(split, {})[f"{split}/{name}/img.{i}.{suffix}"] = data
+    return written
+
+
+# ------------------------------------------------------------------------------------------------------- fixtures
+
+
+def convert_quietly(**options):
+    lines = []
+    manifest = convert(Options(quiet=True, **options), say=lines.append)
+    return manifest, lines
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory):
+    """A finished directory of the procedural data set: 1,500 train and 1,500 val samples at 16 px, both formats."""
+    out = tmp_path_factory.mktemp("shapes") / "shapes-16"
+    convert_quietly(dataset="shapes", res=16, out=out, workers=2, limit=1500, shard_size=400)
+    return out
+
+
+@pytest.fixture(scope="session")
+def photos_dir(tmp_path_factory):
+    """A finished directory of JPEG sources at 32 px, both formats: raw beton, JPEG tars."""
+    base = tmp_path_factory.mktemp("photos")
+    make_folder(base / "in", per_class=20)
+    convert_quietly(dataset="folder", source=str(base / "in"), res=32, out=base / "out", workers=2, shard_size=25)
+    return base / "out"
+
+
+def run_cli(*words, timeout=120, **options):
+    """Run the command line as a user does; returns the completed process."""
+    command = [sys.executable, "-m", "mlpdata.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]

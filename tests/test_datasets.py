@@ -1,0 +1,41 @@
+import pytest
+from conftest import make_cifar
+
+from mlpdata import Error, datasets
+
+
+def test_unknown_name_gives_the_nearest():
+    with pytest.raises(Error, match="no data set 'cifar1O'; did you mean 'cifar10'"):
+        datasets.get("cifar1O")
+
+
+def test_missing_archive_says_what_to_get_and_where_to_put_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
+    with pytest.raises(Error) as caught:
+        datasets.open_source(datasets.get("cifar10"), None, res=32, seed=0)
+    for part in ("cifar-10-python.tar.gz", "https://", "170,498,071", str(tmp_path), "--source"):
+        assert part in str(caught.value)
+
+
+def test_archive_in_the_download_folder_or_in_a_given_one_is_found(tmp_path, monkeypatch):
+    make_cifar(tmp_path / "cifar-10-python.tar.gz")
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
+    spec = datasets.get("cifar10")
+    assert datasets.open_source(spec, None, res=32, seed=0).classes
+    assert datasets.open_source(spec, str(tmp_path), res=32, seed=0).classes
+    assert "(here)" in datasets.table()
+
+
+def test_sources_that_make_no_sense(tmp_path):
+    with pytest.raises(Error, match="no such file"):
+        datasets.open_source(datasets.get("cifar10"), str(tmp_path / "x"), res=32, seed=0)
+    with pytest.raises(Error, match="takes no --source"):
+        datasets.open_source(datasets.get("shapes"), "x", res=32, seed=0)
+    with pytest.raises(Error, match="needs --source"):
+        datasets.open_source(datasets.get("folder"), None, res=32, seed=0)
+    with pytest.raises(Error, match="local files"):
+        datasets.open_source(datasets.get("cifar10"), "https://x/y.tar.gz", res=32, seed=0)
+
+
+def test_table_has_every_name():
+    assert all(name in datasets.table() for name in datasets.SPECS)
