@@ -143,7 +143,7 @@ def make_folder(root, splits=("train", "val"), classes=("cat", "dog", "émeu x")
             folder.mkdir(parents=True)
             for i in range(per_class):
                 seed += 1
-                data = encoded(picture(40 + 20 * i, 90 - 10 * i, seed), kind)
+                data = encoded(picture(40 + 20 * (i % 6), 90 - 10 * (i % 6), seed), kind)
                 (folder / f"img.{i}.{suffix}").write_bytes(data)
                 written.setdefault(split, {})[f"{split}/{name}/img.{i}.{suffix}"] = data
     return written
