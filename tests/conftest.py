@@ -38,7 +38,7 @@ def python2_pickle(batch):
     """A protocol-2 pickle as Python 2 wrote CIFAR's: text and array bytes alike as 8-bit strings."""
 
     class Pickler(pickle._Pickler):
-        dispatch = dict(pickle._Pickler.dispatch)
+        dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012 - that is how pickle does it
 
         def save_string(self, text):
             data = text.encode("latin1") if isinstance(text, str) else text

@@ -277,7 +277,9 @@ def test_two_images_with_one_key_are_an_error(tmp_path, monkeypatch):
 
 def start(*words):
     command = [sys.executable, "-m", "mlpdata.cli", "convert", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 @pytest.fixture(scope="module")

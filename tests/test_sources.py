@@ -87,15 +87,15 @@ def test_cifar_wrong_truncated_and_missing_archives(tmp_path):
     data = (tmp_path / "c.tar.gz").read_bytes()
     for share in (0.3, 0.7, 0.99):
         (tmp_path / "cut.tar.gz").write_bytes(data[: int(len(data) * share)])
-        with pytest.raises(Error, match="cut.tar.gz"):
+        with pytest.raises(Error, match=r"cut.tar.gz"):
             read(Cifar(tmp_path / "cut.tar.gz", cifar.CIFAR10), "train")
     (tmp_path / "plain.tar.gz").write_bytes(b"this is no gzip file at all")
     with pytest.raises(Error, match="not a gzip archive"):
         Cifar(tmp_path / "plain.tar.gz", cifar.CIFAR10)
     (tmp_path / "other.tar.gz").write_bytes(gzip.compress(b"hello" * 1000))
-    with pytest.raises(Error, match="other.tar.gz"):
+    with pytest.raises(Error, match=r"other.tar.gz"):
         Cifar(tmp_path / "other.tar.gz", cifar.CIFAR10)
-    with pytest.raises(Error, match="none.tar.gz"):
+    with pytest.raises(Error, match=r"none.tar.gz"):
         Cifar(tmp_path / "none.tar.gz", cifar.CIFAR10)
 
 
@@ -204,7 +204,7 @@ def test_folder_mistakes(tmp_path):
         Folder(tmp_path)
     make_folder(tmp_path / "ok", splits=("train",))
     (tmp_path / "ok" / "val" / "cat").mkdir(parents=True)
-    with pytest.raises(Error, match="split 'val' .* has no jpg, png or webp images"):
+    with pytest.raises(Error, match=r"split 'val' .* has no jpg, png or webp images"):
         Folder(tmp_path / "ok")
 
 

@@ -74,10 +74,13 @@ def _plain_state_dict(path: Path) -> dict[str, torch.Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or "linear_in.weight" not in loaded:
-        raise Error(f"{path} holds no MLP of the paper: there is no linear_in.weight")
-    named = {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in loaded.items()}
-    return {k.replace("layer_norms.", "layernorms."): v for k, v in named.items()}
+    named = {}
+    for key, value in loaded.items() if isinstance(loaded, dict) else ():
+        key = str(key).removeprefix("module.").removeprefix("_orig_mod.")  # left by DDP and torch.compile
+        named[key.replace("layer_norms.", "layernorms.")] = value
+    if not isinstance(named.get("linear_in.weight"), torch.Tensor) or "linear_out.weight" not in named:
+        raise Error(f"{path} holds no MLP of the paper: there is no linear_in.weight or linear_out.weight")
+    return named
 
 
 def _read_off(tensors: dict[str, torch.Tensor], path: Path) -> tuple[Model, int, int]:

@@ -1,0 +1,128 @@
+"""Unmodified ffcv, webdataset, Hugging Face datasets and timm open our shards and see our pixels.
+
+They run in `.venv-interop`, made by `make interop`, where mlpdata is not installed.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import convert_quietly, encoded, make_cifar, make_folder, picture
+from PIL import Image
+
+import mlpdata
+from mlpdata import beton
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / ".venv-interop" / "bin" / "python"
+REQUIRED = os.environ.get("MLPDATA_REQUIRE_INTEROP") == "1"
+
+pytestmark = pytest.mark.interop
+
+CODECS = ["raw", "png", "jpg"]
+ORDERS = ["SEQUENTIAL", "RANDOM", "QUASI_RANDOM"]
+TIMM_KEY = "jpg;png;webp;ppm"  # timm's default and ppm, which it does not look for by itself
+
+
+@pytest.fixture(scope="session")
+def roots(tmp_path_factory):
+    """CIFAR-10 in both formats, once a codec; photographs (one with an orientation tag); a beton of several pages."""
+    base = tmp_path_factory.mktemp("interop")
+    make_cifar(base / "c.tar.gz", rows=150)
+    for codec in CODECS:
+        convert_quietly(dataset="cifar10", source=str(base / "c.tar.gz"), codec=codec, out=base / codec, shard_size=100)
+    make_folder(base / "in", splits=("train", "val"), per_class=40)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (base / "in" / "train" / "cat" / "turned.jpg").write_bytes(encoded(picture(64, 64, 1), exif=exif))
+    convert_quietly(dataset="folder", source=str(base / "in"), res=64, out=base / "photos")
+    convert_quietly(dataset="folder", source=str(base / "in"), res=256, format="beton", out=base / "large")
+    return base
+
+
+def jobs(library):
+    """Every (directory, split, options) that a library is to read."""
+    if library == "ffcv":
+        options = [{"order": order, "os_cache": cache} for order in ORDERS for cache in (True, False)]
+        return [(c, "train", o) for c in ("raw", "jpg") for o in options] + [("large", "train", {"os_cache": False})]
+    options = {"datasets": [{}, {"streaming": True}], "timm": [{"input_key": TIMM_KEY}]}.get(library, [{}])
+    return [(c, split, o) for c in (*CODECS, "photos") for split in ("train", "val") for o in options]
+
+
+@pytest.fixture(scope="session")
+def seen(roots, tmp_path_factory):
+    """A function (library, directory, split, options) -> (images, labels, keys); each library is started once."""
+    folder, results = tmp_path_factory.mktemp("seen"), {}
+
+    def run(library):
+        need(library)
+        todo = [
+            {"root": str(roots / name), "split": split, "options": options, "out": str(folder / f"{library}{i}.npz")}
+            for i, (name, split, options) in enumerate(jobs(library))
+        ]
+        environment = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+        words = [PYTHON, ROOT / "tests" / "interop" / "read_with.py", library]
+        subprocess.run(words, input=json.dumps(todo), text=True, timeout=600, env=environment, check=True)
+        results[library] = [np.load(job["out"]) for job in todo]
+
+    def look_up(library, name, split, options):
+        if library not in results:
+            run(library)
+        result = results[library][jobs(library).index((name, split, options))]
+        assert "error" not in result, result["error"].item()
+        return result["images"], result["labels"], result["keys"]
+
+    return look_up
+
+
+def need(library):
+    if PYTHON.exists():
+        found = subprocess.run([PYTHON, "-c", f"import {library}"], capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            return
+        reason = f"{library} cannot be imported there: {found.stderr.strip().splitlines()[-1:]}"
+    else:
+        reason = "there is no .venv-interop: run `make interop`"
+    if REQUIRED:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.mark.parametrize(("name", "split", "options"), jobs("ffcv"))
+def test_ffcv(roots, seen, name, split, options):
+    images, labels = mlpdata.load(roots / name, split, 64, format="beton").arrays()
+    seen_images, seen_labels, _ = seen("ffcv", name, split, options)
+    assert len(seen_images) == len(images)
+    in_order = options.get("order", "SEQUENTIAL") == "SEQUENTIAL"
+    place = np.arange(len(images)) if in_order else nearest(seen_images, images)
+    assert np.array_equal(np.sort(place), np.arange(len(images)))  # every sample once
+    assert in_order or not np.array_equal(place, np.arange(len(images)))
+    assert np.array_equal(seen_labels, labels[place])
+    if name == "jpg":
+        # ffcv decodes with libjpeg-turbo's fast DCT, we with the exact one.
+        assert np.abs(seen_images.astype(int) - images[place]).mean() < 2
+    else:
+        assert np.array_equal(seen_images, images[place])
+    if name == "large":
+        assert images.nbytes > 2 * beton.PAGE_SIZE
+
+
+def nearest(images, candidates):
+    """(N,) for each image the position of the candidate closest to it."""
+    a, b = (x.reshape(len(x), -1).astype(np.float32) for x in (images, candidates))
+    return ((b * b).sum(1) - 2 * a @ b.T).argmin(1)
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "split", "options"),
+    [(library, *job) for library in ("webdataset", "datasets", "timm") for job in jobs(library)],
+)
+def test_tars(roots, seen, library, name, split, options):
+    images, labels = mlpdata.load(roots / name, split, 64, format="tar").arrays()
+    seen_images, seen_labels, keys = seen(library, name, split, options)
+    assert np.array_equal(images, seen_images) and np.array_equal(labels, seen_labels)
+    if library != "timm":
+        assert len(set(keys.tolist())) == len(labels)

@@ -1,0 +1,176 @@
+import ast
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import encoded, make_cifar, make_folder, picture, run_cli
+from PIL import Image
+
+from mlpdata.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_help_with_an_example(command):
+    done = run_cli(command, "--help")
+    assert done.returncode == 0
+    assert len(main.commands[command].help) > 20
+    if main.commands[command].params:
+        assert f"mlpdata {command} " in done.stdout
+
+
+def test_help_needs_no_torch_and_no_numpy():
+    heavy = ("torch", "datasets", "matplotlib", "pyarrow")
+    code = f"import sys, mlpdata.cli; print(*[m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+    best = min(timed_help() for _ in range(3))
+    print(f"mlpdata --help: {best:.2f} s")
+
+
+def timed_help():
+    started = time.perf_counter()
+    assert run_cli("--help").returncode == 0
+    return time.perf_counter() - started
+
+
+def test_list_and_doctor():
+    listed = run_cli("list")
+    assert listed.returncode == 0 and "tinyimagenet" in listed.stdout
+    done = run_cli("doctor")
+    assert "simplejpeg" in done.stdout and "torch" in done.stdout
+    assert done.returncode == (1 if "problem" in done.stdout else 0)
+
+
+def test_info(photos_dir):
+    done = run_cli("info", photos_dir)
+    assert done.returncode == 0
+    for part in ("folder", "3: cat, dog, émeu x", "32 px", "train", "60 samples"):
+        assert part in done.stdout
+    values = json.loads(run_cli("info", photos_dir, "--json").stdout)
+    assert values["splits"]["val"]["num_samples"] == 60
+
+
+def test_info_notices_files_that_changed(photos_dir, tmp_path):
+    import shutil
+
+    shutil.copytree(photos_dir, tmp_path / "copy")
+    with open(tmp_path / "copy" / "val.beton", "ab") as f:
+        f.write(b"x")
+    done = run_cli("info", tmp_path / "copy")
+    assert done.returncode == 1 and "val.beton has" in done.stderr
+    (tmp_path / "copy" / "val.beton").unlink()
+    done = run_cli("info", tmp_path / "copy")
+    assert done.returncode == 1 and "val.beton is missing" in done.stderr
+
+
+def test_preview(photos_dir, tmp_path):
+    out = tmp_path / "sheet.png"
+    done = run_cli("preview", photos_dir, "-o", out, "--augment", ROOT / "recipes" / "shapes.yaml")
+    assert done.returncode == 0, done.stderr
+    augmented = Image.open(out).size
+    assert run_cli("preview", photos_dir, "-o", out).returncode == 0
+    assert augmented[0] > Image.open(out).size[0]
+
+
+BAD = [
+    (["convert", "cifar1O"], 1, "did you mean 'cifar10'"),
+    (["convert", "cifar10", "--source", "none.tar.gz"], 1, "no such file or directory: none.tar.gz"),
+    (["convert", "cifar10", "--source", "cut.tar.gz"], 1, "cut.tar.gz"),
+    (["convert", "tinyimagenet", "--source", "c.tar.gz"], 1, "c.tar.gz is no whole zip archive"),
+    (["convert", "cifar100", "--source", "c.tar.gz"], 1, "is not cifar-100-python: it holds cifar-10-batches-py"),
+    (["convert", "folder", "--source", "in", "--out", "full"], 1, "not empty and no conversion of ours"),
+    (["convert", "shapes", "--res", "0"], 2, "--res"),
+    (["convert", "shapes", "--res", "4", "--out", "x"], 1, "at least 8 pixels"),
+    (["convert", "shapes", "--codec", "gif"], 2, "--codec"),
+    (["convert"], 2, "Missing argument"),
+    (["convert", "folder", "--source", "empty"], 1, "no class folders"),
+    (["info", "full"], 1, "full has no manifest.json; it is not a shard directory"),
+    (["train", "none.yaml"], 1, "cannot read recipe none.yaml"),
+    (["train", "r.yaml"], 1, "r.yaml:4: unknown key 'optim.lrr'; did you mean 'lr'?"),
+    (["train", "r.yaml", "--set", "optim.lrr"], 1, "expected section.key=value"),
+    (["preview", "full", "-o", "x.png"], 1, "not a shard directory"),
+    (["nonsense"], 2, "No such command"),
+]
+
+
+@pytest.mark.parametrize(("words", "status", "message"), BAD, ids=[" ".join(b[0]) for b in BAD])
+def test_a_users_mistake_is_one_line_and_a_status(words, status, message, tmp_path):
+    make_cifar(tmp_path / "c.tar.gz")
+    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "c.tar.gz").read_bytes()[:100_000])
+    make_folder(tmp_path / "in")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x.txt").write_text("x")
+    (tmp_path / "r.yaml").write_text("data:\n  shards: x\noptim:\n  lrr: 1\n")
+    done = run_cli(*words, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    if status == 1:
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("mlpdata: error: ")
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_broken_images_are_counted_and_named(tmp_path):
+    make_folder(tmp_path / "in", splits=("train",), per_class=40)
+    (tmp_path / "in" / "train" / "cat" / "bad.jpg").write_bytes(encoded(picture(50, 50, 1))[:400])
+    done = run_cli("convert", "folder", "--source", "in", "--res", 16, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0 and "1 skipped" in done.stdout
+    done = run_cli("convert", "folder", "--source", "in", "--res", 17, "--out", "x", "--max-skipped", 0, cwd=tmp_path)
+    assert done.returncode == 1 and "1 of 121 images" in done.stderr and "skipped.jsonl" in done.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------- rules
+
+ORDER = [
+    {"manifest", "image", "progress", "labels", "engines"},
+    {"sources", "tar", "beton"},
+    {"datasets", "parts", "augment", "publish"},
+    {"shards", "loader"},
+    {"convert", "inspect"},
+    {"cli"},
+]
+
+
+def imports(path):
+    """The modules of mlpdata and the trainer that a file imports anywhere, by first name below the package."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            package, *rest = node.module.split(".")
+            if package in ("mlpdata", "trainer"):
+                found |= {(package, rest[0])} if rest else {(package, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names = [a.name.split(".") for a in node.names]
+            found |= {(n[0], n[1]) for n in names if n[0] in ("mlpdata", "trainer") and len(n) > 1}
+    return found
+
+
+def test_imports_go_one_way():
+    level = {name: i for i, names in enumerate(ORDER) for name in names}
+    for path in (ROOT / "mlpdata").rglob("*.py"):
+        name = path.relative_to(ROOT / "mlpdata").parts[0].removesuffix(".py")
+        if name == "__init__":
+            continue
+        for package, other in imports(path):
+            if package == "trainer":
+                assert name == "cli", f"{path} imports the trainer"
+            elif other in level and other != name:
+                assert level[other] < level[name] or (level[other] == level[name] == 0), f"{name} imports {other}"
+    for path in (ROOT / "trainer").rglob("*.py"):
+        used = {other for package, other in imports(path) if package == "mlpdata"}
+        assert used <= {"manifest", "loader", "augment"}, f"{path} imports {used}"
+
+
+def test_names_of_data_sets_stand_in_one_module():
+    for path in [*(ROOT / "mlpdata").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
+        if path.name in ("datasets.py", "cli.py"):
+            continue  # the command line has them in its examples
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in ("cifar10", "cifar100", "tinyimagenet", "shapes", "folder"), path

@@ -1,0 +1,250 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import read_jsonl
+
+import trainer
+from mlpdata import Error
+from trainer import checkpoint
+from trainer.optim import lr_factor, make_optimizer
+from trainer.recipe import Optim, Schedule
+from trainer.train import Trainer, mixed_loss, run
+
+RECIPE = """\
+name: tiny
+data:
+  shards: {shards}
+augment:
+  crop_scale: [0.6, 1.0]
+model:
+  depth: 2
+  width: 64
+optim:
+  name: adamw
+  lr: 2e-3
+schedule:
+  name: cosine
+  warmup_epochs: 0.5
+train:
+  epochs: 4
+  batch_size: 100
+  device: cpu
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, shapes_dir):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE.format(shards=shapes_dir))
+    return path
+
+
+def go(recipe, *overrides, **options):
+    return run(recipe, list(overrides), runs=recipe.parent / "runs", quiet=True, **options)
+
+
+def test_a_run_learns_and_leaves_what_it_should(recipe):
+    folder = go(recipe, "train.epochs=8")
+    rows = read_jsonl(folder / "metrics.jsonl")
+    assert [r["epoch"] for r in rows] == list(range(1, 9)) and rows[-1]["step"] == 8 * 15
+    for key in ("train_loss", "val_top1", "val_top5", "images_per_s", "wait_share", "lr", "val_loss"):
+        assert all(isinstance(r[key], float) for r in rows)
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] - 0.2
+    # Chance is 0.1, with a standard deviation of 0.008 on 1,500 samples.
+    assert 0.14 < rows[-1]["val_top1"] <= rows[-1]["val_top5"] <= 1
+    assert 0 <= rows[-1]["wait_share"] < 1
+    assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert {p.name for p in folder.iterdir()} == {
+        "best.safetensors", "last.safetensors", "state.pt", "metrics.jsonl", "curve.png", "recipe.yaml",
+    }  # fmt: skip
+
+
+def test_checkpoints_hold_the_model_and_its_recipe(recipe, shapes_dir):
+    import mlpdata
+    from mlpdata import Augment
+
+    folder = go(recipe)
+    facts = checkpoint.read_facts(folder / "best.safetensors")
+    assert facts["recipe"]["optim"]["lr"] == 2e-3 and facts["num_classes"] == 10 and facts["res"] == 16
+    best = max(r["val_top1"] for r in read_jsonl(folder / "metrics.jsonl"))
+    model = trainer.load(folder / "best.safetensors")
+    plain = Augment(crop_scale=None, flip=False, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
+    with torch.inference_mode():
+        right = sum(
+            int((model(b.images).argmax(1) == b.labels).sum())
+            for b in mlpdata.load(shapes_dir, "val", 200, augment=plain)
+        )
+    assert right / 1500 == pytest.approx(best)
+
+
+def test_the_same_recipe_gives_the_same_losses_and_its_own_folder(recipe):
+    first, second = go(recipe), go(recipe)
+    assert (first.name, second.name) == ("tiny", "tiny-2")
+    same = ("train_loss", "train_top1", "val_loss", "val_top1")
+    a, b = ([{k: r[k] for k in same} for r in read_jsonl(f / "metrics.jsonl")] for f in (first, second))
+    assert a == b
+    other = go(recipe, "seed=1")
+    assert read_jsonl(other / "metrics.jsonl")[0]["train_loss"] != a[0]["train_loss"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "sgd"])
+@pytest.mark.parametrize("stop_at", [1, 15, 22])
+def test_resume_in_the_middle_changes_nothing(recipe, optimizer, stop_at):
+    extra = [f"optim.name={optimizer}", "optim.lr=1e-3", "augment.mixup=0.5", "model.dropout=0.1", "train.epochs=3"]
+    whole = go(recipe, *extra, "name=whole")
+
+    def stop(self, batch, original=Trainer._step):
+        original(self, batch)
+        if self.step == stop_at:
+            self.stop_signal = signal.SIGINT
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", stop)
+        with pytest.raises(Error, match=rf"stopped and saved at epoch \d, step {stop_at}; .*--resume"):
+            go(recipe, *extra, "name=cut")
+    cut = go(recipe, *extra, "name=cut", resume=True)
+    assert cut.name == "cut"
+    a, b = (trainer.load(f / "last.safetensors").state_dict() for f in (whole, cut))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    same = ("epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1", "lr")
+    a, b = ([{k: r[k] for k in same} for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, cut))
+    assert a == b
+
+
+def test_killed_and_resumed_a_run_ends_as_if_nothing_had_happened(recipe):
+    """SIGKILL at any moment: what stands is the last whole state."""
+    extra = ["train.epochs=6", "train.batch_size=20"]
+    whole = go(recipe, *extra, "name=whole")
+    code = (
+        "import sys; from trainer.train import run\n"
+        "overrides = [a for a in sys.argv[3:] if a != '--resume']\n"
+        "run(sys.argv[1], overrides, runs=sys.argv[2], resume='--resume' in sys.argv)\n"
+    )
+    words = [sys.executable, "-c", code, recipe, recipe.parent / "runs", *extra, "name=killed"]
+    resume: list[str] = []
+    for wait in (0.0, 0.4, 0.9):
+        process = subprocess.Popen([*words, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        state = recipe.parent / "runs" / "killed" / "state.pt"
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if state.exists() and state.stat().st_mtime_ns > before:
+                break
+            time.sleep(0.01)
+        time.sleep(wait / 3)
+        process.kill()
+        process.wait()
+        resume = ["--resume"]
+    killed = go(recipe, *extra, "name=killed", resume=True)
+    a, b = ([r["train_loss"] for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, killed))
+    assert a == b and len(a) == 6
+
+
+def test_terminate_saves_and_says_how_to_go_on(recipe):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlpdata.cli", "train", recipe, "--set", "train.epochs=10000"],
+        cwd=recipe.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    metrics = recipe.parent / "runs" / "tiny" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "--resume goes on" in out and "Traceback" not in out
+    assert (metrics.parent / "state.pt").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(recipe):
+    with pytest.raises(Error, match=r"not a finite number from step \d+ on; lower optim.lr"):
+        go(recipe, "optim.name=sgd", "optim.lr=1e20", "schedule.warmup_epochs=0")
+
+
+def test_mistakes(recipe, tmp_path):
+    with pytest.raises(Error, match="no shard directory"):
+        go(recipe, f"data.shards={tmp_path}/none")
+    with pytest.raises(Error, match="no split 'dev'"):
+        go(recipe, "data.eval_split=dev")
+    with pytest.raises(Error, match="fewer than one batch"):
+        go(recipe, "train.batch_size=5000")
+    with pytest.raises(Error, match="augment: crop_scale must be"):
+        go(recipe, "augment.crop_scale=[0, 2]")
+    with pytest.raises(Error, match="nothing to resume"):
+        go(recipe, "name=new", resume=True)
+    go(recipe, "train.epochs=1", "name=old")
+    with pytest.raises(Error, match=r"started with another optim.lr"):
+        go(recipe, "train.epochs=1", "name=old", "optim.lr=1", resume=True)
+    assert not list((recipe.parent / "runs").glob("tiny*"))
+
+
+def test_a_finished_run_can_be_prolonged(recipe):
+    go(recipe, "train.epochs=2", "schedule.name=constant")
+    longer = go(recipe, "train.epochs=3", "schedule.name=constant", resume=True)
+    assert [r["epoch"] for r in read_jsonl(longer / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_state_file_is_replaced_in_one_piece(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    checkpoint.save_state(path, {"step": 1})
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save_state(path, {"step": 2})
+    assert checkpoint.load_state(path) == {"step": 1}
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(Error, match="cannot be read"):
+        checkpoint.load_state(path)
+
+
+# ----------------------------------------------------------------------------------------------------------- parts
+
+
+def test_lion_follows_its_paper():
+    """Chen et al. 2023, algorithm 2."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = make_optimizer(model, Optim(name="lion", lr=0.01, weight_decay=0.1))
+    weight = model.weight.detach().clone()
+    momentum = torch.zeros_like(weight)
+    for step in range(5):
+        gradient = torch.randn(2, 3, generator=torch.Generator().manual_seed(step))
+        model.weight.grad, model.bias.grad = gradient.clone(), torch.zeros(2)
+        optimizer.step()
+        update = torch.sign(0.9 * momentum + 0.1 * gradient)
+        weight = weight - 0.01 * (update + 0.1 * weight)
+        momentum = 0.99 * momentum + 0.01 * gradient
+        assert torch.allclose(model.weight, weight, atol=1e-6)
+
+
+def test_weight_decay_spares_vectors():
+    model = trainer.build("B_1-Wi_8", 4, 5, seed=0)
+    decayed, spared = make_optimizer(model, Optim(name="adamw", weight_decay=0.1)).param_groups
+    assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in spared["params"]} == {1}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+
+
+def test_schedules():
+    constant = Schedule(name="constant", warmup_epochs=2)
+    assert [lr_factor(constant, s, 100, 2) for s in (0, 1, 3, 4, 99)] == [0.2, 0.4, 0.8, 1.0, 1.0]
+    cosine = Schedule(name="cosine")
+    assert lr_factor(cosine, 0, 100, 10) == 1.0
+    assert lr_factor(cosine, 50, 100, 10) == pytest.approx(0.5)
+    assert lr_factor(cosine, 99, 100, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
+
+
+def test_mixed_loss_is_the_weighted_sum():
+    from mlpdata import Batch
+
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    y, other, lam = torch.tensor([0, 1, 2, 3]), torch.tensor([1, 0, 3, 2]), torch.tensor([1.0, 0.0, 0.3, 0.5])
+    log = logits.log_softmax(1)
+    expected = -(lam * log[range(4), y] + (1 - lam) * log[range(4), other]).mean()
+    assert torch.allclose(mixed_loss(logits, Batch(None, y, None, other, lam), 0.0), expected)
+    assert json.dumps(float(expected))
