@@ -34,7 +34,7 @@ from mlpdata.manifest import (
     work_path,
     write_atomic,
 )
-from mlpdata.parts import Part, Recipe, Summary, Task
+from mlpdata.parts import Part, Recipe, Summary, Task, cut_off
 from mlpdata.progress import Progress
 from mlpdata.sources import Source
 
@@ -112,6 +112,11 @@ class Plan:
     def parts(self) -> Path:
         return self.work / "parts"
 
+    @property
+    def assembling(self) -> Path:
+        """Stands once all parts were whole, before the first of them is cut off."""
+        return self.work / "assembling"
+
 
 # ------------------------------------------------------------------------------------------------------------ run
 
@@ -156,10 +161,10 @@ def make_plan(options: Options) -> Plan:
     res = options.res or spec.res
     source = datasets.open_source(spec, options.source, res=res, seed=options.seed)
     units = source.units()
-    available = list(dict.fromkeys(unit.split for unit in units))
+    available = list(source.splits or dict.fromkeys(unit.split for unit in units))
     splits = [_split_name(name, available, spec.name) for name in dict.fromkeys(options.splits)] or available
     tasks: list[Task] = []
-    for split in splits:
+    for split in source.splits or splits:
         left = options.limit
         for unit in units:
             if unit.split == split and (left is None or left > 0):
@@ -193,6 +198,8 @@ def make_plan(options: Options) -> Plan:
         seed=options.seed,
         measure_one_in=max(1, expected // min(max(expected // 256, MEASURED[0]), MEASURED[1])),
         durable=sum(_estimate(expected, res, beton_codec, tar_codec)) > DURABLE_FROM_BYTES,
+        splits=tuple(splits),
+        training_split="train" if "train" in splits else splits[0],
     )
     return Plan(spec, source, options, res, root, beton_codec, tar_codec, tasks, splits, recipe, identity)
 
@@ -334,18 +341,22 @@ def _size(num_bytes: float) -> str:
 
 @dataclass
 class Found:
-    """What all parts together hold. Per split: the hashes and payload sizes that fix the order and the layout."""
+    """What all parts together hold."""
 
-    parts: dict[str, list[Part]]  # split -> its parts, in unit order
+    stretches: dict[str, list[tuple[Part, int, int]]]  # split -> its rows in each part, in unit order
     skipped: list[dict]
-    class_counts: dict[str, np.ndarray]
-    training: Summary
+    class_counts: dict[str, np.ndarray]  # by the source's labels
+    total: Summary
+    label_map: np.ndarray  # the source's label -> the output's; -1 for a class that is left out
 
 
 def _convert_parts(plan: Plan, engine: LocalEngine, say) -> Found:
     journals = {task.unit.name: plan.parts / f"{task.unit.name}.arrow" for task in plan.tasks}
     old = [name for name, path in journals.items() if path.exists()]
-    done = {name for name, ok in engine.map(shards.check_part, old) if ok}
+    if plan.assembling.exists():
+        done = set(old)  # all were whole when that was written, and have been cut off since
+    else:
+        done = {name for name, ok in engine.map(shards.check_part, old) if ok}
     todo = [task for task in plan.tasks if task.unit.name not in done]
     progress = Progress("converting", sum(map(_expected, plan.tasks)), quiet=plan.options.quiet)
     if done:
@@ -357,27 +368,31 @@ def _convert_parts(plan: Plan, engine: LocalEngine, say) -> Found:
     progress.finish()
     sync_dir(plan.parts)
 
-    found = Found({s: [] for s in plan.splits}, [], {}, Summary())
     num_classes = len(plan.source.classes)
-    for split in plan.splits:
-        counts = np.zeros(num_classes, np.int64)
-        for task in plan.tasks:
-            if task.unit.split == split:
-                part = Part(journals[task.unit.name])
-                counts += np.bincount(part.column("label"), minlength=num_classes)
-                found.skipped += part.skipped
-                found.parts[split].append(part)
-                if split == "train" or "train" not in plan.splits:
-                    found.training.add(part.summary)
-        found.class_counts[split] = counts
+    found = Found(
+        {s: [] for s in plan.splits},
+        [],
+        {s: np.zeros(num_classes, np.int64) for s in plan.splits},
+        Summary(),
+        np.arange(num_classes),
+    )
+    for task in plan.tasks:
+        part = Part(journals[task.unit.name])
+        found.skipped += part.skipped
+        found.total.add(part.summary)
+        for split, (start, stop) in part.splits.items():
+            found.stretches[split].append((part, start, stop))
+            found.class_counts[split] += np.bincount(part.column("label")[start:stop], minlength=num_classes)
     found.skipped.sort(key=lambda s: (s["split"], s["source"], s["reason"]))
+    if plan.source.drops_empty_classes:
+        kept = sum(found.class_counts.values()) > 0
+        found.label_map = np.where(kept, np.cumsum(kept) - 1, -1)
     return found
 
 
 def _check_skipped(plan: Plan, found: Found) -> None:
-    for split, parts in found.parts.items():
-        good = sum(map(len, parts))
-        if not good:
+    for split, counts in found.class_counts.items():
+        if not counts.sum():
             reason = f"; the first: {found.skipped[0]['reason']}" if found.skipped else ""
             raise Error(f"split {split!r} is empty: none of its images could be read{reason}")
     total = len(found.skipped) + sum(int(c.sum()) for c in found.class_counts.values())
@@ -395,45 +410,57 @@ def _check_skipped(plan: Plan, found: Found) -> None:
 
 
 def _assemble(plan: Plan, engine: LocalEngine, found: Found) -> dict[str, list[shards.Made]]:
-    """Write every shard that is not there yet. Returns what was made, per split and in order."""
-    tasks: list[shards.ShardTask] = []
-    for split in plan.splits:
-        tasks += _shard_tasks(plan, split, found.parts[split])
+    """Write every shard that is not there yet. Returns what was made, per split and in order.
+
+    The last split and the last shard come first: parts are laid out by split and hash, so what has been used is always
+    their end, and is cut off.
+    """
     folder = plan.work / "shards"
     if not plan.recipe.durable and folder.exists():
         shutil.rmtree(folder)  # unsynced shards are not trusted across runs; they are cheap to make again
     folder.mkdir(exist_ok=True)
+    if plan.recipe.durable:
+        write_atomic(plan.assembling, b"")
+    np.save(plan.work / shards.LABELS, found.label_map)
+    tasks = [task for split in sorted(plan.splits) for task in _shard_tasks(plan, split, found.stretches[split])]
     made = {task.name: shards.read_made(plan.work, task.name) for task in tasks if shards.is_made(plan.work, task.name)}
     progress = Progress("writing shards", sum(len(task) for task in tasks), quiet=plan.options.quiet)
     progress.resume_at(sum(len(task) for task in tasks if task.name in made), 0)
-    for task, result in engine.map(shards.write_shard, [task for task in tasks if task.name not in made]):
+    unused = list(tasks)
+    for task, result in engine.map(shards.write_shard, [t for t in reversed(tasks) if t.name not in made]):
         made[task.name] = result
         progress.add(len(task), result.num_bytes)
+        while plan.recipe.durable and unused and unused[-1].name in made:
+            _cut_off(plan, unused.pop())
     progress.finish()
     return {split: [made[task.name] for task in tasks if task.split == split] for split in plan.splits}
 
 
-def _shard_tasks(plan: Plan, split: str, parts: list[Part]) -> list[shards.ShardTask]:
+def _cut_off(plan: Plan, task: shards.ShardTask) -> None:
+    for name, start, _ in task.slices:
+        cut_off(Part(plan.parts / f"{name}.arrow"), start)
+
+
+def _shard_tasks(plan: Plan, split: str, stretches: list[tuple[Part, int, int]]) -> list[shards.ShardTask]:
     """Cut the order of a split into shards: each is a range of hashes, so a stretch of every part."""
-    hashes = np.concatenate([part.column("hash") for part in parts])
-    size = plan.options.shard_size
+    sorted_hashes = [part.column("hash")[start:stop] for part, start, stop in stretches]
+    hashes = np.concatenate(sorted_hashes)
     order = np.argsort(hashes, kind="stable")
-    edges = hashes[order[::size]]  # the first hash of every shard
-    # (parts + 1, shards + 1): where in each part each shard starts; equal hashes stay together
-    starts = np.stack([np.append(np.searchsorted(p.column("hash"), edges), len(p)) for p in parts])
-    lengths = np.diff(starts, axis=1).sum(axis=0)
-    firsts = np.concatenate(([0], np.cumsum(lengths)))
+    edges = hashes[order[:: plan.options.shard_size]]  # the first hash of every shard
+    # (parts, shards + 1): where in each part each shard starts; equal hashes stay together
+    starts = np.stack([np.append(np.searchsorted(h, edges), len(h)) for h in sorted_hashes])
+    firsts = np.concatenate(([0], np.cumsum(np.diff(starts, axis=1).sum(axis=0))))
+    starts += np.array([start for _, start, _ in stretches])[:, None]
     plan_layout = None
     if plan.beton_codec:
         kind = "pixels" if plan.beton_codec == "raw" else "encoded"
-        sizes = np.concatenate([part.column(f"{kind}_bytes") for part in parts])[order]
+        sizes = np.concatenate([part.column(f"{kind}_bytes")[start:stop] for part, start, stop in stretches])[order]
         plan_layout = beton.layout(sizes)
         _prepare_beton(plan, split, plan_layout)
-    names = np.array([part.name for part in parts])
     tasks = []
     for k in range(len(edges)):
         used = np.flatnonzero(starts[:, k + 1] > starts[:, k])
-        slices = [(str(names[i]), int(starts[i, k]), int(starts[i, k + 1])) for i in used]
+        slices = [(stretches[i][0].name, int(starts[i, k]), int(starts[i, k + 1])) for i in used]
         first, last = int(firsts[k]), int(firsts[k + 1])
         rows = None
         if plan_layout is not None:
@@ -447,7 +474,8 @@ def _prepare_beton(plan: Plan, split: str, layout: beton.Layout) -> None:
     if final.exists() and not tmp.exists():  # an earlier run stopped between this rename and the manifest
         os.replace(final, tmp)
     if not tmp.exists() or tmp.stat().st_size != layout.file_bytes:
-        shards.forget(plan.work, split)
+        if any((plan.work / "shards").glob(f"{split}-*.arrow")):
+            raise Error(f"{tmp} is gone, and what it was made from; delete {plan.root} and convert again")
         beton.create(tmp, layout)
 
 
@@ -470,22 +498,23 @@ def _seal(plan: Plan, engine: LocalEngine, found: Found, made: dict[str, list[sh
         splits[split] = SplitInfo(
             num_samples=int(found.class_counts[split].sum()),
             num_skipped=sum(s["split"] == split for s in found.skipped),
-            class_counts=found.class_counts[split].tolist(),
+            class_counts=found.class_counts[split][found.label_map >= 0].tolist(),
             beton=beton_path(root, split).name if plan.beton_codec else None,
             tars=[m.name for m in made[split]] if plan.tar_codec else [],
             tar_lengths=[m.num_samples for m in made[split]] if plan.tar_codec else [],
             index=index_path(root, split).name,
         )
     publish.write_skipped(skipped_path(root), found.skipped)
-    mean, std = _mean_std(found.training)
+    mean, std = _mean_std(found.total)
+    classes = [plan.source.classes[i] for i in np.flatnonzero(found.label_map >= 0)]
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         dataset=plan.spec.name,
         release=plan.source.release,
         source_files=plan.identity["source_files"],
         source_filter={"limit": plan.options.limit} if plan.options.limit else {},
-        num_classes=len(plan.source.classes),
-        classes_sha256=publish.write_classes(root, plan.source.classes),
+        num_classes=len(classes),
+        classes_sha256=publish.write_classes(root, classes),
         res=plan.res,
         resize=plan.options.resize,
         filter=plan.options.filter,
@@ -493,11 +522,11 @@ def _seal(plan: Plan, engine: LocalEngine, found: Found, made: dict[str, list[sh
         codec=plan.options.codec,
         beton_codec=plan.beton_codec,
         tar_codec=plan.tar_codec,
-        quality=plan.options.quality if found.training.num_encoded_here else None,
+        quality=plan.options.quality if found.total.num_encoded_here else None,
         seed=plan.options.seed,
         shard_size=plan.options.shard_size,
         image_library=plan.identity["image_library"],
-        fidelity=_fidelity(found.training),
+        fidelity=_fidelity(found.total),
         mean=mean,
         std=std,
         splits=splits,
@@ -505,7 +534,7 @@ def _seal(plan: Plan, engine: LocalEngine, found: Found, made: dict[str, list[sh
         tool_version=mlpdata.__version__,
         command=plan.identity["command"],
     )
-    paths += publish.write_documents(root, manifest, plan.spec.title, plan.source.classes)
+    paths += publish.write_documents(root, manifest, plan.spec.title, classes)
     paths.append(skipped_path(root))
     # The large files are synced and hashed by the workers, side by side.
     for path, (num_bytes, sha256) in engine.map(shards.seal_file, [(p, p.name not in files) for p in paths]):

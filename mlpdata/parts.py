@@ -1,9 +1,9 @@
 """Parts: what one unit of the source becomes, on its way to the shards.
 
-A part is up to three files in the work directory. `NAME.pixels` and `NAME.encoded` hold the samples' payloads, sorted
-by hash(seed, key), each payload behind the other; `NAME.arrow` says what they are. The rename of `NAME.arrow` is the
-journal: where it stands, the unit is done. Because every part is sorted by the hash that orders the whole split, the
-samples of any output shard are one stretch of every part.
+A part is up to three files in the work directory. `NAME.pixels` and `NAME.encoded` hold the samples' payloads, split
+after split and within a split sorted by hash(seed, key); `NAME.arrow` says what they are. The rename of `NAME.arrow` is
+the journal: where it stands, the unit is done. Because every part is sorted by the hash that orders the whole split,
+the samples of any output shard are one stretch of every part.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -54,6 +53,8 @@ class Recipe:
     seed: int
     measure_one_in: int  # fidelity is measured on one sample in so many
     durable: bool  # sync parts to disk before they count as done
+    splits: tuple[str, ...]  # samples of other splits are left out
+    training_split: str  # whose pixels make mean and standard deviation
 
 
 @dataclass(frozen=True)
@@ -98,26 +99,31 @@ class Summary:
 def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> Path:
     """Read, decode, resize and encode one unit and write its part. Returns the path of the journal file."""
     rows: list[tuple] = []
+    splits: list[str] = []
     pixels: list[np.ndarray] = []
     encoded: list[bytes] = []
     skipped: list[dict] = []
     total = Summary()
     for sample in islice(source.samples(task.unit), task.limit):
+        split = sample.split or task.unit.split
+        if split not in recipe.splits:
+            continue
         try:
             if isinstance(sample, Broken):
                 raise image.ImageError(sample.reason)
             row, image_pixels, image_encoded = _convert_sample(sample, recipe, total)
         except image.ImageError as e:
-            skipped.append({"split": task.unit.split, "source": sample.origin, "reason": str(e)})
+            skipped.append({"split": split, "source": sample.origin, "reason": str(e)})
             continue
         except Exception as e:
             raise RuntimeError(f"while converting {sample.origin}: {type(e).__name__}: {e}") from e
         rows.append(row)
+        splits.append(split)
         pixels.append(image_pixels)
         encoded.append(image_encoded)
     total.num_samples = len(rows)
-    _add_pixel_sums(pixels, total)
-    order = sorted(range(len(rows)), key=lambda i: rows[i][:2])
+    _add_pixel_sums([p for p, split in zip(pixels, splits, strict=True) if split == recipe.training_split], total)
+    order = sorted(range(len(rows)), key=lambda i: (splits[i], *rows[i][:2]))
     columns = zip(*(rows[i] for i in order), strict=True) if rows else [[] for _ in SCHEMA]
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
     checks = {}
@@ -125,7 +131,9 @@ def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> Pa
         checks["pixels"] = _write(folder / f"{task.unit.name}.pixels", [pixels[i] for i in order], recipe.durable)
     if recipe.encoding:
         checks["encoded"] = _write(folder / f"{task.unit.name}.encoded", [encoded[i] for i in order], recipe.durable)
-    record = {"split": task.unit.split, "skipped": skipped, "summary": vars(total), "checks": checks}
+    ordered = [splits[i] for i in order]
+    ranges = {s: (ordered.index(s), ordered.index(s) + ordered.count(s)) for s in sorted(set(splits))}
+    record = {"splits": ranges, "skipped": skipped, "summary": vars(total), "checks": checks}
     return _write_journal(folder / f"{task.unit.name}.arrow", table, record, recipe.durable)
 
 
@@ -240,7 +248,7 @@ class Part:
             reader = pa.ipc.open_file(body)
             self.table = reader.read_all()
         record = json.loads(self.table.schema.metadata[b"record"])
-        self.split: str = record["split"]
+        self.splits: dict[str, tuple[int, int]] = {k: tuple(v) for k, v in record["splits"].items()}  # rows of each
         self.skipped: list[dict] = record["skipped"]
         self.summary = Summary(**record["summary"])
         self.checks: dict[str, str] = record["checks"]
@@ -292,7 +300,8 @@ def check(journal: Path) -> bool:
     return True
 
 
-def remove(journal: Path, unlink: Callable[[Path], None]) -> None:
-    """Delete a part, its journal first."""
-    for path in (journal, *(journal.with_suffix(f".{kind}") for kind in KINDS)):
-        unlink(path)
+def cut_off(part: Part, row: int) -> None:
+    """Give back the disk space of the payloads from a row on."""
+    for kind in KINDS:
+        if part.path(kind).exists():
+            os.truncate(part.path(kind), int(part.offsets(kind)[row]))

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from mlpdata.manifest import Error, tar_path, work_path
 from mlpdata.parts import KINDS, Part
 from mlpdata.sources import Source
 
+LABELS = "labels.npy"  # in the work directory: the output's label of each of the source's
 BLOCK_BYTES = 8 << 20  # payload gathered at a time
 
 INDEX_SCHEMA = pa.schema(
@@ -55,6 +57,10 @@ class State:
         self.work = work_path(self.root)
         self._open_parts: dict[str, Part] = {}
         self._scratch: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def label_map(self) -> np.ndarray:
+        return np.load(self.work / LABELS, allow_pickle=False)
 
     def scratch(self, kind: str, num_bytes: int) -> np.ndarray:
         """A (num_bytes,) uint8 buffer that is used again and again: fresh memory costs more than the copy into it."""
@@ -121,6 +127,8 @@ def write_shard(state: State, task: ShardTask) -> Made:
     order = np.argsort(table.column("hash").to_numpy(), kind="stable")
     piece = np.repeat(np.arange(len(pieces)), [len(p) for p in pieces])[order]  # which part each sample comes from
     table = table.take(pa.array(order))
+    labels = state.label_map[table.column("label").to_numpy()]
+    table = table.set_column(table.column_names.index("label"), "label", pa.array(labels, pa.int32()))
     _refuse_duplicate_keys(table)
     with contextlib.ExitStack() as stack:
         writers: list = []
@@ -300,12 +308,6 @@ def read_made(work: Path, name: str) -> Made:
     with pa.memory_map(str(journal_path(work, name))) as f:
         m = pa.ipc.open_file(f).schema.metadata
     return Made(name, int(m[b"num_samples"]), int(m[b"num_bytes"]), m[b"sha256"].decode())
-
-
-def forget(work: Path, split: str) -> None:
-    """Have all shards of a split written again."""
-    for path in (work / "shards").glob(f"{split}-*.arrow"):
-        path.unlink()
 
 
 def write_index(path: Path, work: Path, names: list[str]) -> None:

@@ -18,6 +18,7 @@ class Sample:
     data: bytes | np.ndarray  # an encoded image, or pixels: uint8 (H, W, 3) RGB
     label: int  # position in the source's class list
     origin: str  # where it came from, for people: member path inside the archive, with [row] where there are rows
+    split: str = ""  # where it is not its unit's
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Broken:
 
     origin: str
     reason: str
+    split: str = ""  # where it is not its unit's
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Source(ABC):
     release: str  # which release of the data this is, recognised from the archive
     codec: str  # what its samples are: "jpg", "png" (any other encoded image) or "array"
     files: list[str]  # the files read, for the record and to notice that they changed
+    splits: tuple[str, ...] = ()  # every split, where samples of one unit go to several
+    drops_empty_classes = False  # whether a filter may leave classes without samples, which are then left out
 
     @abstractmethod
     def units(self) -> list[Unit]:

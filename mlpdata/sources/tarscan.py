@@ -29,6 +29,7 @@ class Damage:
 
     offset: int
     reason: str
+    member: Member | None = None  # what is left of a file that is cut short
 
 
 ReadAt = Callable[[int, int], bytes]  # (offset, size) -> at most size bytes; fewer only at the end
@@ -66,7 +67,9 @@ def scan(read_at: ReadAt, start: int, end: int) -> Iterator[Member | Damage]:
         elif kind in (b"0", b"\0", b"7"):
             name = pax.get("path") or long_name or _name(header)
             if data + size > end:
-                yield Damage(at, f"{name} is cut short: {size} bytes announced, {max(0, end - data)} there")
+                left = max(0, end - data)
+                reason = f"{name} is cut short: {size} bytes announced, {left} there"
+                yield Damage(at, reason, Member(name, data, left))
                 return
             yield Member(name, data, size)
             long_name, pax = None, {}
