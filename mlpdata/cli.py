@@ -85,9 +85,16 @@ def list_():
 @click.option(
     "--max-skipped", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share that may be unreadable."
 )
+@click.option("--min-class-size", type=click.IntRange(min=0), default=0, help="Leave out classes with fewer images.")
+@click.option(
+    "--val-per-class", type=click.IntRange(min=0), default=0, help="Hold out N images a class, first by name."
+)
+@click.option(
+    "--classes", type=click.Path(path_type=Path), help="File with the classes to take, one a line, in label order."
+)
 @click.option("--quiet", is_flag=True, help="No progress line.")
 def convert(dataset, source, res, format_, codec, quality, resize, filter_, out, splits, workers, seed, shard_size,
-            limit, max_skipped, quiet):  # fmt: skip
+            limit, max_skipped, min_class_size, val_per_class, classes, quiet):  # fmt: skip
     """Turn an archive into a shard directory. Interrupted, the same command goes on where it stopped.
 
     \b
@@ -102,7 +109,8 @@ def convert(dataset, source, res, format_, codec, quality, resize, filter_, out,
     run(
         Options(dataset=dataset, source=source, res=res, format=format_, codec=codec, quality=quality, resize=resize,
                 filter=filter_, out=out, splits=splits, seed=seed, shard_size=shard_size, limit=limit,
-                max_skipped=max_skipped, quiet=quiet, **options),
+                max_skipped=max_skipped, min_class_size=min_class_size, val_per_class=val_per_class,
+                classes=classes, quiet=quiet, **options),
         say=click.echo,
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ from mlpdata.manifest import (
 )
 from mlpdata.parts import Part, Recipe, Summary, Task, cut_off
 from mlpdata.progress import Progress
-from mlpdata.sources import Source
+from mlpdata.sources import ClassFilter, Source
 
 DURABLE_FROM_BYTES = 2 << 30  # smaller outputs are not synced part by part: a power cut costs them seconds
 MEASURED = (16, 1024)  # fidelity is measured on one sample in 256, but on about this many at least and at most
@@ -64,6 +64,9 @@ class Options:
     shard_size: int = 10_000
     limit: int | None = None  # samples a split
     max_skipped: float = 0.01
+    min_class_size: int = 0  # classes with fewer images are left out
+    val_per_class: int = 0  # images of each class, first by name, that become the split `val`
+    classes: Path | None = None  # file whose lines begin with the names of the classes to take, in label order
     quiet: bool = False
 
     def __post_init__(self):
@@ -77,7 +80,13 @@ class Options:
                 raise Error(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
         if self.res is not None and not 1 <= self.res <= 1024:
             raise Error(f"res must be from 1 to 1024 pixels, not {self.res}")
-        for name, low in (("workers", 1), ("shard_size", 1), ("quality", 1)):
+        for name, low in (
+            ("workers", 1),
+            ("shard_size", 1),
+            ("quality", 1),
+            ("min_class_size", 0),
+            ("val_per_class", 0),
+        ):
             if getattr(self, name) < low:
                 raise Error(f"{name} must be at least {low}, not {getattr(self, name)}")
         if self.limit is not None and self.limit < 1:
@@ -159,7 +168,8 @@ def make_plan(options: Options) -> Plan:
     """Open the source, list its units and settle every choice. Raises Error for a bad source or impossible options."""
     spec = datasets.get(options.dataset)
     res = options.res or spec.res
-    source = datasets.open_source(spec, options.source, res=res, seed=options.seed)
+    class_filter = _class_filter(options)
+    source = datasets.open_source(spec, options.source, res=res, seed=options.seed, class_filter=class_filter)
     units = source.units()
     available = list(source.splits or dict.fromkeys(unit.split for unit in units))
     splits = [_split_name(name, available, spec.name) for name in dict.fromkeys(options.splits)] or available
@@ -188,6 +198,7 @@ def make_plan(options: Options) -> Plan:
         "release": source.release,
         "source_files": {Path(f).name: _fingerprint(Path(f)) for f in source.files},
         "units": xxhash.xxh3_64_hexdigest(repr([(t.unit, t.limit) for t in tasks]).encode()),
+        "classes": xxhash.xxh3_64_hexdigest(repr(source.classes).encode()),
         "image_library": image.library_versions(),
     }
     recipe = Recipe(
@@ -202,6 +213,19 @@ def make_plan(options: Options) -> Plan:
         training_split="train" if "train" in splits else splits[0],
     )
     return Plan(spec, source, options, res, root, beton_codec, tar_codec, tasks, splits, recipe, identity)
+
+
+def _class_filter(options: Options) -> ClassFilter:
+    names = None
+    if options.classes is not None:
+        try:
+            lines = Path(options.classes).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise Error(f"cannot read --classes {options.classes}: {getattr(e, 'strerror', None) or e}") from None
+        names = tuple(line.split("\t")[0].strip() for line in lines if line.strip())
+        if not names or len(set(names)) < len(names):
+            raise Error(f"--classes {options.classes} names {'a class twice' if names else 'no classes'}")
+    return ClassFilter(min_class_size=options.min_class_size, val_per_class=options.val_per_class, classes=names)
 
 
 def _split_name(name: str, available: list[str], dataset: str) -> str:
@@ -233,6 +257,9 @@ def _command(spec: datasets.DatasetSpec, options: Options, res: int, splits: lis
     words += [f"--split {name}" for name in splits]
     words += [f"--seed {options.seed}", f"--shard-size {options.shard_size}"]
     words += [f"--limit {options.limit}"] if options.limit else []
+    words += [f"--min-class-size {options.min_class_size}"] if options.min_class_size else []
+    words += [f"--val-per-class {options.val_per_class}"] if options.val_per_class else []
+    words += [f"--classes {Path(options.classes).name}"] if options.classes else []
     return " ".join(words)
 
 
@@ -512,7 +539,7 @@ def _seal(plan: Plan, engine: LocalEngine, found: Found, made: dict[str, list[sh
         dataset=plan.spec.name,
         release=plan.source.release,
         source_files=plan.identity["source_files"],
-        source_filter={"limit": plan.options.limit} if plan.options.limit else {},
+        source_filter=_source_filter(plan, len(classes)),
         num_classes=len(classes),
         classes_sha256=publish.write_classes(root, classes),
         res=plan.res,
@@ -547,6 +574,17 @@ def _seal(plan: Plan, engine: LocalEngine, found: Found, made: dict[str, list[sh
     manifest = replace(manifest, files=dict(sorted(files.items())))
     manifest.save(root)
     return manifest
+
+
+def _source_filter(plan: Plan, kept: int) -> dict:
+    """The filters on record; the classes they left out are counted, not assumed."""
+    wanted = {k: getattr(plan.options, k) for k in ("limit", "min_class_size", "val_per_class")}
+    record = {k: v for k, v in wanted.items() if v}
+    if plan.options.min_class_size:
+        record |= {"classes_found": len(plan.source.classes), "classes_kept": kept}
+    if plan.options.classes:
+        record["classes"] = Path(plan.options.classes).name
+    return record
 
 
 def _mean_std(total: Summary) -> tuple[list[float], list[float]]:

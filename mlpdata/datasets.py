@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlpdata.manifest import Error
-from mlpdata.sources import Source
+from mlpdata.sources import ClassFilter, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,12 @@ class DatasetSpec:
     samples: dict[str, int] = field(default_factory=dict)  # split -> official count
     res: int = 64  # pixels a side, unless asked for otherwise
     archives: tuple[Archive, ...] = ()
-    open: Callable[..., Source]  # open(path, res=, seed=) -> Source; path is None where there are no archives
+    open: Callable[..., Source]  # open(path, res=, seed=, class_filter=) -> Source; path is None where none is wanted
     wants_path: bool = True
+    takes_filter: bool = False  # whether class filters apply
+
+
+IMAGE_NET = "https://image-net.org/download-images after logging in"
 
 
 def _cifar(layout: str):
@@ -53,13 +57,36 @@ def _tinyimagenet(path, **_):
     return TinyImageNet(path)
 
 
-def _folder(path, **_):
+def _folder(path, *, class_filter, **_):
     from mlpdata.sources.folder import Folder
 
-    return Folder(path)
+    return Folder(path, class_filter)
 
 
-def _shapes(path, *, res, seed):
+def _imagenet1k(path, *, class_filter, **_):
+    from mlpdata.sources.ilsvrc import TRAIN, ImageNet1k
+
+    if path.is_dir() and not (path / TRAIN).exists():
+        return _classes(path, class_filter)
+    return ImageNet1k(path, class_filter)
+
+
+def _imagenet21k(path, *, class_filter, **_):
+    from mlpdata.sources.imagenet import ImageNetTars
+
+    return _classes(path, class_filter) if path.is_dir() else ImageNetTars(path, class_filter)
+
+
+def _classes(path, class_filter):
+    """A directory of extracted classes: `<wnid>.tar` files or `<wnid>/` folders."""
+    from mlpdata.sources.folder import Folder
+    from mlpdata.sources.imagenet import ImageNetTars
+
+    tars = any(entry.name.endswith(".tar") for entry in os.scandir(path))
+    return (ImageNetTars if tars else Folder)(path, class_filter)
+
+
+def _shapes(path, *, res, seed, **_):
     from mlpdata.sources.shapes import Shapes
 
     return Shapes(res, seed)
@@ -115,7 +142,36 @@ SPECS = {
             ),
             open=_tinyimagenet,
         ),
-        DatasetSpec(name="folder", title="Folder of class sub-folders", open=_folder),
+        DatasetSpec(
+            name="imagenet1k",
+            title="ImageNet-1k",
+            num_classes=1000,
+            samples={"train": 1_281_167, "val": 50_000},
+            archives=(
+                Archive(
+                    name="ILSVRC2012_img_train.tar",
+                    num_bytes=147_897_477_120,
+                    md5="1d675b47d978889d74fa0da5fadfb00e",
+                    note=f"{IMAGE_NET}; put ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz beside it",
+                ),
+            ),
+            open=_imagenet1k,
+            takes_filter=True,
+        ),
+        DatasetSpec(
+            name="imagenet21k",
+            title="ImageNet-21k",
+            num_classes=21_841,
+            samples={"train": 14_197_122},
+            archives=(
+                Archive(name="fall11_whole.tar", num_bytes=1_310_000_000_000, note=IMAGE_NET),
+                Archive(name="winter21_whole.tar.gz", note=IMAGE_NET),
+                Archive(name="imagenet21k_resized.tar.gz", note=IMAGE_NET),
+            ),
+            open=_imagenet21k,
+            takes_filter=True,
+        ),
+        DatasetSpec(name="folder", title="Folder of class sub-folders", open=_folder, takes_filter=True),
         DatasetSpec(
             name="shapes",
             title="Shapes, made on the spot",
@@ -146,16 +202,26 @@ def download_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlpdata"
 
 
-def open_source(spec: DatasetSpec, given: str | None, *, res: int, seed: int) -> Source:
+def open_source(
+    spec: DatasetSpec,
+    given: str | None,
+    *,
+    res: int,
+    seed: int,
+    class_filter: ClassFilter = ClassFilter(),  # noqa: B008
+) -> Source:
     """Open what `--source` names, or what lies in the download folder.
 
     given: a file, or a directory that holds the official file. Raises Error that says what to get, and where to put it.
     """
-    if not spec.wants_path:
-        if given:
-            raise Error(f"{spec.name} is made on the spot and takes no --source")
-        return spec.open(None, res=res, seed=seed)
-    return spec.open(_locate(spec, given), res=res, seed=seed)
+    if class_filter and not spec.takes_filter:
+        raise Error(
+            f"{spec.name} takes no class filter: --min-class-size, --val-per-class and --classes are for others"
+        )
+    if not spec.wants_path and given:
+        raise Error(f"{spec.name} is made on the spot and takes no --source")
+    path = _locate(spec, given) if spec.wants_path else None
+    return spec.open(path, res=res, seed=seed, class_filter=class_filter)
 
 
 def _locate(spec: DatasetSpec, given: str | None) -> Path:
@@ -171,14 +237,17 @@ def _locate(spec: DatasetSpec, given: str | None) -> Path:
         return path
     if not spec.archives:
         raise Error(f"{spec.name} needs --source: the folder to convert")
-    archive = spec.archives[0]
-    path = download_folder() / archive.name
-    if path.exists():
-        return path
-    size = f" ({archive.num_bytes:,} bytes, MD5 {archive.md5})" if archive.num_bytes else ""
+    for archive in spec.archives:
+        if (download_folder() / archive.name).exists():
+            return download_folder() / archive.name
+    first = spec.archives[0]
+    facts = [f"{first.num_bytes:,} bytes"] if first.num_bytes else []
+    facts += [f"MD5 {first.md5}"] if first.md5 else []
+    said = f" ({', '.join(facts)})" if facts else ""
+    others = f" (or {' or '.join(a.name for a in spec.archives[1:])})" if len(spec.archives) > 1 else ""
     raise Error(
-        f"{spec.name} needs {archive.name}{size}: get it from {archive.url} and put it into {path.parent}, "
-        f"or pass its path as --source"
+        f"{spec.name} needs {first.name}{said}{others}: "
+        f"get it from {first.url or first.note} and put it into {download_folder()}, or pass its path as --source"
     )
 
 
@@ -191,7 +260,7 @@ def table() -> str:
         sizes = [f"{n * 3 * res * res / 1e6:,.0f} MB" if n else "-" for res in (32, 64)]
         source = "made on the spot" if not spec.wants_path else "--source DIRECTORY"
         if spec.archives:
-            here = " (here)" if (download_folder() / spec.archives[0].name).exists() else ""
+            here = " (here)" if any((download_folder() / a.name).exists() for a in spec.archives) else ""
             source = f"{spec.archives[0].name}, {spec.archives[0].num_bytes / 1e6:,.0f} MB{here}"
         rows.append((spec.name, images, str(spec.num_classes or "-"), *sizes, source))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

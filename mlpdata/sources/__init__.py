@@ -41,6 +41,25 @@ class Unit:
     at: Any  # where the source finds it; picklable
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassFilter:
+    """Which classes of an archive are taken, and what of them is held out."""
+
+    min_class_size: int = 0  # classes with fewer images are left out
+    val_per_class: int = 0  # the first so many by name are the split `val`, as in the ImageNet-21k-P processing
+    classes: tuple[str, ...] | None = None  # only these, by name in the source, in this label order
+
+    def __bool__(self) -> bool:
+        return self != ClassFilter()
+
+    def split_of(self, names: list[str]) -> dict[str, str]:
+        """The split of each image of one class, by file name; {} for a class that is too small."""
+        if len(names) < self.min_class_size:
+            return {}
+        held_out = set(sorted(names)[: self.val_per_class])
+        return {name: "val" if name in held_out else "train" for name in names}
+
+
 class Source(ABC):
     """An opened archive. Cheap to pickle: file handles are opened lazily, in each process.
 

@@ -33,6 +33,12 @@ class PlainFile:
             data += more
         return data
 
+    def close(self) -> None:
+        """Let go of the file; reading again opens it again."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
     def will_read(self, offset: int, size: int) -> None:
         """Have the system read a stretch ahead, in one sweep instead of member by member."""
         if self._fd is None:

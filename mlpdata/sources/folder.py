@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from mlpdata import labels
 from mlpdata.manifest import Error
-from mlpdata.sources import Broken, Sample, Source, Unit
+from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit
 
 EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "png"}
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -21,11 +22,12 @@ class Folder(Source):
 
     With `train/` (and `val/`, `valid/`, `validation/`, `test/`) below the root those are the splits, otherwise all is
     `train`. Classes are the sorted folder names. Links to folders are not followed, hidden and other files left out.
-    No file is touched while listing. Raises Error where there is nothing to convert.
+    No file is touched while listing. class_filter: see ClassFilter; it applies where there are no split folders.
+    Raises Error where there is nothing to convert.
     """
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    def __init__(self, path: Path, class_filter: ClassFilter = ClassFilter()):  # noqa: B008 - it is frozen
+        self.path, self.class_filter = Path(path), class_filter
         self.files = [str(path)]
         self.release = f"folder {self.path.resolve().name}"
         if not self.path.is_dir():
@@ -43,9 +45,17 @@ class Folder(Source):
         names = sorted({n for names in self._classes.values() for n in names})
         if not names:
             raise Error(f"{path} has no class folders; expected {path}/CLASS/IMAGE.jpg or {path}/train/CLASS/IMAGE.jpg")
+        if class_filter and self._splits != {"train": ""}:
+            raise Error(f"{path} has split folders of its own; class filters apply to a folder of classes without them")
+        if class_filter.classes is not None:
+            missing = [n for n in class_filter.classes if n not in set(names)]
+            if missing:
+                raise Error(f"{path} lacks {len(missing)} of the classes asked for: {missing[0]}, ...")
+            names = list(class_filter.classes)
         if any("\n" in n or "\t" in n for n in names):
             raise Error(f"{path} has a class folder with a TAB or newline in its name; rename it")
-        self.classes = [(n, n) for n in names]
+        self.classes = [(n, labels.readable(n)) for n in names]
+        self.drops_empty_classes = class_filter.min_class_size > 0
         self._labels = {n: i for i, n in enumerate(names)}
         self._listing: list[Unit] | None = None
         kinds = Counter(EXTENSIONS[Path(f).suffix.lower()] for u in self.units() for _, _, f, _ in u.at)
@@ -57,14 +67,23 @@ class Folder(Source):
     def units(self) -> list[Unit]:
         if self._listing is None:
             self._listing = []
+            rows: dict[str, list[tuple]] = {split: [] for split in self._splits}
             for split, folder in self._splits.items():
-                rows: list[tuple] = []
                 for name in self._classes[split]:
-                    rows += self._class_rows(folder, name)
-                if not rows:
+                    if name not in self._labels:
+                        continue
+                    found = self._class_rows(folder, name)
+                    if not self.class_filter:
+                        rows[split] += found
+                        continue
+                    split_of = self.class_filter.split_of([row[2] for row in found])
+                    for row in found if split_of else ():
+                        rows.setdefault(split_of[row[2]], []).append(row)
+            for split, all_rows in rows.items():
+                if not all_rows:
                     raise Error(f"split {split!r} of {self.path} has no jpg, png or webp images")
-                for k in range(0, len(rows), IMAGES_A_UNIT):
-                    part = rows[k : k + IMAGES_A_UNIT]
+                for k in range(0, len(all_rows), IMAGES_A_UNIT):
+                    part = all_rows[k : k + IMAGES_A_UNIT]
                     self._listing.append(Unit(f"{split}-{k:08d}", split, len(part), 0, part))
         return self._listing
 
