@@ -30,6 +30,18 @@ class _Commands(click.Group):
             ctx.exit(1)
 
 
+class _Share(click.ParamType):
+    name = "K/N"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        k, _, n = value.partition("/")
+        if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+            self.fail(f"{value!r} is not K/N with K from 1 to N, as 2/4", param, ctx)
+        return int(k), int(n)
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="mlpdata")
 def main():
@@ -92,25 +104,35 @@ def list_():
 @click.option(
     "--classes", type=click.Path(path_type=Path), help="File with the classes to take, one a line, in label order."
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where the work runs. ray: a cluster that is there; --out and --source on a disk that all nodes share.",
+)
+@click.option("--part", type=_Share(), help="Convert only the K-th of N shares; several machines, one shared disk.")
+@click.option("--assemble", is_flag=True, help="Finish what --part runs prepared; refuses while a share is missing.")
 @click.option("--quiet", is_flag=True, help="No progress line.")
 def convert(dataset, source, res, format_, codec, quality, resize, filter_, out, splits, workers, seed, shard_size,
-            limit, max_skipped, min_class_size, val_per_class, classes, quiet):  # fmt: skip
+            limit, max_skipped, min_class_size, val_per_class, classes, engine, part, assemble, quiet):  # fmt: skip
     """Turn an archive into a shard directory. Interrupted, the same command goes on where it stopped.
 
     \b
     mlpdata convert cifar10 --source cifar-10-python.tar.gz --res 32 --format both
     mlpdata convert tinyimagenet --source tiny-imagenet-200.zip --out shards/tiny
     mlpdata convert folder --source photos/ --res 64 --resize crop
+    mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --engine ray
+    mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --part 1/4
     """
     from mlpdata.convert import Options
     from mlpdata.convert import convert as run
 
-    options = {} if workers is None else {"workers": workers}
     run(
         Options(dataset=dataset, source=source, res=res, format=format_, codec=codec, quality=quality, resize=resize,
-                filter=filter_, out=out, splits=splits, seed=seed, shard_size=shard_size, limit=limit,
+                filter=filter_, out=out, splits=splits, workers=workers, seed=seed, shard_size=shard_size, limit=limit,
                 max_skipped=max_skipped, min_class_size=min_class_size, val_per_class=val_per_class,
-                classes=classes, quiet=quiet, **options),
+                classes=classes, engine=engine, part=part, assemble=assemble, quiet=quiet),
         say=click.echo,
     )  # fmt: skip
 

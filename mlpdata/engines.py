@@ -1,11 +1,13 @@
-"""Where units of work run. One engine so far: processes on this machine.
+"""Where units of work run: processes on this machine, or a Ray cluster.
 
-An engine holds `num_workers` workers, each with its own copy of one state object, and maps functions over tasks. It
-never hangs: a worker that dies is noticed at once and its task named; workers whose parent dies leave by themselves.
+An engine maps functions over tasks; every call gets the engine's one state object and a task. It never hangs: what dies
+is noticed at once and its task named, and workers whose parent dies leave by themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import multiprocessing as mp
 import os
@@ -15,9 +17,59 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, Protocol
 
 from mlpdata.manifest import Error
+
+TICK_S = 1.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+KEEP_BYTES = 1 << 30
+
+Tick = Callable[[list], None]
+
+
+class Engine(Protocol):
+    """What both engines do; also a context manager that stops the work."""
+
+    def map(
+        self, function: Callable[[Any, Any], Any], tasks: Iterable[Any], tick: Tick = lambda busy: None
+    ) -> Iterator[tuple[Any, Any]]:
+        """Run function(state, task) for every task; yields (task, result) as they finish, in any order.
+
+        tick: called about every second while nothing finishes, with the tasks under way.
+        Raises the worker's own Error, or RuntimeError with the worker's traceback for anything else, or Error naming
+        the task of a worker that died.
+        """
+
+    def close(self) -> None:
+        """Stop the workers at once, whatever they do."""
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *_) -> None: ...
+
+
+def _attempt(function: Callable, state: Any, task: Any) -> tuple[Any, Exception | None, str]:
+    """(result, error, traceback) of one call; errors travel as values."""
+    try:
+        return function(state, task), None, ""
+    except Error as e:
+        return None, e, ""
+    except OSError as e:
+        return None, Error(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}, at {task}"), ""
+    except BaseException as e:
+        return None, RuntimeError(str(e)), traceback.format_exc()
+
+
+def _result(answer: tuple[Any, Exception | None, str], task: Any) -> Any:
+    result, error, trace = answer
+    if error is not None:
+        raise error if isinstance(error, Error) else RuntimeError(f"in a worker, at {task}:\n{trace}")
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------- local
 
 
 def _context():
@@ -29,7 +81,7 @@ def _context():
 class LocalEngine:
     """Worker processes on this machine, one task at a time each.
 
-    state: passed to every call as the first argument; pickled to each worker once (inherited where forked).
+    state: pickled to each worker once (inherited where forked).
     """
 
     def __init__(self, num_workers: int, state: Any):
@@ -45,12 +97,10 @@ class LocalEngine:
             theirs.close()
             self._workers.append(_Worker(process, ours))
 
-    def map(self, function: Callable[[Any, Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """Run function(state, task) for every task; yields (task, result) as they finish, in any order.
-
-        Raises the worker's own Error, or RuntimeError with the worker's traceback for anything else, or Error naming
-        the task of a worker that died.
-        """
+    def map(
+        self, function: Callable[[Any, Any], Any], tasks: Iterable[Any], tick: Tick = lambda busy: None
+    ) -> Iterator[tuple[Any, Any]]:
+        """See Engine."""
         tasks = iter(tasks)
         idle = list(self._workers)
         busy: dict[Any, tuple[_Worker, Any]] = {}
@@ -67,16 +117,17 @@ class LocalEngine:
                 busy[worker.pipe] = (worker, task)
             if not busy:
                 return
-            for pipe in wait(list(busy)):
+            finished = wait(list(busy), TICK_S)
+            if not finished:
+                tick([task for _, task in busy.values()])
+            for pipe in finished:
                 worker, task = busy.pop(pipe)
                 try:
-                    result, error, trace = pipe.recv()
+                    answer = pipe.recv()
                 except (EOFError, ConnectionResetError):
                     raise self._death(worker, task) from None
-                if error is not None:
-                    raise error if isinstance(error, Error) else RuntimeError(f"in a worker, at {task}:\n{trace}")
                 idle.append(worker)
-                yield task, result
+                yield task, _result(answer, task)
 
     def _death(self, worker: _Worker, task: Any) -> Error:
         worker.process.join(5)
@@ -85,7 +136,6 @@ class LocalEngine:
         return Error(f"a worker {how} while at {task}; run the same command again to go on from here")
 
     def close(self) -> None:
-        """Stop the workers at once, whatever they do."""
         for worker in self._workers:
             worker.pipe.close()
             worker.process.kill()
@@ -108,6 +158,13 @@ def _work(pipe, inherited, state) -> None:
     for other in inherited:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    if sys.platform.startswith("linux"):
+        libc = ctypes.CDLL(None)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # follow the parent even when stopped or deep inside a library
+        # One unit is like the next: memory given back to the system would be fetched, zeroed, a moment later.
+        for setting in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            with contextlib.suppress(AttributeError):  # another C library than glibc
+                libc.mallopt(setting, KEEP_BYTES)
     threading.Thread(target=_follow_parent, daemon=True).start()
     gc.disable()  # units make millions of small objects and no cycles; looking for some costs a tenth of the time
     while True:
@@ -116,15 +173,7 @@ def _work(pipe, inherited, state) -> None:
         except (EOFError, OSError):
             return
         try:
-            answer = (function(state, task), None, "")
-        except Error as e:
-            answer = (None, e, "")
-        except OSError as e:
-            answer = (None, Error(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}, at {task}"), "")
-        except BaseException as e:
-            answer = (None, RuntimeError(str(e)), traceback.format_exc())
-        try:
-            pipe.send(answer)
+            pipe.send(_attempt(function, state, task))
         except (BrokenPipeError, ConnectionResetError):
             return
 
@@ -132,3 +181,88 @@ def _work(pipe, inherited, state) -> None:
 def _follow_parent() -> None:
     wait([mp.parent_process().sentinel])
     os._exit(1)
+
+
+# ------------------------------------------------------------------------------------------------------------ Ray
+
+
+class RayEngine:
+    """Tasks on a Ray cluster that is already there (RAY_ADDRESS, or the one this machine belongs to).
+
+    num_workers: tasks under way at once; None: the cluster's CPUs. Every node needs mlpdata and sees the same paths.
+    A node that is lost costs the tasks it had at the time: they run again elsewhere.
+    """
+
+    def __init__(self, num_workers: int | None, state: Any):
+        try:
+            import ray
+        except ImportError:
+            raise Error("--engine ray needs Ray: pip install 'mlpdata[ray]'") from None
+        self._ray, self._num_workers = ray, num_workers
+        ours = not ray.is_initialized()
+        try:
+            if ours:
+                ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+        except ConnectionError:
+            raise Error("no Ray cluster found: `ray start --head` on one machine, or set RAY_ADDRESS") from None
+        except Exception as e:
+            raise Error(
+                f"cannot join the Ray cluster: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
+            ) from None
+        self._close = ray.shutdown if ours else lambda: None
+        # Waits for no node: one that is lost has its tasks started elsewhere, any number of times.
+        self._run = ray.remote(num_cpus=1, max_retries=-1)(_run_on_node)
+        self._name, self._state = f"{os.getpid()}-{id(self)}", ray.put(state)
+        self._busy: dict[Any, Any] = {}
+
+    def map(
+        self, function: Callable[[Any, Any], Any], tasks: Iterable[Any], tick: Tick = lambda busy: None
+    ) -> Iterator[tuple[Any, Any]]:
+        """See Engine."""
+        ray, busy, tasks = self._ray, self._busy, iter(tasks)
+        while True:
+            room = self._num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+            while len(busy) < room and (task := next(tasks, None)) is not None:
+                busy[self._run.remote(function, self._name, [self._state], task)] = task
+            if not busy:
+                return
+            finished, _ = ray.wait(list(busy), num_returns=1, timeout=TICK_S)
+            if not finished:
+                tick(list(busy.values()))
+            for reference in finished:
+                task = busy.pop(reference)
+                try:
+                    answer = ray.get(reference)
+                except ray.exceptions.RayError as e:
+                    text = str(e).strip().splitlines()
+                    raise Error(
+                        f"Ray could not run {task}: {text[-1] if text else type(e).__name__}; "
+                        "mlpdata must be installed on every node; run the same command again to go on from here"
+                    ) from None
+                yield task, _result(answer, task)
+
+    def close(self) -> None:
+        for reference in self._busy:
+            with contextlib.suppress(Exception):  # it ends with us anyway
+                self._ray.cancel(reference, force=True)
+        self._busy.clear()
+        self._close()
+
+    def __enter__(self) -> RayEngine:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+_states: dict[str, Any] = {}  # in Ray's worker processes: the state of the run they last worked for
+
+
+def _run_on_node(function: Callable, name: str, state: list, task: Any) -> tuple[Any, Exception | None, str]:
+    if name not in _states:
+        import ray
+
+        _states.clear()
+        _states[name] = ray.get(state[0])
+        gc.disable()
+    return _attempt(function, _states[name], task)

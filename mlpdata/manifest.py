@@ -159,7 +159,7 @@ def read_classes(root: str | Path) -> list[tuple[str, str]]:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that, whenever the machine stops, either the old file is there or the whole new one."""
-    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    tmp = path.with_name(f"{path.name}.tmp")
     with open(tmp, "wb") as f:
         f.write(data)
         f.flush()

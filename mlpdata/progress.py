@@ -7,6 +7,7 @@ import time
 
 PLAIN_EVERY_S = 10.0
 LIVE_EVERY_S = 0.1
+SUSPICIOUS_S = 60.0
 
 
 class Progress:
@@ -18,23 +19,36 @@ class Progress:
     def __init__(self, title: str, total: int, unit: str = "images", quiet: bool = False):
         self.title, self.total, self.unit = title, total, unit
         self.done = self.num_bytes = self.skipped = 0
-        self._already = 0  # done in an earlier run: counts for the share, not for the rate
+        self.num_bytes_expected = (
+            0  # where set, the share and the time left go by bytes: they are known, samples guessed
+        )
+        self._already = self._already_bytes = 0  # done in an earlier run: counts for the share, not for the rate
         self._live = sys.stderr.isatty()
         self._quiet = quiet
-        self._start = self._last = time.monotonic()
+        self._start = self._last = self._finished = time.monotonic()
         self._shown = False
 
-    def resume_at(self, done: int, skipped: int) -> None:
+    def resume(self, done: int, num_bytes: int = 0, skipped: int = 0) -> None:
         """Count what an earlier run did."""
-        self.done, self._already, self.skipped = done, done, skipped
+        self.done, self._already, self.skipped = self.done + done, self._already + done, self.skipped + skipped
+        self.num_bytes, self._already_bytes = self.num_bytes + num_bytes, self._already_bytes + num_bytes
 
     def add(self, done: int, num_bytes: int = 0, skipped: int = 0) -> None:
         """Count finished work, and speak if it is time to."""
         self.done += done
         self.num_bytes += num_bytes
         self.skipped += skipped
+        self._finished = time.monotonic()
+        self._speak()
+
+    def tick(self, busy: list) -> None:
+        """Speak if it is time to, though nothing was finished; say what is waited for if it takes suspiciously long."""
+        waited = time.monotonic() - self._finished
+        self._speak(f", nothing finished for {duration(waited)}, at {busy[0]}" if waited > SUSPICIOUS_S else "")
+
+    def _speak(self, more: str = "") -> None:
         if time.monotonic() - self._last >= (LIVE_EVERY_S if self._live else PLAIN_EVERY_S):
-            self._say()
+            self._say(more)
 
     def finish(self) -> None:
         """Say the last line, where anything was said before or the work took its time."""
@@ -46,25 +60,43 @@ class Progress:
     def line(self) -> str:
         elapsed = max(time.monotonic() - self._start, 1e-6)
         rate = (self.done - self._already) / elapsed
+        byte_rate = (self.num_bytes - self._already_bytes) / elapsed
+        share, left = self.done / self.total if self.total else None, (self.total - self.done, rate)
+        if self.num_bytes_expected:
+            share, left = (
+                self.num_bytes / self.num_bytes_expected,
+                (self.num_bytes_expected - self.num_bytes, byte_rate),
+            )
         parts = [f"{self.title}: {self.done:,}"]
         if self.total:
-            parts[0] += f" of {self.total:,} {self.unit} ({min(1.0, self.done / self.total):.0%})"
+            about = "about " if self.num_bytes_expected else ""
+            parts[0] += f" of {about}{self.total:,} {self.unit}"
         else:
             parts[0] += f" {self.unit}"
+        if total:
+            parts[0] += f" ({min(1.0, done / total):.0%})"
         parts.append(f"{rate:,.0f} {self.unit}/s")
         if self.num_bytes:
-            parts.append(f"{self.num_bytes / elapsed / 1e6:,.0f} MB/s")
-        if self.total and rate > 0:
-            parts.append(f"{max(0.0, (self.total - self.done) / rate):,.0f} s left")
+            parts.append(f"{byte_rate / 1e6:,.0f} MB/s")
+        if total and speed > 0:
+            parts.append(f"{duration(max(0.0, (total - done) / speed))} left")
         parts.append(f"{self.skipped:,} skipped")
         return ", ".join(parts)
 
-    def _say(self) -> None:
+    def _say(self, more: str = "") -> None:
         self._last = time.monotonic()
         self._shown = True
         if self._quiet:
             return
         if self._live:
-            print(f"\r\x1b[2K{self.line()}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[2K{self.line()}{more}", end="", file=sys.stderr, flush=True)
         else:
-            print(self.line(), file=sys.stderr, flush=True)
+            print(self.line() + more, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42 s, 3:20 min, 5:07 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -15,17 +16,18 @@ from mlpdata.tar import EXTENSIONS
 MAX_CARD_CLASSES = 2000  # a card with 20,000 class names is of no use to anyone and slow to parse
 
 
-def _replace(path: Path, text: str) -> Path:
+def _replace(path: Path, text: str | Iterable[str]) -> Path:
     # Synced when the directory is sealed, before its manifest; until then a torn file harms nobody.
     tmp = path.with_name(f"{path.name}.tmp")
-    tmp.write_text(text, encoding="utf-8")
+    with open(tmp, "w", encoding="utf-8") as f:
+        f.writelines([text] if isinstance(text, str) else text)
     os.replace(tmp, path)
     return path
 
 
-def write_skipped(path: Path, skipped: list[dict]) -> Path:
+def write_skipped(path: Path, skipped: Iterable[dict]) -> Path:
     """One JSON object a line: split, source, reason."""
-    return _replace(path, "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in skipped))
+    return _replace(path, (json.dumps(s, ensure_ascii=False) + "\n" for s in skipped))
 
 
 def write_classes(root: Path, classes: list[tuple[str, str]]) -> str:

@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlpdata import beton, parts, tar
+from mlpdata import beton, parts, tar, units
 from mlpdata.manifest import Error, tar_path, work_path
-from mlpdata.parts import KINDS, Part
+from mlpdata.order import Order
+from mlpdata.parts import Part
 from mlpdata.sources import Source
 
+PARTS, SHARDS = "parts", "shards"  # folders of journals in the work directory
 LABELS = "labels.npy"  # in the work directory: the output's label of each of the source's
 BLOCK_BYTES = 8 << 20  # payload gathered at a time
 
@@ -48,19 +50,23 @@ class State:
     """What every worker knows."""
 
     source: Source
-    recipe: parts.Recipe
+    recipe: units.Recipe
     root: Path
     beton_codec: str | None
     tar_codec: str | None
+    unit_names: list[str]  # all of the plan, in its order: parts are known by their number in it
 
     def __post_init__(self):
         self.work = work_path(self.root)
-        self._open_parts: dict[str, Part] = {}
+        self._parts: dict[int, Part] = {}
         self._scratch: dict[str, np.ndarray] = {}
 
     @cached_property
     def label_map(self) -> np.ndarray:
         return np.load(self.work / LABELS, allow_pickle=False)
+
+    def order(self, split: str) -> Order:
+        return Order(self.work, split, len(self.unit_names))
 
     def scratch(self, kind: str, num_bytes: int) -> np.ndarray:
         """A (num_bytes,) uint8 buffer that is used again and again: fresh memory costs more than the copy into it."""
@@ -68,21 +74,20 @@ class State:
             self._scratch[kind] = np.empty(num_bytes, np.uint8)
         return self._scratch[kind][:num_bytes]
 
-    def part(self, name: str) -> Part:
-        if name not in self._open_parts:
-            self._open_parts[name] = Part(self.work / "parts" / f"{name}.arrow")
-        return self._open_parts[name]
+    def part(self, number: int) -> Part:
+        if number not in self._parts:
+            self._parts[number] = Part(part_path(self.work, self.unit_names[number]))
+        return self._parts[number]
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard: consecutive samples of the split's order, as stretches of parts."""
+    """One shard: consecutive samples of the split's order."""
 
     split: str
     number: int
+    first: int
     num_samples: int
-    slices: list[tuple[str, int, int]]  # part, first sample, behind the last
-    beton_rows: tuple[int, np.ndarray, int] | None  # see beton.write
 
     @property
     def name(self) -> str:
@@ -110,50 +115,51 @@ class Made:
 
 def check_part(state: State, name: str) -> bool:
     """Whether a part from an earlier run is whole; what is left of a torn one is overwritten later."""
-    return parts.check(state.work / "parts" / f"{name}.arrow")
+    return parts.check(part_path(state.work, name))
 
 
-def convert_task(state: State, task: parts.Task) -> tuple[int, int]:
+def convert_task(state: State, task: units.Task) -> tuple[int, int]:
     """Convert one unit. Returns (samples, skipped)."""
-    journal = parts.convert_unit(state.source, state.recipe, task, state.work / "parts")
-    part = Part(journal)
-    return len(part), len(part.skipped)
+    part = units.convert_unit(state.source, state.recipe, task, state.work / PARTS)
+    return len(part), len(part.record["skipped"])
 
 
 def write_shard(state: State, task: ShardTask) -> Made:
     """Gather one shard, write its tar and its stretch of the beton, then its journal."""
-    pieces = [state.part(name).table.slice(start, stop - start) for name, start, stop in task.slices]
-    table = pa.concat_tables(pieces).combine_chunks().replace_schema_metadata()
-    order = np.argsort(table.column("hash").to_numpy(), kind="stable")
-    piece = np.repeat(np.arange(len(pieces)), [len(p) for p in pieces])[order]  # which part each sample comes from
-    table = table.take(pa.array(order))
-    labels = state.label_map[table.column("label").to_numpy()]
-    table = table.set_column(table.column_names.index("label"), "label", pa.array(labels, pa.int32()))
-    _refuse_duplicate_keys(table)
+    used, starts, stops = state.order(task.split).stretches(task.number)
+    ends = zip(used.tolist(), starts.tolist(), stops.tolist(), strict=True)
+    stretches = [state.part(p).stretch(start, stop) for p, start, stop in ends]
+    rows = np.concatenate([s.rows[::-1] for s in stretches])  # a part's hashes go down, the shard's up
+    piece = np.repeat(np.arange(len(stretches)), stops - starts)
+    order = np.argsort(rows["hash"], kind="stable")
+    keys, sources = _texts(stretches, order)
+    rows, piece = rows[order], used[piece[order]]
+    _refuse_duplicate_keys(rows, keys, sources)
+    labels = state.label_map[rows["label"]].astype(np.int32)
     with contextlib.ExitStack() as stack:
         writers: list = []
-        if task.beton_rows is not None:
+        if state.beton_codec:
             writers.append(_BetonWriter(state, task))
         if state.tar_codec:
             writers.append(_TarWriter(state, task))
         for writer in writers:
             stack.enter_context(writer)
         # Block by block, so that memory stays small and the bytes stay in the cache between one copy and the next.
-        cursors = np.array([start for _, start, _ in task.slices])
-        row_bytes = max(1, int(table["pixels_bytes"][0].as_py() + table["encoded_bytes"][0].as_py()))
-        step = max(1, BLOCK_BYTES // row_bytes)
-        for first in range(0, len(task), step):
-            block = table.slice(first, step)
-            rows = {kind: _gather(state, task, kind, block, piece[first : first + step], cursors) for kind in KINDS}
-            cursors += np.bincount(piece[first : first + step], minlength=len(cursors))
+        total = int(rows["pixels_bytes"].sum(dtype=np.int64) + rows["encoded_bytes"].sum(dtype=np.int64))
+        step = max(1, BLOCK_BYTES * len(rows) // max(1, total))
+        for first in range(0, len(rows), step):
+            here = slice(first, first + step)
+            payloads = _gather(state, rows[here], piece[here])
             for writer in writers:
-                writer.write(block, rows["pixels" if writer.codec == "raw" else "encoded"])
+                payload = payloads["pixels" if writer.codec == "raw" else "encoded"]
+                writer.write(rows[here], labels[here], keys[here], payload)
     last = writers[-1]  # the index points into the tar where there is one
-    added = {"offset": pa.array(np.concatenate(last.offsets)), "bytes": pa.array(np.concatenate(last.sizes))}
+    made = Made(task.name, len(rows), last.num_bytes, last.sha256)
+    columns = {"key": keys, "label": labels, "source": sources, "offset": np.concatenate(last.offsets),
+               "bytes": np.concatenate(last.sizes)}  # fmt: skip
     for name, value in (("file", last.file), ("codec", last.codec)):
-        added[name] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(task), np.int32)), pa.array([value]))
-    columns = [added[f.name] if f.name in added else table[f.name] for f in INDEX_SCHEMA]
-    made = Made(task.name, len(task), last.num_bytes, last.sha256)
+        columns[name] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), pa.array([value]))
+    columns = [columns[f.name] if f.name in columns else rows[f.name].copy() for f in INDEX_SCHEMA]
     _write_journal(journal_path(state.work, task.name), pa.table(columns, schema=INDEX_SCHEMA), made)
     return made
 
@@ -170,34 +176,46 @@ def seal_file(state: State, task: tuple[Path, bool]) -> tuple[int, str]:
 # -------------------------------------------------------------------------------------------------------- details
 
 
-def _refuse_duplicate_keys(table: pa.Table) -> None:
-    hashes = table.column("hash").to_numpy()
-    for i in np.flatnonzero(hashes[1:] == hashes[:-1]).tolist():
-        first, second = table.slice(i, 2).select(["key", "source"]).to_pylist()
-        if first["key"] == second["key"]:
-            raise Error(f"two images have the key {first['key']!r}: {first['source']} and {second['source']}")
+def _texts(stretches: list[parts.Stretch], order: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    """Keys and source paths of the shard's rows. order: (N,) positions in the stretches, each of them upside down."""
+    lengths = np.concatenate([np.stack((s.rows["key_bytes"], s.rows["source_bytes"]), 1) for s in stretches])
+    ends = np.cumsum(lengths.reshape(-1), dtype=np.int64)
+    offsets = pa.py_buffer(np.concatenate(([0], ends)))
+    texts = pa.LargeStringArray.from_buffers(len(ends), offsets, pa.py_buffer(b"".join(s.text for s in stretches)))
+    sizes = np.array([len(s.rows) for s in stretches])
+    first, size = np.repeat(np.cumsum(sizes) - sizes, sizes), np.repeat(sizes, sizes)
+    upright = 2 * (2 * first + size - 1 - np.arange(len(first)))[order]
+    return tuple(texts.take(pa.array(upright + k)).cast(pa.string()) for k in (0, 1))
 
 
-def _gather(state, task, kind: str, block: pa.Table, piece: np.ndarray, cursors: np.ndarray) -> list | np.ndarray:
-    """The payloads of one block in order: (n, size) uint8 where all have one size, else n buffers.
+def _refuse_duplicate_keys(rows: np.ndarray, keys: pa.Array, sources: pa.Array) -> None:
+    for i in np.flatnonzero(rows["hash"][1:] == rows["hash"][:-1]).tolist():
+        if keys[i] == keys[i + 1]:
+            raise Error(f"two images have the key {keys[i].as_py()!r}: {sources[i]} and {sources[i + 1]}")
 
-    piece: (n,) which part each comes from. cursors: (parts,) where in each part its next sample is.
+
+def _gather(state: State, rows: np.ndarray, piece: np.ndarray) -> dict[str, list | np.ndarray]:
+    """The payloads of one block by kind, in order: (n, size) uint8 where all have one size, else n buffers.
+
+    rows: (n,) ROW. piece: (n,) which part each comes from.
     """
-    sizes = block.column(f"{kind}_bytes").to_numpy()
-    ends = np.cumsum(sizes)
-    if not ends[-1]:
-        return []
-    room = state.scratch(kind, int(ends[-1]))
-    view = memoryview(room)
-    rows = [view[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
-    by_piece = np.argsort(piece, kind="stable")
-    for stretch in np.split(by_piece, np.flatnonzero(np.diff(piece[by_piece])) + 1):
-        source = int(piece[stretch[0]])
-        # Samples of one part are in order in the block as in the part: one vectored read puts each in its place.
-        state.part(task.slices[source][0]).read_into(kind, int(cursors[source]), [rows[i] for i in stretch])
-    if (sizes == sizes[0]).all():
-        return room.reshape(len(sizes), -1)
-    return rows
+    gathered: dict[str, list | np.ndarray] = {}
+    buffers: dict[str, list] = {}
+    for kind in ("pixels", "encoded"):
+        sizes = rows[f"{kind}_bytes"]
+        ends = np.cumsum(sizes, dtype=np.int64)
+        room = state.scratch(kind, int(ends[-1]))
+        view = memoryview(room)
+        buffers[kind] = [view[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
+        gathered[kind] = room.reshape(len(rows), -1) if (sizes == sizes[0]).all() else buffers[kind]
+    pixels, encoded = buffers.values()
+    by_piece = np.argsort(piece, kind="stable")[::-1]
+    for run in np.split(by_piece, np.flatnonzero(np.diff(piece[by_piece])) + 1):
+        # Samples of one part lie side by side in it: one vectored read puts each in its place.
+        first = int(run[0])
+        room = [buffer for i in run.tolist() for buffer in (pixels[i], encoded[i])]
+        parts.read_payloads(state.part(int(piece[first])).data_path, int(rows["data"][first]), room)
+    return gathered
 
 
 class _BetonWriter:
@@ -207,26 +225,25 @@ class _BetonWriter:
         self.codec, self.file = state.beton_codec, f"{task.split}.beton"
         self.num_bytes, self.sha256 = 0, ""  # the beton is hashed when it is whole
         self.offsets, self.sizes = [], []
-        self._rows, self._done, self._durable = task.beton_rows, 0, state.recipe.durable
+        self._first, self._done, self._durable = task.first, 0, state.recipe.durable
+        self._ptrs, self._table = state.order(task.split).pointers(task.first, len(task))
         self._path = beton_work_path(state.work, task.split)
 
     def __enter__(self):
         self._file = open(self._path, "r+b", buffering=0)
         return self
 
-    def write(self, block: pa.Table, payload) -> None:
-        first, ptrs, alloc_table_ptr = self._rows
-        here = ptrs[self._done : self._done + len(block)]
-        column = {name: block.column(name).to_numpy() for name in ("label", "width", "height")}
-        beton.write(self._file.fileno(), (first + self._done, here, alloc_table_ptr), self.codec,
-                    column["width"], column["height"], column["label"], payload)  # fmt: skip
-        self._done += len(block)
-        self.offsets.append(here.astype(np.int64))
-        self.sizes.append(np.array([len(p) for p in payload], np.int64))
+    def write(self, rows: np.ndarray, labels: np.ndarray, keys: pa.Array, payload) -> None:
+        ptrs = self._ptrs[self._done : self._done + len(rows)]
+        place = (self._first + self._done, ptrs, self._table)
+        beton.write(self._file.fileno(), place, self.codec, rows["width"], rows["height"], labels, payload)
+        self._done += len(rows)
+        self.offsets.append(ptrs)
+        self.sizes.append(_sizes(payload))
 
     def __exit__(self, kind, *_):
         if kind is None:
-            start, last = int(self._rows[1][0]), int(self._rows[1][-1])
+            start, last = int(self._ptrs[0]), int(self._ptrs[-1])
             _write_back(self._file.fileno(), start, last - start, self._durable)
         self._file.close()
 
@@ -239,19 +256,17 @@ class _TarWriter:
         self.num_bytes = 0
         self.offsets, self.sizes = [], []
         self._path, self._durable = state.root / task.name, state.recipe.durable
-        self._tmp = self._path.with_name(f"{task.name}.tmp")
+        self._tmp = state.work / f"{task.name}.tmp"  # there it goes with the rest if nobody comes back for it
         self._digest = hashlib.sha256()
 
     def __enter__(self):
         self._file = open(self._tmp, "wb", buffering=0)
         return self
 
-    def write(self, block: pa.Table, payload) -> None:
-        column = {name: block.column(name).to_numpy() for name in ("label", "width", "height")}
-        keys = block.column("key").to_pylist()
-        buffers, offsets = tar.build(keys, column["label"], self.codec, column["width"], column["height"], payload)
+    def write(self, rows: np.ndarray, labels: np.ndarray, keys: pa.Array, payload) -> None:
+        buffers, offsets = tar.build(keys.to_pylist(), labels, self.codec, rows["width"], rows["height"], payload)
         self.offsets.append(offsets + self.num_bytes)
-        self.sizes.append(np.array([len(p) for p in payload], np.int64))
+        self.sizes.append(_sizes(payload))
         self._append(b"".join(buffers))
 
     def _append(self, data: bytes) -> None:
@@ -270,6 +285,10 @@ class _TarWriter:
         self.sha256 = self._digest.hexdigest()
 
 
+def _sizes(payload: list | np.ndarray) -> np.ndarray:
+    return np.fromiter(map(len, payload), np.int64, len(payload))
+
+
 def _write_back(fd: int, offset: int, size: int, durable: bool) -> None:
     """Have a stretch written to disk: now and for certain, or begun now so that sealing does not wait as long."""
     if durable:
@@ -281,12 +300,16 @@ def _write_back(fd: int, offset: int, size: int, durable: bool) -> None:
 # -------------------------------------------------------------------------------------------------------- journal
 
 
+def part_path(work: Path, name: str) -> Path:
+    return work / PARTS / f"{name}.rows"
+
+
 def beton_work_path(work: Path, split: str) -> Path:
     return work / f"{split}.beton"
 
 
 def journal_path(work: Path, name: str) -> Path:
-    return work / "shards" / f"{name}.arrow"
+    return work / SHARDS / f"{name}.arrow"
 
 
 def _write_journal(path: Path, index: pa.Table, made: Made) -> None:

@@ -129,9 +129,10 @@ def test_broken_images_are_counted_and_named(tmp_path):
 
 ORDER = [
     {"manifest", "image", "progress", "labels", "engines"},
-    {"sources", "tar", "beton"},
-    {"datasets", "parts", "augment", "publish"},
-    {"shards", "loader"},
+    {"sources", "tar", "beton", "parts"},
+    {"datasets", "units", "order", "augment", "publish"},
+    {"shards", "plan", "loader"},
+    {"seal", "workdir"},
     {"convert", "inspect"},
     {"cli"},
 ]

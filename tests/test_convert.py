@@ -244,7 +244,7 @@ def test_disk_full_while_writing(tmp_path, monkeypatch):
     make_folder(tmp_path / "in", splits=("train",))
     root = tmp_path / "out"
     (root / ".convert" / "parts").mkdir(parents=True)
-    (root / ".convert" / "parts" / "train-00000000.pixels").symlink_to("/dev/full")
+    (root / ".convert" / "parts" / "train-00000000.data").symlink_to("/dev/full")
     with pytest.raises(Error, match="No space left on device"):
         convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, out=root)
     assert not (root / "manifest.json").exists()
@@ -389,12 +389,12 @@ def test_a_torn_part_is_made_again(tmp_path, big_folder):
     words = ["folder", "--source", big_folder, "--res", 48, "--out", root, "--workers", 1]
     process = start(*words)
     parts = root / ".convert" / "parts"
-    while len(list(parts.glob("*.arrow")) if parts.exists() else []) < 1 and process.poll() is None:
+    while len(list(parts.glob("*.rows")) if parts.exists() else []) < 1 and process.poll() is None:
         time.sleep(0.02)
     process.kill()
     process.wait()
     assert not (root / "manifest.json").exists()
-    torn = next(parts.glob("*.arrow")).with_suffix(".pixels")
+    torn = next(parts.glob("*.rows")).with_suffix(".data")
     with open(torn, "r+b") as f:
         f.truncate(torn.stat().st_size // 2)
     assert start(*words).wait(120) == 0

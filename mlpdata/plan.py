@@ -1,0 +1,261 @@
+"""The plan of a conversion: every choice settled, every unit of work listed, before anything is written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+import mlpdata
+from mlpdata import datasets, image
+from mlpdata.manifest import FORMAT_VERSION, Error, work_path
+from mlpdata.sources import ClassFilter, Source
+from mlpdata.units import Recipe, Task
+
+DURABLE_FROM_BYTES = 2 << 30  # smaller outputs are not synced part by part: a power cut costs them seconds
+MEASURED = (16, 1024)  # fidelity is measured on one sample in 256, but on about this many at least and at most
+FORMATS = {"beton": ["beton"], "tar": ["tar"], "both": ["beton", "tar"]}
+CODECS = ("auto", "raw", "jpg", "png")
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `mlpdata convert` was asked for. Raises Error for values that make no sense."""
+
+    dataset: str
+    source: str | None = None
+    res: int | None = None  # pixels a side; None: the data set's own
+    format: str = "both"
+    codec: str = "auto"
+    quality: int = 90
+    resize: str = "squash"
+    filter: str = "box"
+    out: Path | None = None
+    splits: tuple[str, ...] = ()
+    workers: int | None = None  # None: the cores of this machine, or of the cluster
+    seed: int = 0
+    shard_size: int = 10_000
+    limit: int | None = None  # samples a split
+    max_skipped: float = 0.01
+    min_class_size: int = 0  # classes with fewer images are left out
+    val_per_class: int = 0  # images of each class, first by name, that become the split `val`
+    classes: Path | None = None  # file whose lines begin with the names of the classes to take, in label order
+    engine: str = "local"
+    part: tuple[int, int] | None = None  # (K, N): convert only the K-th of N shares of the units, and stop there
+    assemble: bool = False  # go on only if all shares are there
+    quiet: bool = False
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("format", FORMATS),
+            ("codec", CODECS),
+            ("resize", image.RESIZES),
+            ("filter", image.FILTERS),
+            ("engine", ENGINES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise Error(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        if self.res is not None and not 1 <= self.res <= 1024:
+            raise Error(f"res must be from 1 to 1024 pixels, not {self.res}")
+        for name, low in (
+            ("shard_size", 1),
+            ("quality", 1),
+            ("min_class_size", 0),
+            ("val_per_class", 0),
+        ):
+            if getattr(self, name) < low:
+                raise Error(f"{name} must be at least {low}, not {getattr(self, name)}")
+        for name in ("limit", "workers"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise Error(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.max_skipped <= 1:
+            raise Error(f"max-skipped is a share from 0 to 1, not {self.max_skipped}")
+        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
+            raise Error(f"part is K/N with K from 1 to N, not {self.part[0]}/{self.part[1]}")
+        if self.part is not None and self.assemble:
+            raise Error("--part converts a share, --assemble finishes when all shares are there: give one of them")
+        if not 0 <= self.seed < 2**63:
+            raise Error(f"seed must be from 0 to 2^63 - 1, not {self.seed}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work, settled before it starts."""
+
+    spec: datasets.DatasetSpec
+    source: Source
+    options: Options
+    res: int
+    root: Path
+    beton_codec: str | None
+    tar_codec: str | None
+    tasks: list[Task]
+    splits: list[str]
+    recipe: Recipe
+    identity: dict  # equal identities give equal output; a work directory is only continued under its own
+
+    @property
+    def work(self) -> Path:
+        return work_path(self.root)
+
+    @property
+    def share(self) -> list[Task]:
+        """The tasks of this run: all, or every N-th where several machines share them."""
+        k, n = self.options.part or (1, 1)
+        return self.tasks[k - 1 :: n]
+
+    @property
+    def num_workers(self) -> int:
+        return self.options.workers or len(os.sched_getaffinity(0))
+
+    @property
+    def parts(self) -> Path:
+        return self.work / "parts"
+
+    @property
+    def num_expected(self) -> int:
+        """Samples; 0 where nobody knows."""
+        return sum(task.num_samples for task in self.tasks)
+
+    @property
+    def estimate(self) -> tuple[int, int]:
+        """About how many bytes the beton and the tars will have."""
+        return estimated_bytes(self.num_expected, self.res, self.beton_codec, self.tar_codec)
+
+    @property
+    def peak_bytes(self) -> int:
+        """About how much of the disk is in use at most: parts are cut off as shards grow, unless both are small."""
+        return int(sum(self.estimate) * (1.15 if self.recipe.durable else 2))
+
+    @property
+    def assembling(self) -> Path:
+        """Stands once all parts were whole, before the first of them is cut off."""
+        return self.work / "assembling"
+
+
+def make_plan(options: Options) -> Plan:
+    """Open the source, list its units and settle every choice. Raises Error for a bad source or impossible options."""
+    spec = datasets.get(options.dataset)
+    res = options.res or spec.res
+    class_filter = _class_filter(options)
+    root, archive = Path(options.out or Path("shards") / f"{spec.name}-{res}"), options.source
+    if options.engine == "ray":  # its workers start elsewhere
+        root = root.absolute()
+        archive = os.path.abspath(archive) if archive and os.path.exists(archive) else archive
+    source = datasets.open_source(spec, archive, res=res, seed=options.seed, class_filter=class_filter)
+    units = source.units()
+    available = list(source.splits or dict.fromkeys(unit.split for unit in units))
+    splits = [_split_name(name, available, spec.name) for name in dict.fromkeys(options.splits)] or available
+    tasks: list[Task] = []
+    for split in source.splits or splits:
+        left = options.limit
+        for unit in units:
+            if unit.split == split and (left is None or left > 0):
+                tasks.append(Task(unit, left))
+                if left is not None:
+                    left -= unit.num_samples
+    if not tasks:
+        raise Error(f"{spec.name}: nothing to convert; the source has no images")
+    formats = FORMATS[options.format]
+    tar_codec = options.codec
+    if options.codec == "auto":
+        tar_codec = "jpg" if source.codec == "jpg" else "png"
+    tar_codec = tar_codec if "tar" in formats else None
+    beton_codec = ("jpg" if options.codec == "jpg" else "raw") if "beton" in formats else None
+    expected = sum(task.num_samples for task in tasks)
+    identity = {
+        "format_version": FORMAT_VERSION,
+        "tool_version": mlpdata.__version__,
+        "command": _command(spec, options, res, splits),
+        "release": source.release,
+        "source_files": {Path(f).name: _fingerprint(Path(f)) for f in source.files},
+        "units": _digest(tasks),
+        "classes": xxhash.xxh3_64_hexdigest(repr(source.classes).encode()),
+        "image_library": image.library_versions(),
+    }
+    recipe = Recipe(
+        resize=image.Resize(res, options.resize, options.filter),
+        keep_pixels=beton_codec == "raw" or tar_codec == "raw",
+        encoding=next((c for c in (tar_codec, beton_codec) if c in ("jpg", "png")), None),
+        quality=options.quality,
+        seed=options.seed,
+        measure_one_in=max(1, expected // min(max(expected // 256, MEASURED[0]), MEASURED[1])),
+        durable=sum(estimated_bytes(expected, res, beton_codec, tar_codec)) > DURABLE_FROM_BYTES,
+        splits=tuple(splits),
+        training_split="train" if "train" in splits else splits[0],
+    )
+    return Plan(spec, source, options, res, root, beton_codec, tar_codec, tasks, splits, recipe, identity)
+
+
+def _class_filter(options: Options) -> ClassFilter:
+    names = None
+    if options.classes is not None:
+        try:
+            lines = Path(options.classes).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise Error(f"cannot read --classes {options.classes}: {getattr(e, 'strerror', None) or e}") from None
+        names = tuple(line.split("\t")[0].strip() for line in lines if line.strip())
+        if not names or len(set(names)) < len(names):
+            raise Error(f"--classes {options.classes} names {'a class twice' if names else 'no classes'}")
+    return ClassFilter(min_class_size=options.min_class_size, val_per_class=options.val_per_class, classes=names)
+
+
+def _split_name(name: str, available: list[str], dataset: str) -> str:
+    if name in available:
+        return name
+    others = [s for s in available if s != "train"]
+    if name in ("val", "test", "validation", "valid") and len(others) == 1:
+        return others[0]
+    raise Error(f"{dataset} has no split {name!r} with images; it has {', '.join(available)}")
+
+
+def _digest(tasks: list[Task]) -> str:
+    whole = xxhash.xxh3_64()
+    for task in tasks:
+        whole.update(repr(task).encode())
+    return whole.hexdigest()
+
+
+def estimated_bytes(n: int, res: int, beton_codec: str | None, tar_codec: str | None) -> tuple[int, int]:
+    """About how many bytes the beton and the tars will have, from mean sizes of photographs at 32 and 64 pixels."""
+    area = res * res
+    payload = {"raw": 3 * area, "jpg": 0.4 * area + 750, "png": 2.15 * area + 650}
+    beton_bytes = n * payload[beton_codec] if beton_codec else 0
+    tar_bytes = n * (payload[tar_codec] + 4 * 512) if tar_codec else 0
+    return int(beton_bytes), int(tar_bytes)
+
+
+def _command(spec: datasets.DatasetSpec, options: Options, res: int, splits: list[str]) -> str:
+    """The command that makes these bytes anywhere: without paths, and without what does not change the bytes."""
+    words = ["mlpdata", "convert", spec.name, f"--res {res}", f"--format {options.format}", f"--codec {options.codec}"]
+    words += [f"--resize {options.resize}", f"--filter {options.filter}", f"--quality {options.quality}"]
+    words += [f"--split {name}" for name in splits]
+    words += [f"--seed {options.seed}", f"--shard-size {options.shard_size}"]
+    words += [f"--limit {options.limit}"] if options.limit else []
+    words += [f"--min-class-size {options.min_class_size}"] if options.min_class_size else []
+    words += [f"--val-per-class {options.val_per_class}"] if options.val_per_class else []
+    words += [f"--classes {Path(options.classes).name}"] if options.classes else []
+    return " ".join(words)
+
+
+def _fingerprint(path: Path) -> dict:
+    """Enough of a file to notice another one under its name, without reading a terabyte: its size and both ends."""
+    if path.is_dir():
+        return {}
+    size = path.stat().st_size
+    with open(path, "rb") as f:
+        ends = f.read(1 << 20)
+        f.seek(max(0, size - (1 << 20)))
+        ends += f.read(1 << 20)
+    return {"bytes": size, "xxh3_of_ends": xxhash.xxh3_64_hexdigest(ends)}
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people: 12 bytes, 3.4 kB, 145 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:,.0f} {unit}" if num_bytes >= 10 or unit == "bytes" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000

@@ -1,0 +1,129 @@
+"""The end of a conversion: indexes, listings, card; every file synced and hashed; and last of all the manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+import mlpdata
+from mlpdata import publish, shards
+from mlpdata.engines import Engine
+from mlpdata.manifest import FORMAT_VERSION, Manifest, SplitInfo, beton_path, index_path, skipped_path, sync_dir
+from mlpdata.parts import Part
+from mlpdata.plan import FORMATS, Plan
+from mlpdata.units import Summary
+
+
+@dataclass
+class Found:
+    """What all parts together hold."""
+
+    class_counts: dict[str, np.ndarray]  # split -> (classes,) by the source's labels
+    num_skipped: dict[str, int]  # by split
+    first_reason: str  # of those that were skipped
+    total: Summary
+    label_map: np.ndarray  # the source's label -> the output's; -1 for a class that is left out
+
+
+def iter_skipped(plan: Plan) -> Iterator[dict]:
+    """Every sample that was left out, in the order of the source."""
+    for task in plan.tasks:
+        yield from Part(shards.part_path(plan.work, task.unit.name)).record["skipped"]
+
+
+def seal(plan: Plan, engine: Engine, found: Found, made: dict[str, list[shards.Made]]) -> Manifest:
+    """Write indexes, listings and the card, move the betons into place, and last of all write the manifest."""
+    root, files, splits = plan.root, {}, {}
+    paths = []
+    for split in plan.splits:
+        shards.write_index(index_path(root, split), plan.work, [m.name for m in made[split]])
+        paths.append(index_path(root, split))
+        if plan.beton_codec:
+            paths.append(shards.beton_work_path(plan.work, split))
+        if plan.tar_codec:
+            for m in made[split]:
+                files[m.name] = {"bytes": m.num_bytes, "sha256": m.sha256}
+                paths.append(root / m.name)
+        splits[split] = SplitInfo(
+            num_samples=int(found.class_counts[split].sum()),
+            num_skipped=found.num_skipped[split],
+            class_counts=found.class_counts[split][found.label_map >= 0].tolist(),
+            beton=beton_path(root, split).name if plan.beton_codec else None,
+            tars=[m.name for m in made[split]] if plan.tar_codec else [],
+            tar_lengths=[m.num_samples for m in made[split]] if plan.tar_codec else [],
+            index=index_path(root, split).name,
+        )
+    publish.write_skipped(skipped_path(root), iter_skipped(plan))
+    mean, std = _mean_std(found.total)
+    classes = [plan.source.classes[i] for i in np.flatnonzero(found.label_map >= 0)]
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        dataset=plan.spec.name,
+        release=plan.source.release,
+        source_files=plan.identity["source_files"],
+        source_filter=_source_filter(plan, len(classes)),
+        num_classes=len(classes),
+        classes_sha256=publish.write_classes(root, classes),
+        res=plan.res,
+        resize=plan.options.resize,
+        filter=plan.options.filter,
+        formats=FORMATS[plan.options.format],
+        codec=plan.options.codec,
+        beton_codec=plan.beton_codec,
+        tar_codec=plan.tar_codec,
+        quality=plan.options.quality if found.total.num_encoded_here else None,
+        seed=plan.options.seed,
+        shard_size=plan.options.shard_size,
+        image_library=plan.identity["image_library"],
+        fidelity=_fidelity(found.total),
+        mean=mean,
+        std=std,
+        splits=splits,
+        files={},
+        tool_version=mlpdata.__version__,
+        command=plan.identity["command"],
+    )
+    paths += publish.write_documents(root, manifest, plan.spec.title, classes)
+    paths.append(skipped_path(root))
+    # The large files are synced and hashed by the workers, side by side.
+    for path, (num_bytes, sha256) in engine.map(shards.seal_file, [(p, p.name not in files) for p in paths]):
+        name = path[0].name
+        files.setdefault(name, {"bytes": num_bytes, "sha256": sha256})
+    for split in plan.splits:
+        if plan.beton_codec:
+            os.replace(shards.beton_work_path(plan.work, split), beton_path(root, split))
+    sync_dir(root)
+    manifest = replace(manifest, files=dict(sorted(files.items())))
+    manifest.save(root)
+    return manifest
+
+
+def _source_filter(plan: Plan, kept: int) -> dict:
+    """The filters on record; the classes they left out are counted, not assumed."""
+    wanted = {k: getattr(plan.options, k) for k in ("limit", "min_class_size", "val_per_class")}
+    record = {k: v for k, v in wanted.items() if v}
+    if plan.options.min_class_size:
+        record |= {"classes_found": len(plan.source.classes), "classes_kept": kept}
+    if plan.options.classes:
+        record["classes"] = Path(plan.options.classes).name
+    return record
+
+
+def _mean_std(total: Summary) -> tuple[list[float], list[float]]:
+    """Per channel, on the scale of 0 to 1, from exact integer sums."""
+    n = max(1, total.num_pixels)
+    mean = [s / n for s in total.pixel_sum]
+    variance = [max(0.0, q / n - m * m) for q, m in zip(total.pixel_sum_squared, mean, strict=True)]
+    return [round(m / 255, 6) for m in mean], [round(v**0.5 / 255, 6) for v in variance]
+
+
+def _fidelity(total: Summary) -> dict | None:
+    if not total.num_measured:
+        return None
+    mse = total.measured_squared_error / total.measured_values
+    psnr = 99.0 if mse == 0 else float(10 * np.log10(255**2 / mse))
+    return {"num_samples": total.num_measured, "psnr_db": round(psnr, 2), "max_diff": total.measured_max_diff}

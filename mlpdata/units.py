@@ -1,0 +1,241 @@
+"""Units of work: one unit of a source is read, decoded, resized, encoded and written as a part.
+
+Runs in worker processes. Everything here depends on the unit and the recipe alone.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from mlpdata import image, parts
+from mlpdata.sources import Broken, Sample, Source, Unit
+
+HOLD_BYTES = 256 << 20  # of payloads in memory; a larger unit (a thousand images of 500 px) is held in a file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is done to every image; the same in all workers."""
+
+    resize: image.Resize
+    keep_pixels: bool  # raw payloads are wanted (by the beton or by ppm members)
+    encoding: str | None  # "jpg", "png" or None: what else is wanted
+    quality: int
+    seed: int
+    measure_one_in: int  # fidelity is measured on one sample in so many
+    durable: bool  # sync parts to disk before they count as done
+    splits: tuple[str, ...]  # samples of other splits are left out
+    training_split: str  # whose pixels make mean and standard deviation
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit to convert, at most `limit` samples of it (None: all)."""
+
+    unit: Unit
+    limit: int | None = None
+
+    def __str__(self) -> str:
+        return f"unit {self.unit.name}"
+
+    @property
+    def num_samples(self) -> int:
+        """Expected; 0 where nobody knows."""
+        return self.unit.num_samples if self.limit is None else min(self.limit, self.unit.num_samples)
+
+
+@dataclass
+class Summary:
+    """What became of one unit; adds up over units."""
+
+    num_samples: int = 0
+    num_pixels: int = 0
+    pixel_sum: tuple[int, int, int] = (0, 0, 0)
+    pixel_sum_squared: tuple[int, int, int] = (0, 0, 0)
+    num_encoded_here: int = 0  # lossy encodings made, not passed through
+    num_measured: int = 0
+    measured_values: int = 0
+    measured_squared_error: float = 0.0
+    measured_max_diff: int = 0
+
+    def add(self, other: Summary) -> None:
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if name == "measured_max_diff":
+                self.measured_max_diff = max(mine, value)
+            elif isinstance(value, (tuple, list)):
+                setattr(self, name, tuple(a + b for a, b in zip(mine, value, strict=True)))
+            else:
+                setattr(self, name, mine + value)
+
+
+# -------------------------------------------------------------------------------------------------------- convert
+
+
+def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> parts.Part:
+    """Read, decode, resize and encode one unit and write its part.
+
+    The part's record holds `splits` (name -> first row and the row behind the last), `skipped` and `summary`.
+    """
+    rows: list[tuple] = []
+    text: list[bytes] = []
+    splits: list[str] = []
+    skipped: list[dict] = []
+    total, sums = Summary(), _PixelSums()
+    with _Payloads(folder) as payloads:
+        for sample in islice(source.samples(task.unit), task.limit):
+            split = sample.split or task.unit.split
+            if split not in recipe.splits:
+                continue
+            try:
+                if isinstance(sample, Broken):
+                    raise image.ImageError(sample.reason)
+                row, pixels, encoded = _convert_sample(sample, recipe, total)
+            except image.ImageError as e:
+                skipped.append({"split": split, "source": sample.origin, "reason": str(e)})
+                continue
+            except Exception as e:
+                raise RuntimeError(f"while converting {sample.origin}: {type(e).__name__}: {e}") from e
+            key, origin = sample.key.encode(), sample.origin.encode("utf-8", "replace")
+            rows.append((*row, len(key), len(origin)))
+            text.append(key + origin)
+            splits.append(split)
+            payloads.append(pixels if recipe.keep_pixels else b"", encoded)
+            if split == recipe.training_split:
+                sums.add(pixels)
+        total.num_samples = len(rows)
+        total.num_pixels, total.pixel_sum, total.pixel_sum_squared = sums.result()
+        order = sorted(range(len(rows)), key=lambda i: (splits[i], rows[i][0], text[i]), reverse=True)
+        text = [text[i] for i in order]
+        table = np.zeros(len(rows), parts.ROW)
+        for name, column in zip(COLUMNS, zip(*(rows[i] for i in order), strict=True), strict=bool(rows)):
+            table[name] = column
+        table["text"] = np.cumsum([0, *map(len, text)])[:-1]
+        ordered = [splits[i] for i in order]
+        ranges = {s: (ordered.index(s), ordered.index(s) + ordered.count(s)) for s in sorted(set(splits))}
+        record = {"splits": ranges, "skipped": skipped, "summary": vars(total)}
+        buffers = payloads.iterate(order)
+        journal = parts.write(folder, task.unit.name, table, b"".join(text), buffers, record, recipe.durable)
+    return parts.Part(journal)
+
+
+COLUMNS = ("hash", "digest", "label", "source_width", "source_height", "width", "height", "pixels_bytes",
+           "encoded_bytes", "key_bytes", "source_bytes")  # fmt: skip
+
+
+def _convert_sample(sample: Sample, recipe: Recipe, total: Summary) -> tuple[tuple, np.ndarray, bytes]:
+    """The row (COLUMNS up to encoded_bytes), the pixels (H, W, 3) and the encoding of one sample."""
+    data, resize = sample.data, recipe.resize
+    key_hash = xxhash.xxh3_64_intdigest(sample.key.encode(), recipe.seed)
+    if isinstance(data, np.ndarray):
+        source_height, source_width = data.shape[:2]
+        pixels = image.resized(data, resize, source_width, source_height)
+    else:
+        pixels, (source_width, source_height) = image.decode(data, resize)
+    pixels = np.ascontiguousarray(pixels)
+    height, width = pixels.shape[:2]
+    same_size = (width, height) == (source_width, source_height)
+    if not same_size and not isinstance(data, np.ndarray) and (key_hash >> 7) % recipe.measure_one_in == 0:
+        squared, largest = image.squared_error(data, pixels, resize)
+        total.add(
+            Summary(
+                num_measured=1, measured_values=pixels.size, measured_squared_error=squared, measured_max_diff=largest
+            )
+        )
+    encoded = b""
+    if recipe.encoding == "png":
+        encoded = image.encode_png(pixels)
+    elif recipe.encoding == "jpg":
+        if same_size and isinstance(data, bytes) and data[:3] == image.JPEG_MAGIC:
+            encoded = image.passthrough(data) or b""
+        if not encoded:
+            encoded = image.encode_jpeg(pixels, recipe.quality)
+            total.num_encoded_here += 1
+    kept = pixels.nbytes if recipe.keep_pixels else 0
+    digest = xxhash.xxh3_64_intdigest(pixels)
+    row = (key_hash, digest, sample.label, source_width, source_height, width, height, kept, len(encoded))
+    return row, pixels, encoded
+
+
+class _PixelSums:
+    """Exact integer sums for mean and standard deviation, a block of equal shapes at a time.
+
+    A block's sums fit 16 bits and its sums of squares 32 (32 images of 255 at most), which keeps numpy on narrow types.
+    """
+
+    BLOCK = 32
+
+    def __init__(self):
+        self._block: list[np.ndarray] = []
+        self._pixels, self._sum, self._squares = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
+
+    def add(self, pixels: np.ndarray) -> None:
+        """pixels: (H, W, 3) uint8."""
+        if self._block and (len(self._block) == self.BLOCK or self._block[0].shape != pixels.shape):
+            self._flush()
+        self._block.append(pixels)
+
+    def _flush(self) -> None:
+        block = np.stack(self._block).reshape(len(self._block), -1)
+        squared = np.multiply(block, block, dtype=np.uint16)
+        self._pixels += block.size // 3
+        self._sum += np.add.reduce(block, axis=0, dtype=np.uint16).reshape(-1, 3).sum(axis=0, dtype=np.int64)
+        self._squares += np.add.reduce(squared, axis=0, dtype=np.uint32).reshape(-1, 3).sum(axis=0, dtype=np.int64)
+        self._block = []
+
+    def result(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """(pixels, sums, sums of squares) a channel."""
+        if self._block:
+            self._flush()
+        return self._pixels, tuple(self._sum.tolist()), tuple(self._squares.tolist())
+
+
+class _Payloads:
+    """What a unit's samples become, until their order is known: in memory, and beyond HOLD_BYTES in a nameless file."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._file = folder, None
+        self._items: list[tuple] = []  # (pixels, encoded), or (offset, bytes) in the file
+        self._in_file = self._held = 0
+
+    def append(self, pixels: np.ndarray | bytes, encoded: bytes) -> None:
+        self._items.append((pixels, encoded))
+        self._held += memoryview(pixels).nbytes + len(encoded)
+        if self._held > HOLD_BYTES:
+            self._spill()
+
+    def _spill(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed in __exit__
+        for i in range(self._in_file, len(self._items)):
+            at = self._file.tell()
+            self._file.write(self._items[i][0])
+            self._file.write(self._items[i][1])
+            self._items[i] = (at, self._file.tell() - at)
+        self._file.flush()
+        self._in_file, self._held = len(self._items), 0
+
+    def iterate(self, order: list[int]) -> Iterator[np.ndarray | bytes]:
+        """The payloads in an order."""
+        for i in order:
+            first, second = self._items[i]
+            if i < self._in_file:
+                yield os.pread(self._file.fileno(), second, first)
+            else:
+                yield first
+                yield second
+
+    def __enter__(self) -> _Payloads:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,182 @@
+"""Conversion against its ceiling and against ffcv's writer, on the same images, in one run with interleaved repeats.
+
+    python tests/bench/convert.py imagenet21k photos.tar --ffcv-python .venv-interop/bin/python
+
+- ours: the whole `mlpdata convert` command as a subprocess, start-up and both formats included
+- ceiling: decode at reduced scale and box resize in memory, one thread a core, nothing read and nothing written
+- ffcv: `DatasetWriter`, as many workers as cores, raw and JPEG; only its writing is timed, and the images lie ready in
+  one flat file, so that reading an archive is not held against it
+
+Prints one JSON row. make_archive.py makes archives that are large enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CORES = len(os.sched_getaffinity(0))
+BLOCK = 64  # images a thread takes at a time
+
+
+class FlatFile:
+    """The images end to end in `images.bin`; `images.npy` says where. As ffcv's data set it yields (image, label)."""
+
+    def __init__(self, folder: Path):
+        self.rows = np.load(folder / "images.npy")  # (N, 3) int64: offset, bytes, label
+        self.path, self.file = folder / "images.bin", None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def data(self, i: int) -> bytes:
+        if self.file is None:
+            self.file = os.open(self.path, os.O_RDONLY)
+        offset, size, _ = self.rows[i].tolist()
+        return os.pread(self.file, size, offset)
+
+    def __getitem__(self, i: int):
+        return Image.open(io.BytesIO(self.data(i))).convert("RGB"), int(self.rows[i, 2])
+
+
+def lay_out(dataset: str, source: str, res: int, folder: Path) -> int:
+    """Write the flat file. Returns the number of images."""
+    from mlpdata import datasets
+    from mlpdata.sources import Sample
+
+    archive = datasets.open_source(datasets.get(dataset), source, res=res, seed=0)
+    rows, at = [], 0
+    with open(folder / "images.bin", "wb") as f:
+        for unit in archive.units():
+            for sample in archive.samples(unit):
+                if isinstance(sample, Sample):
+                    rows.append((at, len(sample.data), sample.label))
+                    at += f.write(sample.data)
+    np.save(folder / "images.npy", np.array(rows, np.int64))
+    return len(rows)
+
+
+def ours(dataset: str, source: str, res: int, folder: Path) -> float:
+    out = folder / "out"
+    command = [sys.executable, "-m", "mlpdata.cli", "convert", dataset, "--source", source, "--res", str(res)]
+    started = time.perf_counter()
+    subprocess.run([*command, "--out", out, "--quiet"], check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - started
+    shutil.rmtree(out)
+    return seconds
+
+
+def ceiling(images: FlatFile, res: int) -> float:
+    import simplejpeg
+
+    data = [images.data(i) for i in range(len(images))]
+
+    def work(start: int) -> None:
+        for jpeg in data[start : start + BLOCK]:
+            try:
+                height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+                least = 0 if (height, width) == (res, res) else 2 * res
+                pixels = simplejpeg.decode_jpeg(jpeg, "RGB", min_width=least, min_height=least)
+            except ValueError:
+                continue  # CMYK and the like
+            if pixels.shape[:2] != (res, res):
+                np.asarray(Image.fromarray(pixels).resize((res, res), Image.Resampling.BOX))
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(work, range(0, len(data), BLOCK)))
+    return time.perf_counter() - started
+
+
+def ffcv(python: str, mode: str, res: int, folder: Path) -> float:
+    words = [python, __file__, "--peer", mode, "--res", str(res), "--folder", str(folder)]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def ffcv_role(mode: str, res: int, folder: Path) -> None:
+    """Runs in ffcv's own environment; prints the seconds its writer took."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    image = RGBImageField(write_mode=mode if mode == "raw" else "proportion", max_resolution=res)
+    image.proportion = 1.0  # upstream reads this name and sets another
+    out = folder / "ffcv.beton"
+    writer = DatasetWriter(str(out), {"image": image, "label": IntField()}, num_workers=CORES)
+    images = FlatFile(folder)
+    started = time.perf_counter()
+    writer.from_indexed_dataset(images, chunksize=100)
+    print(time.perf_counter() - started)
+    out.unlink()
+
+
+def summary(n: int, seconds: list[float]) -> dict[str, float]:
+    rates = [n / s for s in seconds]
+    return {k: round(f(rates)) for k, f in (("median", statistics.median), ("min", min), ("max", max))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", nargs="?")
+    parser.add_argument("source", nargs="?")
+    parser.add_argument("--res", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="for what is written in passing  [default: the temp folder]")
+    parser.add_argument("--ffcv-python", help="interpreter of an environment with ffcv; without it ffcv is left out")
+    parser.add_argument("--peer", choices=["raw", "jpg"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peer:
+        ffcv_role(args.peer, args.res, args.folder)
+        return
+    if not args.source:
+        parser.error("which data set, and where is its archive?")
+
+    from mlpdata import __version__, image
+
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="bench-convert-") as name:
+        folder = Path(name)
+        n = lay_out(args.dataset, args.source, args.res, folder)
+        images = FlatFile(folder)
+        runs = {
+            "ours": lambda: ours(args.dataset, args.source, args.res, folder),
+            "ceiling": lambda: ceiling(images, args.res),
+        }
+        if args.ffcv_python:
+            runs |= {f"ffcv_{m}": lambda m=m: ffcv(args.ffcv_python, m, args.res, folder) for m in ("raw", "jpg")}
+        seconds: dict[str, list[float]] = {k: [] for k in runs}
+        for _ in range(args.repeats):
+            for k, run in runs.items():
+                os.sync()  # nobody pays for what the one before left to be written
+                seconds[k].append(run())
+    row = {
+        "bench": "convert",
+        "dataset": args.dataset,
+        "images": n,
+        "res": args.res,
+        "cores": CORES,
+        "unit": "images/s",
+        **{k: summary(n, s) for k, s in seconds.items()},
+    }
+    for k in seconds:
+        if k != "ours":
+            row[f"ratio_to_{k}"] = round(row["ours"]["median"] / row[k]["median"], 3)
+    row["versions"] = {"mlpdata": __version__, "python": platform.python_version(), **image.library_versions()}
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
