@@ -61,12 +61,9 @@ class Progress:
         elapsed = max(time.monotonic() - self._start, 1e-6)
         rate = (self.done - self._already) / elapsed
         byte_rate = (self.num_bytes - self._already_bytes) / elapsed
-        share, left = self.done / self.total if self.total else None, (self.total - self.done, rate)
+        done, total, speed = self.done, self.total, rate
         if self.num_bytes_expected:
-            share, left = (
-                self.num_bytes / self.num_bytes_expected,
-                (self.num_bytes_expected - self.num_bytes, byte_rate),
-            )
+            done, total, speed = self.num_bytes, self.num_bytes_expected, byte_rate
         parts = [f"{self.title}: {self.done:,}"]
         if self.total:
             about = "about " if self.num_bytes_expected else ""

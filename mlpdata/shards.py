@@ -176,22 +176,23 @@ def seal_file(state: State, task: tuple[Path, bool]) -> tuple[int, str]:
 # -------------------------------------------------------------------------------------------------------- details
 
 
-def _texts(stretches: list[parts.Stretch], order: np.ndarray) -> tuple[pa.Array, pa.Array]:
+def _texts(stretches: list[parts.Stretch], order: np.ndarray) -> tuple[list[str], list[str]]:
     """Keys and source paths of the shard's rows. order: (N,) positions in the stretches, each of them upside down."""
-    lengths = np.concatenate([np.stack((s.rows["key_bytes"], s.rows["source_bytes"]), 1) for s in stretches])
-    ends = np.cumsum(lengths.reshape(-1), dtype=np.int64)
-    offsets = pa.py_buffer(np.concatenate(([0], ends)))
-    texts = pa.LargeStringArray.from_buffers(len(ends), offsets, pa.py_buffer(b"".join(s.text for s in stretches)))
-    sizes = np.array([len(s.rows) for s in stretches])
-    first, size = np.repeat(np.cumsum(sizes) - sizes, sizes), np.repeat(sizes, sizes)
-    upright = 2 * (2 * first + size - 1 - np.arange(len(first)))[order]
-    return tuple(texts.take(pa.array(upright + k)).cast(pa.string()) for k in (0, 1))
+    text = b"".join(s.text for s in stretches)
+    behind = np.cumsum([0, *(len(s.text) for s in stretches)])  # where the text of each stretch starts
+    starts = [s.rows["text"][::-1] - s.rows["text"][0] + at for s, at in zip(stretches, behind[:-1], strict=True)]
+    start = np.concatenate(starts)[order]
+    middle = start + np.concatenate([s.rows["key_bytes"][::-1] for s in stretches])[order]
+    end = middle + np.concatenate([s.rows["source_bytes"][::-1] for s in stretches])[order]
+    start, middle, end = start.tolist(), middle.tolist(), end.tolist()
+    keys = [text[a:b].decode() for a, b in zip(start, middle, strict=True)]
+    return keys, [text[a:b].decode() for a, b in zip(middle, end, strict=True)]
 
 
-def _refuse_duplicate_keys(rows: np.ndarray, keys: pa.Array, sources: pa.Array) -> None:
+def _refuse_duplicate_keys(rows: np.ndarray, keys: list[str], sources: list[str]) -> None:
     for i in np.flatnonzero(rows["hash"][1:] == rows["hash"][:-1]).tolist():
         if keys[i] == keys[i + 1]:
-            raise Error(f"two images have the key {keys[i].as_py()!r}: {sources[i]} and {sources[i + 1]}")
+            raise Error(f"two images have the key {keys[i]!r}: {sources[i]} and {sources[i + 1]}")
 
 
 def _gather(state: State, rows: np.ndarray, piece: np.ndarray) -> dict[str, list | np.ndarray]:
@@ -233,7 +234,7 @@ class _BetonWriter:
         self._file = open(self._path, "r+b", buffering=0)
         return self
 
-    def write(self, rows: np.ndarray, labels: np.ndarray, keys: pa.Array, payload) -> None:
+    def write(self, rows: np.ndarray, labels: np.ndarray, keys: list[str], payload) -> None:
         ptrs = self._ptrs[self._done : self._done + len(rows)]
         place = (self._first + self._done, ptrs, self._table)
         beton.write(self._file.fileno(), place, self.codec, rows["width"], rows["height"], labels, payload)
@@ -263,8 +264,8 @@ class _TarWriter:
         self._file = open(self._tmp, "wb", buffering=0)
         return self
 
-    def write(self, rows: np.ndarray, labels: np.ndarray, keys: pa.Array, payload) -> None:
-        buffers, offsets = tar.build(keys.to_pylist(), labels, self.codec, rows["width"], rows["height"], payload)
+    def write(self, rows: np.ndarray, labels: np.ndarray, keys: list[str], payload) -> None:
+        buffers, offsets = tar.build(keys, labels, self.codec, rows["width"], rows["height"], payload)
         self.offsets.append(offsets + self.num_bytes)
         self.sizes.append(_sizes(payload))
         self._append(b"".join(buffers))
