@@ -189,8 +189,9 @@ def _follow_parent() -> None:
 class RayEngine:
     """Tasks on a Ray cluster that is already there (RAY_ADDRESS, or the one this machine belongs to).
 
-    num_workers: tasks under way at once; None: the cluster's CPUs. Every node needs mlpdata and sees the same paths.
-    A node that is lost costs the tasks it had at the time: they run again elsewhere.
+    num_workers: tasks under way at once; None: the cluster's CPUs. A node that is lost costs the tasks it had at the
+    time: they run again elsewhere. state.arrive() is called once in each of Ray's processes: it raises Error where the
+    node is not fit for the work.
     """
 
     def __init__(self, num_workers: int | None, state: Any):
@@ -262,7 +263,11 @@ def _run_on_node(function: Callable, name: str, state: list, task: Any) -> tuple
     if name not in _states:
         import ray
 
+        arrived = ray.get(state[0])
+        answer = _attempt(lambda state, task: state.arrive(), arrived, task)
+        if answer[1] is not None:
+            return answer
         _states.clear()
-        _states[name] = ray.get(state[0])
+        _states[name] = arrived
         gc.disable()
     return _attempt(function, _states[name], task)

@@ -133,6 +133,8 @@ def decode_exact(data: bytes) -> np.ndarray:
             return to_rgb(image)
     except ImageError:
         raise
+    except PIL.UnidentifiedImageError:  # its own text names an object in memory, another one in every run
+        raise ImageError("not an image, or of a format that Pillow does not know") from None
     except Image.DecompressionBombError as e:
         raise ImageError(str(e)) from None
     except Exception as e:  # Pillow's plugins raise nearly anything on damaged input; the reason goes on record

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlpdata import beton, parts, tar, units
+from mlpdata import beton, image, parts, tar, units
 from mlpdata.manifest import Error, tar_path, work_path
 from mlpdata.order import Order
 from mlpdata.parts import Part
@@ -58,8 +58,21 @@ class State:
 
     def __post_init__(self):
         self.work = work_path(self.root)
+        self._image_library = image.library_versions()
         self._parts: dict[int, Part] = {}
         self._scratch: dict[str, np.ndarray] = {}
+
+    def arrive(self) -> None:
+        """Check that another machine of a cluster can do the work. Raises Error."""
+        node, needed = os.uname().nodename, "--engine ray needs it on a disk that all nodes share, under the same path"
+        for path in (str(self.work), *filter(os.path.isabs, self.source.files)):
+            if not os.path.exists(path):
+                raise Error(f"node {node} does not see {path}: {needed}")
+        if image.library_versions() != self._image_library:
+            theirs = ", ".join(image.library_versions().values())
+            raise Error(
+                f"node {node} has {theirs}, this machine {', '.join(self._image_library.values())}: make them equal"
+            )
 
     @cached_property
     def label_map(self) -> np.ndarray:

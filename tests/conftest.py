@@ -1,5 +1,6 @@
 """Tiny archives in the official layouts, made here: no test needs a file that is not in the repository."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -179,6 +180,10 @@ def run_cli(*words, timeout=120, **options):
     """Run the command line as a user does; returns the completed process."""
     command = [sys.executable, "-m", "mlpdata.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+
+
+def sums(root):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.iterdir())}
 
 
 def read_jsonl(path):

@@ -2,26 +2,34 @@ import hashlib
 import io
 import json
 import os
-import random
-import signal
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import convert_quietly, encoded, make_cifar, make_folder, make_tinyimagenet, picture, read_jsonl, run_cli
+from conftest import (
+    convert_quietly,
+    encoded,
+    make_cifar,
+    make_folder,
+    make_tinyimagenet,
+    picture,
+    read_jsonl,
+    run_cli,
+    sums,
+)
 from PIL import Image
 
 import mlpdata
-from mlpdata import Error, beton, image
+from mlpdata import Error, beton, image, units
 from mlpdata.manifest import Manifest, read_classes
-
-
-def sums(root):
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.iterdir())}
+from mlpdata.plan import Options, make_plan
+from mlpdata.progress import Progress, duration
+from mlpdata.workdir import Lock
 
 
 def tar_samples(root, split):
@@ -231,12 +239,80 @@ def test_output_directory_that_holds_something_else(tmp_path):
 
 
 def test_no_space(tmp_path, monkeypatch):
-    import shutil
-
     make_folder(tmp_path / "in")
+    options = dict(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out", max_skipped=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(Error, match="no space for"):
-        convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out")
+    with pytest.raises(Error, match=r"no space for .* takes about .* are free"):
+        convert_quietly(**options)
+    assert not (tmp_path / "out").exists()
+    # What an unfinished run has written already is room for the same run.
+    (tmp_path / "out" / ".convert" / "parts").mkdir(parents=True)
+    (tmp_path / "out" / ".convert" / "parts" / "x.data").write_bytes(bytes(1_000_000))
+    convert_quietly(**options)
+
+
+def test_a_unit_larger_than_memory_is_held_in_a_file(tmp_path, monkeypatch):
+    make_folder(tmp_path / "in")
+    options = dict(dataset="folder", source=str(tmp_path / "in"), res=16, workers=1)
+    convert_quietly(**options, out=tmp_path / "out")
+    monkeypatch.setattr(units, "HOLD_BYTES", 2_000)
+    convert_quietly(**options, out=tmp_path / "held")
+    assert sums(tmp_path / "held") == sums(tmp_path / "out")
+
+
+def test_several_machines_share_a_plan(tmp_path):
+    make_tinyimagenet(tmp_path / "t.zip", per_class=1500)
+    words = ["convert", "tinyimagenet", "--source", tmp_path / "t.zip", "--res", 8, "--quiet", "--shard-size", 700]
+    assert run_cli(*words, "--out", tmp_path / "alone").returncode == 0
+    root = tmp_path / "out"
+    done = run_cli(*words, "--out", root, "--part", "2/3")
+    assert done.returncode == 0 and "part 2 of 3 is done" in done.stdout and "--assemble" in done.stdout
+    done = run_cli(*words, "--out", root, "--assemble")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "units are missing" in done.stderr and "--part 1/3, --part 3/3" in done.stderr
+    with pytest.raises(Error, match="did not finish"):
+        Manifest.load(root)
+    both = [
+        subprocess.Popen([sys.executable, "-m", "mlpdata.cli", *map(str, words), "--out", root, "--part", f"{k}/3"])
+        for k in (1, 3)
+    ]
+    assert [p.wait(60) for p in both] == [0, 0]
+    other = run_cli(*words, "--seed", 1, "--out", root, "--part", "1/3")
+    assert other.returncode == 1 and "another command" in other.stderr
+    assert run_cli(*words, "--out", root, "--assemble").returncode == 0
+    assert sums(root) == sums(tmp_path / "alone")
+
+
+def test_shares_at_work_keep_others_out(tmp_path):
+    make_folder(tmp_path / "in")
+    options = dict(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out", quiet=True)
+    plan = make_plan(Options(**options, part=(1, 2)))
+    plan.parts.mkdir(parents=True)
+    with Lock(plan):
+        with Lock(make_plan(Options(**options, part=(2, 2)))):
+            pass
+        for more in ({"part": (1, 2)}, {"assemble": True}, {}):
+            with (
+                pytest.raises(Error, match="another conversion is at work"),
+                Lock(make_plan(Options(**options, **more))),
+            ):
+                pass
+
+
+def test_progress_says_what_it_knows(capsys):
+    progress = Progress("converting", 1000)
+    progress.resume(400, 40_000_000, 3)
+    progress._start -= 100
+    progress.add(100, 10_000_000, 1)
+    assert re.fullmatch(
+        r"converting: 500 of 1,000 images \(50%\), 1 images/s, 0 MB/s, 8:2\d min left, 4 skipped", progress.line()
+    )
+    progress.num_bytes_expected = 250_000_000  # a tar of unknown content: samples are guessed, bytes are known
+    assert "of about 1,000 images (20%)" in progress.line() and "33:2" in progress.line()
+    progress._finished = progress._last = progress._finished - 90
+    progress.tick(["unit n01440764"])
+    assert "nothing finished for 90 s, at unit n01440764" in capsys.readouterr().err
+    assert [duration(s) for s in (9.6, 200, 7500, 360_000)] == ["10 s", "3:20 min", "2:05 h", "100:00 h"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
@@ -270,137 +346,6 @@ def test_two_images_with_one_key_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "_safe", lambda name: "same")
     with pytest.raises(Error, match=r"two images have the key 'same/.*': .* and "):
         convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out", workers=1)
-
-
-# --------------------------------------------------------------------------------------------------- interruption
-
-
-def start(*words):
-    command = [sys.executable, "-m", "mlpdata.cli", "convert", *map(str, words)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-@pytest.fixture(scope="module")
-def big_folder(tmp_path_factory):
-    """Enough images of enough work for a kill to hit anything: 1,800 photographs of 200 x 150 in small units."""
-    root = tmp_path_factory.mktemp("big") / "in"
-    data = [encoded(picture(200, 150, i)) for i in range(40)]
-    for c in range(6):
-        (root / f"class{c}").mkdir(parents=True)
-        for i in range(300):
-            (root / f"class{c}" / f"{i}.jpg").write_bytes(data[(7 * c + i) % 40])
-    return root
-
-
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, big_folder, monkeypatch):
-    words = ["folder", "--source", big_folder, "--res", 48, "--shard-size", 200]
-    reference = tmp_path / "reference"
-    began = time.monotonic()
-    assert start(*words, "--out", reference, "--workers", 2).wait(120) == 0
-    whole = time.monotonic() - began
-    rng = random.Random(5)
-    root = tmp_path / "killed"
-    kills = 0
-    for _ in range(8):
-        process = start(*words, "--out", root, "--workers", rng.choice([1, 2, 5]))
-        try:
-            process.wait(rng.uniform(0.15, whole))
-        except subprocess.TimeoutExpired:
-            kills += 1
-            if rng.random() < 0.7:
-                process.kill()  # the parent alone: its workers must notice
-            else:
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if (root / "manifest.json").exists():
-            break
-    assert kills > 0
-    assert start(*words, "--out", root, "--workers", 2).wait(120) == 0
-    assert sums(root) == sums(reference)
-
-
-def test_a_killed_worker_ends_the_run_with_a_line_that_says_how_to_go_on(tmp_path, big_folder):
-    root = tmp_path / "out"
-    words = ["folder", "--source", big_folder, "--res", 48, "--out", root, "--workers", 2]
-    process = start(*words)
-    killed = False
-    deadline = time.monotonic() + 30
-    while not killed and process.poll() is None and time.monotonic() < deadline:
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
-        for pid in children.stdout.split()[:1]:
-            os.kill(int(pid), signal.SIGKILL)
-            killed = True
-        time.sleep(0.02)
-    out, _ = process.communicate(timeout=30)
-    assert killed and process.returncode == 1
-    assert "killed by signal 9" in out and "same command" in out and "Traceback" not in out
-    assert start(*words).wait(120) == 0
-
-
-def test_interrupt_ends_cleanly_and_soon(tmp_path, big_folder):
-    root = tmp_path / "out"
-    process = start("folder", "--source", big_folder, "--res", 48, "--out", root, "--workers", 2)
-    while not (root / ".convert" / "parts").exists() and process.poll() is None:
-        time.sleep(0.02)
-    time.sleep(0.2)
-    asked = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
-    assert time.monotonic() - asked < 3
-    assert process.returncode == 1 and "same command goes on" in out and "Traceback" not in out
-    assert not (root / "manifest.json").exists()
-
-
-def test_a_second_run_into_the_same_directory_is_refused(tmp_path, big_folder):
-    root = tmp_path / "out"
-    words = ["folder", "--source", big_folder, "--res", 48, "--out", root, "--workers", 1]
-    first = start(*words)
-    while not (root / ".convert" / "lock").exists() and first.poll() is None:
-        time.sleep(0.02)
-    os.kill(first.pid, signal.SIGSTOP)
-    try:
-        second = start(*words)
-        out, _ = second.communicate(timeout=60)
-    finally:
-        os.kill(first.pid, signal.SIGCONT)
-    assert second.returncode == 1 and "another conversion is at work" in out
-    assert first.wait(120) == 0
-
-
-def test_unfinished_work_is_continued_only_with_its_own_options(tmp_path, big_folder):
-    root = tmp_path / "out"
-    words = ["folder", "--source", big_folder, "--out", root, "--workers", 1]
-    process = start(*words, "--res", 48)
-    while not (root / ".convert" / "plan.json").exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    done = run_cli("convert", *words, "--res", 32)
-    assert done.returncode == 1 and "another command" in done.stderr
-    with pytest.raises(Error, match="did not finish"):
-        mlpdata.load(root, "train", 4)
-
-
-def test_a_torn_part_is_made_again(tmp_path, big_folder):
-    """What a power cut can leave: the journal's name, but not the bytes."""
-    root = tmp_path / "out"
-    words = ["folder", "--source", big_folder, "--res", 48, "--out", root, "--workers", 1]
-    process = start(*words)
-    parts = root / ".convert" / "parts"
-    while len(list(parts.glob("*.rows")) if parts.exists() else []) < 1 and process.poll() is None:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert not (root / "manifest.json").exists()
-    torn = next(parts.glob("*.rows")).with_suffix(".data")
-    with open(torn, "r+b") as f:
-        f.truncate(torn.stat().st_size // 2)
-    assert start(*words).wait(120) == 0
-    reference = tmp_path / "reference"
-    assert start(*words[:-4], "--out", reference).wait(120) == 0
-    assert sums(root) == sums(reference)
 
 
 def test_fidelity_is_measured_on_scaled_decodes_only():

@@ -1,0 +1,230 @@
+"""Conversions that are killed, stopped, interrupted, started twice: in the end the bytes are those of a quiet run.
+
+By hand, with more kills on an archive of one's own:
+
+    python tests/test_kills.py 30 imagenet21k --source fall11_whole.tar --res 64
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from conftest import encoded, picture, run_cli, sums
+
+import mlpdata
+from mlpdata import Error
+
+
+def start(*words):
+    command = [sys.executable, "-m", "mlpdata.cli", "convert", *map(str, words)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+@pytest.fixture(scope="module")
+def big_folder(tmp_path_factory):
+    """Enough images of enough work for a kill to hit anything: 1,800 photographs of 200 x 150 in small units."""
+    root = tmp_path_factory.mktemp("big") / "in"
+    data = [encoded(picture(200, 150, i)) for i in range(40)]
+    for c in range(6):
+        (root / f"class{c}").mkdir(parents=True)
+        for i in range(300):
+            (root / f"class{c}" / f"{i}.jpg").write_bytes(data[(7 * c + i) % 40])
+    return root
+
+
+def random_kills(words, reference, root, kills, seed):
+    """Kill runs into `root` at random moments, with 1, 2 and 5 workers, until so many hit; then let it finish.
+
+    Every time a run gets to its end the directory is compared with the reference and begun anew.
+    """
+    began = time.monotonic()
+    assert start(*words, "--out", reference, "--workers", 2).wait(300) == 0
+    whole = time.monotonic() - began
+    expected, rng, hits, finished = sums(reference), random.Random(seed), 0, 0
+    while hits < kills:
+        process = start(*words, "--out", root, "--workers", rng.choice([1, 2, 5]))
+        try:
+            assert process.wait(rng.uniform(0.15, whole)) == 0, process.stdout.read()
+        except subprocess.TimeoutExpired:
+            hits += 1
+            kind = rng.random()
+            if kind < 0.4:
+                process.kill()  # the parent alone: its workers must notice
+            elif kind < 0.6 and (workers := children(process.pid)):
+                os.kill(rng.choice(workers), signal.SIGKILL)  # one worker: the parent must notice
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait(60)
+        if (root / "manifest.json").exists():
+            finished += 1
+            process = start(*words, "--out", root)  # nothing to do, but what a killed run left is cleaned up
+            assert process.wait(60) == 0
+            assert sums(root) == expected
+            shutil.rmtree(root)
+    assert start(*words, "--out", root, "--workers", 2).wait(300) == 0
+    assert sums(root) == expected
+    return f"{hits} kills, {finished + 1} runs to the end, all with the same {len(expected)} SHA-256 sums"
+
+
+def children(pid):
+    done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(word) for word in done.stdout.split()]
+
+
+WORDS = ["--res", 48, "--shard-size", 200, "--quiet"]
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, big_folder):
+    words = ["folder", "--source", big_folder, *WORDS]
+    random_kills(words, tmp_path / "reference", tmp_path / "killed", kills=5, seed=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durable", [False, True])
+def test_killed_thirty_times(tmp_path, big_folder, durable, monkeypatch):
+    if durable:  # as for large outputs: synced, and parts cut off as they are used
+        monkeypatch.setenv(
+            "PYTHONPATH", os.pathsep.join([str(durable_path(tmp_path)), os.environ.get("PYTHONPATH", "")])
+        )
+    words = ["folder", "--source", big_folder, *WORDS]
+    print(random_kills(words, tmp_path / "reference", tmp_path / "killed", kills=30, seed=30))
+
+
+def durable_path(folder):
+    """A PYTHONPATH that makes every Python started with it treat any output as a large one."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text("import mlpdata.plan\nmlpdata.plan.DURABLE_FROM_BYTES = 0\n")
+    return os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
+
+
+def test_parts_are_cut_off_and_the_work_goes_on_from_what_is_left(tmp_path, big_folder, monkeypatch):
+    """A large output: killed while it assembles, when some parts are shorter than their journals say already."""
+    words = ["folder", "--source", big_folder, "--res", 48, "--shard-size", 20, "--quiet"]
+    reference, root = tmp_path / "reference", tmp_path / "out"
+    assert start(*words, "--out", reference).wait(120) == 0
+    monkeypatch.setenv("PYTHONPATH", durable_path(tmp_path))
+    process = start(*words, "--out", root, "--workers", 1)
+    parts, whole = root / ".convert" / "parts", 0
+    while process.poll() is None:
+        size = sum(p.stat().st_size for p in parts.glob("*.data")) if parts.exists() else 0
+        whole = max(whole, size)
+        if (root / ".convert" / "assembling").exists() and 0 < size < whole * 0.8:
+            break
+        time.sleep(0.005)
+    assert process.poll() is None, "it finished before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert sum(p.stat().st_size for p in parts.glob("*.data")) < whole * 0.8
+    assert start(*words, "--out", root, "--workers", 2).wait(120) == 0
+    assert sums(root) == sums(reference)
+
+
+def test_workers_of_a_killed_run_go_even_when_they_are_stopped(tmp_path, big_folder):
+    words = ["folder", "--source", big_folder, *WORDS, "--out", tmp_path / "out", "--workers", 2]
+    process = start(*words)
+    while not list((tmp_path / "out").glob(".convert/parts/*.data")) and process.poll() is None:
+        time.sleep(0.01)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    assert start(*words).wait(120) == 0  # nobody holds the lock
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+
+
+def test_a_killed_worker_ends_the_run_with_a_line_that_says_how_to_go_on(tmp_path, big_folder):
+    root = tmp_path / "out"
+    words = ["folder", "--source", big_folder, "--res", 48, "--out", root, "--workers", 2]
+    process = start(*words)
+    killed = False
+    deadline = time.monotonic() + 30
+    while not killed and process.poll() is None and time.monotonic() < deadline:
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        for pid in children.stdout.split()[:1]:
+            os.kill(int(pid), signal.SIGKILL)
+            killed = True
+        time.sleep(0.02)
+    out, _ = process.communicate(timeout=30)
+    assert killed and process.returncode == 1
+    assert "killed by signal 9" in out and "same command" in out and "Traceback" not in out
+    assert start(*words).wait(120) == 0
+
+
+def test_interrupt_ends_cleanly_and_soon(tmp_path, big_folder):
+    root = tmp_path / "out"
+    process = start("folder", "--source", big_folder, "--res", 48, "--out", root, "--workers", 2)
+    while not (root / ".convert" / "parts").exists() and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert time.monotonic() - asked < 3
+    assert process.returncode == 1 and "same command goes on" in out and "Traceback" not in out
+    assert not (root / "manifest.json").exists()
+
+
+def test_a_second_run_into_the_same_directory_is_refused(tmp_path, big_folder):
+    root = tmp_path / "out"
+    words = ["folder", "--source", big_folder, "--res", 48, "--out", root, "--workers", 1]
+    first = start(*words)
+    while not (root / ".convert" / "lock").exists() and first.poll() is None:
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        second = start(*words)
+        out, _ = second.communicate(timeout=60)
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert second.returncode == 1 and "another conversion is at work" in out
+    assert first.wait(120) == 0
+
+
+def test_unfinished_work_is_continued_only_with_its_own_options(tmp_path, big_folder):
+    root = tmp_path / "out"
+    words = ["folder", "--source", big_folder, "--out", root, "--workers", 1]
+    process = start(*words, "--res", 48)
+    while not (root / ".convert" / "plan.json").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    done = run_cli("convert", *words, "--res", 32)
+    assert done.returncode == 1 and "another command" in done.stderr
+    with pytest.raises(Error, match="did not finish"):
+        mlpdata.load(root, "train", 4)
+
+
+def test_a_torn_part_is_made_again(tmp_path, big_folder):
+    """What a power cut can leave: the journal's name, but not the bytes."""
+    root = tmp_path / "out"
+    words = ["folder", "--source", big_folder, "--res", 48, "--out", root, "--workers", 1]
+    process = start(*words)
+    parts = root / ".convert" / "parts"
+    while len(list(parts.glob("*.rows")) if parts.exists() else []) < 1 and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (root / "manifest.json").exists()
+    torn = next(parts.glob("*.rows")).with_suffix(".data")
+    with open(torn, "r+b") as f:
+        f.truncate(torn.stat().st_size // 2)
+    assert start(*words).wait(120) == 0
+    reference = tmp_path / "reference"
+    assert start(*words[:-4], "--out", reference).wait(120) == 0
+    assert sums(root) == sums(reference)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+        print(random_kills(sys.argv[2:], Path(folder) / "reference", Path(folder) / "killed", int(sys.argv[1]), seed=0))
