@@ -128,7 +128,7 @@ def test_broken_images_are_counted_and_named(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- rules
 
 ORDER = [
-    {"manifest", "image", "progress", "labels", "engines"},
+    {"manifest", "image", "progress", "labels", "engines", "draws", "pixels"},
     {"sources", "tar", "beton"},
     {"datasets", "parts", "augment", "publish"},
     {"shards", "loader"},
