@@ -41,6 +41,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 LAYOUTS = ("nchw", "channels_last", "flat")
 ERASE_SCALE, ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's RandomErasing
 CHUNK = 32  # images a step of the eager pass on the CPU: their float32 pixels stay in the cache; even, for the pairs
+FEW = 3  # images: as many run as they are, for the compiler would make a version of their own for them
 COMPILE_PAYS_S = 30.0  # of eager work on the CPU before it is worth the compiler's 10 to 20 seconds
 
 
@@ -141,28 +142,25 @@ class Augment:
     @torch.no_grad()
     def apply(self, batch: Batch, epoch: int, seed: int) -> Batch:
         """Augment a batch of uint8 (N, H, W, 3) images, or of luma and chroma. Never waits for the device."""
-        draw = Draws.of(batch.ids, seed, epoch)
-        x, lam = _runner(self)(batch.images, batch.chroma, draw)
+        run = _runner(self, *batch.images.shape[1:3], batch.chroma is not None, batch.images.device)
+        draw = Draws.of(batch.ids, seed, epoch, run.purposes)
+        x, lam = run(batch.images, batch.chroma, draw.values)
         mix_labels = None if lam is None else batch.labels.index_select(0, _neighbour(batch.ids))
         return Batch(x, batch.labels, batch.ids, mix_labels, lam)
 
     # -------------------------------------------------------------------------------------------------------- plan
 
-    def _plan(self, ids, key, tables: dict[str, torch.Tensor], height: int, width: int, ycc: bool):
-        """Draw what is done to each sample: (_Plan, lam or None)."""
-        draw = Draws(ids, key)
+    def _plan(self, values, purposes, tables: dict[str, torch.Tensor], height: int, width: int, ycc: bool):
+        """What the draws mean for each sample: (_Plan, lam or None)."""
+        draw = Draws(values, purposes)
         size = (self.res or height, self.res or width)
         rows = columns = factors = holes = paste = share = lam = None
         if ycc or self.crop_scale is not None or self.pad or self.flip or size != (height, width):
             rows, columns = self._positions(draw, tables, height, width, size)
         if self.brightness or self.contrast or self.saturation:
-            jitter = (
-                (draws.BRIGHTNESS, self.brightness),
-                (draws.CONTRAST, self.contrast),
-                (draws.SATURATION, self.saturation),
-            )
-            low = [max(0.0, 1 - x) for _, x in jitter]
-            factors = torch.stack([a + (1 + x - a) * draw.uniform(p) for a, (p, x) in zip(low, jitter, strict=True)], 1)
+            jitter = zip(draws.JITTER, (self.brightness, self.contrast, self.saturation), strict=True)
+            spans = [(draw.uniform(purpose), max(0.0, 1 - x), 1 + x) for purpose, x in jitter]
+            factors = torch.stack([low + (high - low) * u for u, low, high in spans], 1)
         boxes = []
         if self.cutout:
             boxes.append(draws.cutout_boxes(draw, size, self.cutout))
@@ -175,8 +173,8 @@ class Augment:
         if self.cutmix:
             paste = draws.cutmix_boxes(draw, size, draws.look_up(tables["cutmix"], draw.uniform(draws.CUTMIX)))
             if self.mixup:
-                pair = ids.index_select(0, torch.arange(len(ids), device=ids.device) & -2)
-                cut = Draws(pair, key).uniform(draws.WHICH_MIX) < 0.5
+                first = torch.arange(len(values), device=values.device) & -2
+                cut = draw.uniform(draws.WHICH_MIX)[first] < 0.5
                 paste, share = paste * cut.unsqueeze(1), torch.where(cut, 1.0, share)
             else:
                 share = torch.ones_like(draw.uniform(draws.CUTMIX))
@@ -191,7 +189,7 @@ class Augment:
                 draw, height, width, self.crop_scale, tables["crop"], self.crop_ratio
             ).unbind(1)
         else:
-            top = left = torch.zeros_like(draw.ids)
+            top = left = torch.zeros(len(draw.values), dtype=torch.int64, device=draw.values.device)
             if self.pad:
                 top = draw.integer(draws.PAD_TOP, 2 * self.pad + 1) - self.pad
                 left = draw.integer(draws.PAD_LEFT, 2 * self.pad + 1) - self.pad
@@ -272,6 +270,20 @@ class Augment:
         x = x.view(-1, 3, *x.shape[2:])
         return x.flatten(1) if self.layout == "flat" else x
 
+    def _purposes(self) -> tuple[int, ...]:
+        """What random numbers are needed for."""
+        wanted = (
+            (self.crop_scale, draws.CROP),
+            (self.pad, (draws.PAD_TOP, draws.PAD_LEFT)),
+            (self.flip, (draws.FLIP,)),
+            (self.brightness or self.contrast or self.saturation, draws.JITTER),
+            (self.cutout, (draws.CUTOUT_TOP, draws.CUTOUT_LEFT)),
+            (self.erase, draws.ERASING),
+            (self.mixup, (draws.MIXUP,)),
+            (self.cutmix, (draws.CUTMIX, draws.CUTMIX_TOP, draws.CUTMIX_LEFT, draws.WHICH_MIX)),
+        )
+        return tuple(purpose for asked, purposes in wanted if asked for purpose in purposes)
+
     def _tables(self, device: torch.device) -> dict[str, torch.Tensor]:
         """The quantiles that the draws are looked up in; made once a device."""
         tables = {}
@@ -289,21 +301,24 @@ class Augment:
 
 
 class _Runner:
-    """Runs an Augment, compiled or not; the results are the same."""
+    """Runs an Augment on images of one kind, compiled or not; the results are the same."""
 
-    def __init__(self, augment: Augment):
+    def __init__(self, augment: Augment, height: int, width: int, ycc: bool, device: torch.device):
         self.augment, self.eager_s = augment, 0.0
+        self.purposes = augment._purposes()
+        self.kind = self.purposes, augment._tables(device), height, width, ycc
+        self.on_cpu = device.type == "cpu"
         self.allowed = augment.compile is not False
         self.plan, self.pixels = (_compiled(f) for f in (augment._plan, augment._pixels))
 
-    def __call__(self, images, chroma, draw: Draws) -> tuple[torch.Tensor, torch.Tensor | None]:
-        a, n = self.augment, len(images)
-        facts = (a._tables(images.device), *images.shape[1:3], chroma is not None)
-        if self.allowed and n > 1 and self._pays(images.device):
+    def __call__(self, images, chroma, values) -> tuple[torch.Tensor, torch.Tensor | None]:
+        n = len(images)
+        pays = self.augment.compile or not self.on_cpu or self.eager_s > COMPILE_PAYS_S
+        if self.allowed and pays and n > FEW:
             try:
-                images, chroma, ids = (t if t is None else _any_length(t) for t in (images, chroma, draw.ids))
-                plan, lam = self.plan(ids, draw.key, *facts)
-                return self.pixels(images, chroma, _Plan(*(t if t is None else _any_length(t) for t in plan))), lam
+                images, chroma, values = _any_length(images, chroma, values)
+                plan, lam = self.plan(values, *self.kind)
+                return self.pixels(images, chroma, _Plan(*_any_length(*plan))), lam
             except torch.OutOfMemoryError:
                 raise
             except Exception as e:
@@ -311,21 +326,14 @@ class _Runner:
                 reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
                 warnings.warn(f"augmentation is not compiled, which makes it slower: {reason}", RuntimeWarning, 1)
         started = time.perf_counter()
-        plan, lam = a._plan(draw.ids, draw.key, *facts)
-        step = CHUNK if images.device.type == "cpu" else max(n, 1)
+        plan, lam = self.augment._plan(values, *self.kind)
+        step = CHUNK if self.on_cpu else max(n, 1)
         parts = [slice(k, k + step) for k in range(0, max(n, 1), step)]
-        x = [
-            a._pixels(
-                *(t if t is None else t[p] for t in (images, chroma)), _Plan(*(t if t is None else t[p] for t in plan))
-            )
-            for p in parts
-        ]
-        x = torch.cat(x) if len(x) > 1 else x[0]
+        parts = [[t if t is None else t[p] for t in (images, chroma, *plan)] for p in parts]
+        parts = [self.augment._pixels(images, chroma, _Plan(*plan)) for images, chroma, *plan in parts]
+        x = torch.cat(parts) if len(parts) > 1 else parts[0]
         self.eager_s += time.perf_counter() - started
         return x, lam
-
-    def _pays(self, device: torch.device) -> bool:
-        return self.augment.compile or device.type != "cpu" or self.eager_s > COMPILE_PAYS_S
 
 
 _runner = cache(_Runner)
@@ -341,11 +349,13 @@ def _compiled(method):
     return torch.compile(types.MethodType(copy, method.__self__), fullgraph=True, dynamic=False)
 
 
-def _any_length(t: torch.Tensor) -> torch.Tensor:
-    """A view of t which the compiler does not tie to its number of samples."""
-    t = t.detach()
-    torch._dynamo.maybe_mark_dynamic(t, 0)
-    return t
+def _any_length(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Views of tensors which the compiler does not tie to their number of samples."""
+    views = [t if t is None else t.detach() for t in tensors]
+    for view in views:
+        if view is not None:
+            torch._dynamo.maybe_mark_dynamic(view, 0)
+    return views
 
 
 # --------------------------------------------------------------------------------------------------------- pixels

@@ -17,10 +17,20 @@ TRIES = 10  # random boxes tried until one fits, as in torchvision's RandomResiz
 
 # What a draw is for; draws for different purposes are independent. Part of a run's identity: never renumber.
 AREA, RATIO, TOP, LEFT, FLIP, MIXUP = 0, TRIES, 2 * TRIES, 2 * TRIES + 1, 2 * TRIES + 2, 2 * TRIES + 3
-PAD_TOP, PAD_LEFT, BRIGHTNESS, CONTRAST, SATURATION = 24, 25, 26, 27, 28
+PAD_TOP, PAD_LEFT = 24, 25
+JITTER = BRIGHTNESS, CONTRAST, SATURATION = 26, 27, 28
 CUTOUT_TOP, CUTOUT_LEFT, ERASE, ERASE_TOP, ERASE_LEFT = 29, 30, 31, 32, 33
 CUTMIX, CUTMIX_TOP, CUTMIX_LEFT, WHICH_MIX = 34, 35, 36, 37
 ERASE_AREA, ERASE_RATIO = 40, 40 + TRIES
+
+CROP = (*range(AREA, AREA + TRIES), *range(RATIO, RATIO + TRIES), TOP, LEFT)
+ERASING = (
+    ERASE,
+    ERASE_TOP,
+    ERASE_LEFT,
+    *range(ERASE_AREA, ERASE_AREA + TRIES),
+    *range(ERASE_RATIO, ERASE_RATIO + TRIES),
+)
 
 _ADD, _MUL1, _MUL2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
@@ -28,28 +38,30 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws for some samples. ids: int64 (N,). key: int64 (), of seed and epoch, on the same device."""
+    """Draws of some samples for some purposes. values: float32 (N, len(purposes)), from 0 to below 1."""
 
-    ids: torch.Tensor
-    key: torch.Tensor
+    values: torch.Tensor
+    purposes: tuple[int, ...]
 
     @classmethod
-    def of(cls, ids: torch.Tensor, seed: int, epoch: int) -> Draws:
-        # torch.full passes its number with the launch: nothing is copied, nothing waits for the device.
-        return cls(ids, torch.full((), _signed(_mix(_mix(seed) ^ epoch)), dtype=torch.int64, device=ids.device))
-
-    def uniform(self, purpose: int) -> torch.Tensor:
-        """A number in [0, 1) for each sample: float32 (N,), a multiple of 2^-24.
+    def of(cls, ids: torch.Tensor, seed: int, epoch: int, purposes: tuple[int, ...]) -> Draws:
+        """Draw for each id, int64 (N,). Values are multiples of 2^-24.
 
         SplitMix64's finaliser (Steele, Lea, Flood 2014) over a counter made of all four inputs.
         """
-        bits = _mix_tensor(self.ids ^ _mix_tensor(self.key ^ purpose))
-        return ((bits >> 40) & 0xFFFFFF).to(torch.float32) * (1 / (1 << 24))
+        # torch.full passes its number with the launch: nothing is copied, nothing waits for the device.
+        key = torch.full((), _signed(_mix(_mix(seed) ^ epoch)), dtype=torch.int64, device=ids.device)
+        bits = _mix_tensor(ids.unsqueeze(1) ^ _mix_tensor(key ^ _tensor(purposes, ids.device)))
+        return cls(((bits >> 40) & 0xFFFFFF).to(torch.float32) * (1 / (1 << 24)), purposes)
 
-    def uniforms(self, purpose: int, count: int) -> torch.Tensor:
-        """Draws for `count` purposes from `purpose` on: float32 (count, N)."""
-        purposes = torch.arange(purpose, purpose + count, device=self.ids.device).unsqueeze(1)
-        return self.uniform(purposes)
+    def uniform(self, purpose: int) -> torch.Tensor:
+        """A number in [0, 1) for each sample: float32 (N,)."""
+        return self.values[:, self.purposes.index(purpose)]
+
+    def tries(self, purpose: int) -> torch.Tensor:
+        """Numbers in [0, 1) for the TRIES purposes from `purpose` on: float32 (N, TRIES)."""
+        first = self.purposes.index(purpose)
+        return self.values[:, first : first + TRIES]
 
     def integer(self, purpose: int, count: torch.Tensor | int) -> torch.Tensor:
         """A number from 0 to count - 1: int64 (N,)."""
@@ -58,7 +70,12 @@ class Draws:
 
 def uniform(ids: torch.Tensor, seed: int, epoch: int, purpose: int) -> torch.Tensor:
     """A number in [0, 1) for each id: int64 (N,) -> float32 (N,)."""
-    return Draws.of(ids, seed, epoch).uniform(purpose)
+    return Draws.of(ids, seed, epoch, (purpose,)).uniform(purpose)
+
+
+@cache
+def _tensor(purposes: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(purposes, dtype=torch.int64, device=device)
 
 
 def _signed(x: int) -> int:
@@ -160,13 +177,13 @@ def cutmix_boxes(draws: Draws, size: tuple[int, int], lam: torch.Tensor) -> torc
 
 
 def _sides(draws: Draws, area: int, ratio: int, pixels: int, scale, ratios) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sides of the boxes tried, float32 (TRIES, N) each; the ratio is that of the first to the second."""
-    size = pixels * (scale[0] + (scale[1] - scale[0]) * draws.uniforms(area, TRIES))
-    aspect = look_up(ratios, draws.uniforms(ratio, TRIES))
+    """Sides of the boxes tried, float32 (N, TRIES) each; the ratio is that of the first to the second."""
+    size = pixels * (scale[0] + (scale[1] - scale[0]) * draws.tries(area))
+    aspect = look_up(ratios, draws.tries(ratio))
     return torch.round(torch.sqrt(size * aspect)), torch.round(torch.sqrt(size / aspect))
 
 
 def _first(high, wide, fits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Whether any box fits, bool (N,), and the sides of the first that does, int64 (N,) each, 0 where none does."""
-    first = fits & (fits.cumsum(0) == 1)
-    return fits.any(0), (high * first).sum(0).long(), (wide * first).sum(0).long()
+    first = fits & (fits.cumsum(1) == 1)
+    return fits.any(1), (high * first).sum(1).long(), (wide * first).sum(1).long()

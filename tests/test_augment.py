@@ -16,7 +16,7 @@ def batch(n=64, height=32, width=32, first=0):
 
 def crops(ids, height, width, scale, ratio, epoch, seed):
     table = draws.ratio_table(*ratio, ids.device)
-    return draws.crop_boxes(Draws.of(ids, seed, epoch), height, width, scale, table, ratio).unbind(1)
+    return draws.crop_boxes(Draws.of(ids, seed, epoch, draws.CROP), height, width, scale, table, ratio).unbind(1)
 
 
 def part(whole, start, stop):
