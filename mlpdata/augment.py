@@ -1,26 +1,48 @@
 """A batch to its augmented version, on the device, in one pass.
 
-Shapes: N batch, H x W stored image, R augmented image. Every random number is a hash of (seed, epoch, sample id,
-purpose): a sample's augmentation does not depend on the batch it is in, on workers, ranks or a resume.
+Shapes: N batch, H x W stored image, R augmented image. `_plan` turns a few random numbers a sample into positions and
+boxes; `_pixels` reads uint8 and writes the training dtype, and is one kernel under torch.compile.
 
-The crop is two small matrix products, rows then columns, with the bilinear weights as matrices. Flipping mirrors the
-columns' weights and normalising scales the rows', so both are free.
+Positions are in 1/256 pixel, so a bilinear weight has 8 bits, as in a GPU's texture unit, and a sum of four pixels by
+two weights each has 24: float32 holds it exactly. That is why results are equal bit for bit whether compiled or not,
+as gathers or as matrix products, and however batches are cut.
 """
 
 from __future__ import annotations
 
-import math
+import time
+import types
+import warnings
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
+from mlpdata import draws
+from mlpdata.draws import Draws
+from mlpdata.pixels import (
+    blend,
+    cover,
+    from_ycc420,
+    gather,
+    grey,
+    grey_mean,
+    inside,
+    products,
+    spread,
+    to_rgb,
+    to_ycc420,
+)
+
+__all__ = ["Augment", "Batch", "from_ycc420", "to_ycc420"]
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("nchw", "channels_last", "flat")
-TRIES = 10  # random boxes tried until one fits, as in torchvision.transforms.RandomResizedCrop.get_params
-
-# What a draw is for; draws for different purposes are independent.
-AREA, RATIO, TOP, LEFT, FLIP, MIXUP = 0, TRIES, 2 * TRIES, 2 * TRIES + 1, 2 * TRIES + 2, 2 * TRIES + 3
+ERASE_SCALE, ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's RandomErasing
+CHUNK = 32  # images a step of the eager pass on the CPU: their float32 pixels stay in the cache; even, for the pairs
+FEW = 3  # images: as many run as they are, for the compiler would make a version of their own for them
+COMPILE_PAYS_S = 30.0  # of eager work on the CPU before it is worth the compiler's 10 to 20 seconds
 
 
 @dataclass(slots=True)
@@ -29,7 +51,8 @@ class Batch:
 
     images: uint8 (N, H, W, 3), or what the augmentation made of them. labels, ids: int64 (N,); an id is the sample's
     position in its split. mix_labels, mix_lam: the partner's label, int64 (N,), and the own label's weight, float32
-    (N,); None without mixup.
+    (N,); None without mixup or cutmix. chroma: None, or uint8 (N, ceil(H/2), ceil(W/2), 2), Cb and Cr as `to_ycc420`
+    makes them; images is then the luma, uint8 (N, H, W, 1).
     """
 
     images: torch.Tensor
@@ -37,31 +60,63 @@ class Batch:
     ids: torch.Tensor
     mix_labels: torch.Tensor | None = None
     mix_lam: torch.Tensor | None = None
+    chroma: torch.Tensor | None = None
+
+
+class _Plan(NamedTuple):
+    """What is done to each sample; first dimension N throughout, None for what is not asked for."""
+
+    rows: torch.Tensor | None = None  # int32 (N, R): where each output row is taken from, in 1/256 pixel
+    columns: torch.Tensor | None = None  # the same across
+    factors: torch.Tensor | None = None  # float32 (N, 3): of brightness, contrast, saturation
+    holes: torch.Tensor | None = None  # int64 (N, K, 4): boxes (top, left, height, width) to blank
+    paste: torch.Tensor | None = None  # int64 (N, 4): the box where the partner shows
+    share: torch.Tensor | None = None  # float32 (N,): the own image's share outside of it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What is done to a batch. Without random parts it is the evaluation transform.
+    """What is done to a batch, in this order. Without random parts it is the evaluation transform.
 
     res:        output pixels a side; None keeps the stored size.
     crop_scale: share of the area a random crop takes, (low, high); None for no crop.
     crop_ratio: width over height of a crop, (low, high), drawn log-uniformly.
+    pad:        pixels of black put around the image, of which a window of its own size is then taken at random.
+                Excludes crop_scale.
     flip:       mirror every other image at random.
+    brightness, contrast, saturation: a factor from max(0, 1 - x) to 1 + x, as torchvision's ColorJitter, but always in
+                this order.
+    cutout:     side of a square around a random output pixel that is set to the mean (0 after normalising).
+    erase:      probability of torchvision's RandomErasing: a box of 2 to 33% of the area, set to the mean.
     mixup:      alpha of Beta(alpha, alpha); 0 for none. One weight a sample, where the paper draws one a batch: the
                 same distribution, and independent of how batches are cut. The partner is the batch's neighbour.
+    cutmix:     alpha of the share that stays of the image, the rest being a box out of the neighbour. With mixup too,
+                each pair of neighbours takes either, at even odds.
     mean, std:  per channel, on the scale of 0 to 1; None leaves values from 0 to 1.
     dtype:      of the output. layout: "nchw", "channels_last" (in memory), "flat" (N, 3 * R * R), channels first.
+    compile:    True and False force or forbid torch.compile, with the same results; None compiles at once for a GPU,
+                on the CPU after half a minute of work. Where compiling fails, a warning says so once.
+
+    Test-time crops are the same thing: crop k of a sample is what `apply` makes of it as epoch k.
     """
 
     res: int | None = None
     crop_scale: tuple[float, float] | None = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    pad: int = 0
     flip: bool = True
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    cutout: int = 0
+    erase: float = 0.0
     mixup: float = 0.0
+    cutmix: float = 0.0
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     dtype: str = "float32"
     layout: str = "nchw"
+    compile: bool | None = None
 
     def __post_init__(self):
         if self.res is not None and self.res < 1:
@@ -70,8 +125,13 @@ class Augment:
             raise ValueError(f"crop_scale must be (low, high) with 0 < low <= high <= 1, not {self.crop_scale}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop_ratio must be (low, high) with 0 < low <= high, not {self.crop_ratio}")
-        if self.mixup < 0:
-            raise ValueError(f"mixup must not be negative: {self.mixup}")
+        for name in ("pad", "brightness", "contrast", "saturation", "cutout", "erase", "mixup", "cutmix"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative: {getattr(self, name)}")
+        if self.pad and self.crop_scale is not None:
+            raise ValueError("pad and crop_scale exclude each other: set one of them to 0 or null")
+        if self.erase > 1:
+            raise ValueError(f"erase is a probability, not {self.erase}")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std come together")
         if self.std is not None and min(self.std) <= 0:
@@ -79,151 +139,228 @@ class Augment:
         if self.dtype not in DTYPES or self.layout not in LAYOUTS:
             raise ValueError(f"dtype is one of {', '.join(DTYPES)}, layout of {', '.join(LAYOUTS)}")
 
+    @torch.no_grad()
     def apply(self, batch: Batch, epoch: int, seed: int) -> Batch:
-        """Augment a batch of uint8 (N, H, W, 3) images. Never waits for the device."""
-        images, ids = batch.images, batch.ids
-        x = _to_unit(images, self.mean, self.std)
-        height, width = images.shape[1:3]
-        res = self.res
-        if self.crop_scale is not None or self.flip or (res is not None and (height, width) != (res, res)):
-            rows, columns = self._weights(ids, height, width, epoch, seed)
-            x = torch.matmul(torch.matmul(rows, x), columns)
-        mix_labels = lam = None
+        """Augment a batch of uint8 (N, H, W, 3) images, or of luma and chroma. Never waits for the device."""
+        run = _runner(self, *batch.images.shape[1:3], batch.chroma is not None, batch.images.device)
+        draw = Draws.of(batch.ids, seed, epoch, run.purposes)
+        x, lam = run(batch.images, batch.chroma, draw.values)
+        mix_labels = None if lam is None else batch.labels.index_select(0, _neighbour(batch.ids))
+        return Batch(x, batch.labels, batch.ids, mix_labels, lam)
+
+    # -------------------------------------------------------------------------------------------------------- plan
+
+    def _plan(self, values, purposes, tables: dict[str, torch.Tensor], height: int, width: int, ycc: bool):
+        """What the draws mean for each sample: (_Plan, lam or None)."""
+        draw = Draws(values, purposes)
+        size = (self.res or height, self.res or width)
+        rows = columns = factors = holes = paste = share = lam = None
+        if ycc or self.crop_scale is not None or self.pad or self.flip or size != (height, width):
+            rows, columns = self._positions(draw, tables, height, width, size)
+        if self.brightness or self.contrast or self.saturation:
+            jitter = zip(draws.JITTER, (self.brightness, self.contrast, self.saturation), strict=True)
+            spans = [(draw.uniform(purpose), max(0.0, 1 - x), 1 + x) for purpose, x in jitter]
+            factors = torch.stack([low + (high - low) * u for u, low, high in spans], 1)
+        boxes = []
+        if self.cutout:
+            boxes.append(draws.cutout_boxes(draw, size, self.cutout))
+        if self.erase:
+            boxes.append(draws.erase_boxes(draw, size, self.erase, ERASE_SCALE, tables["erase"]))
+        if boxes:
+            holes = torch.stack(boxes, 1)
         if self.mixup:
-            lam = beta(uniform(ids, seed, epoch, MIXUP), self.mixup)
-            # Neighbours swap: batches cut at even places mix the same pairs. An odd last one is its own partner.
-            partner = (torch.arange(len(ids), device=ids.device) ^ 1).clamp_(max=len(ids) - 1)
-            weight = lam.view(-1, 1, 1, 1)
-            x = weight * x + (1 - weight) * x.index_select(0, partner)
-            mix_labels = batch.labels.index_select(0, partner)
-        x = x.to(DTYPES[self.dtype])
-        if self.layout == "flat":
-            x = x.flatten(1)
-        elif self.layout == "channels_last":
-            x = x.contiguous(memory_format=torch.channels_last)
-        return Batch(x, batch.labels, ids, mix_labels, lam)
+            lam = share = draws.look_up(tables["mixup"], draw.uniform(draws.MIXUP))
+        if self.cutmix:
+            paste = draws.cutmix_boxes(draw, size, draws.look_up(tables["cutmix"], draw.uniform(draws.CUTMIX)))
+            if self.mixup:
+                first = torch.arange(len(values), device=values.device) & -2
+                cut = draw.uniform(draws.WHICH_MIX)[first] < 0.5
+                paste, share = paste * cut.unsqueeze(1), torch.where(cut, 1.0, share)
+            else:
+                share = torch.ones_like(draw.uniform(draws.CUTMIX))
+            kept = 1 - paste[:, 2] * paste[:, 3] / (size[0] * size[1])
+            lam = kept * share
+        return _Plan(rows, columns, factors, holes, paste, share), lam
 
-    def _weights(self, ids, height: int, width: int, epoch: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bilinear weights: rows (N, 1, R, H) and columns (N, 1, W, R) with result = rows @ image @ columns."""
-        n = len(ids)
-        if self.crop_scale is None:
-            top = left = torch.zeros(n, device=ids.device)
-            high, wide = torch.full_like(top, height), torch.full_like(top, width)
+    def _positions(self, draw, tables, height, width, size) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the output's rows and columns lie in the stored image: int32 (N, R) each, in 1/256 pixel."""
+        if self.crop_scale is not None:
+            top, left, high, wide = draws.crop_boxes(
+                draw, height, width, self.crop_scale, tables["crop"], self.crop_ratio
+            ).unbind(1)
         else:
-            top, left, high, wide = crop_boxes(ids, height, width, self.crop_scale, self.crop_ratio, epoch, seed)
-        rows = _hat(top, high, self.res or height, height)
-        columns = _hat(left, wide, self.res or width, width)
+            top = left = torch.zeros(len(draw.values), dtype=torch.int64, device=draw.values.device)
+            if self.pad:
+                top = draw.integer(draws.PAD_TOP, 2 * self.pad + 1) - self.pad
+                left = draw.integer(draws.PAD_LEFT, 2 * self.pad + 1) - self.pad
+            high, wide = torch.full_like(top, height), torch.full_like(top, width)
+        rows, columns = spread(top, high, size[0]), spread(left, wide, size[1])
         if self.flip:
-            mirror = uniform(ids, seed, epoch, FLIP) < 0.5
-            columns = torch.where(mirror.view(-1, 1, 1), columns.flip(1), columns)
-        return rows.unsqueeze(1), columns.transpose(1, 2).unsqueeze(1)
+            mirror = draw.uniform(draws.FLIP) < 0.5
+            columns = torch.where(mirror.unsqueeze(1), columns.flip(1), columns)
+        return rows, columns
+
+    # ------------------------------------------------------------------------------------------------------ pixels
+
+    def _pixels(self, images, chroma, plan: _Plan) -> torch.Tensor:
+        """Stored pixels to the finished batch."""
+        compiled = torch.compiler.is_compiling() or images.device.type != "cpu"
+        if plan.share is None:
+            return self._laid_out([self._shade(images, chroma, plan, None, compiled)])[: len(images)]
+        # A pair is made by the same step, which reads each of its images once. An odd last image is its own partner.
+        even = torch.arange(0, len(images), 2, device=images.device)
+        odd = (even + 1).clamp(max=len(images) - 1)
+        if compiled:
+            first, second = (self._shade(images, chroma, plan, which, True) for which in (even, odd))
+        else:
+            shaded = self._shade(images, chroma, plan, None, False)
+            first, second = ([c.index_select(0, which) for c in shaded] for which in (even, odd))
+        mixed = []
+        for own, other, which in ((first, second, even), (second, first, odd)):
+            share = plan.share[which].view(-1, 1, 1)
+            if plan.paste is not None:
+                share = torch.where(inside(plan.paste[which], own[0]), 0.0, share)
+            mixed.append([share * a + (1 - share) * b for a, b in zip(own, other, strict=True)])
+        return self._laid_out(mixed)[: len(images)]
+
+    def _shade(self, images, chroma, plan: _Plan, which, compiled: bool) -> list[torch.Tensor]:
+        """Some images (`which`, int64 (n,); None for all) but for mixing: three times float32 (n, R, R)."""
+        if which is not None:
+            plan = _Plan(*(t if t is None else t[which] for t in plan))
+        take = gather if compiled else products
+        if plan.rows is None:
+            planes = list((images if which is None else images[which]).float().unbind(3))
+        else:
+            planes = take(images, which, plan.rows, plan.columns)
+        if chroma is not None:
+            planes = self._with_chroma(planes[0], images.shape, chroma, plan, which, take)
+        if self.brightness:
+            planes = [(c * plan.factors[:, 0].view(-1, 1, 1)).clamp(0, 255) for c in planes]
+        if self.contrast:
+            planes = blend(planes, grey_mean(planes).view(-1, 1, 1), plan.factors[:, 1])
+        if self.saturation:
+            planes = blend(planes, grey(planes), plan.factors[:, 2])
+        if self.mean is None:
+            planes = [c * (1 / 255) for c in planes]
+        else:
+            planes = [c * (1 / (255 * s)) + -m / s for c, m, s in zip(planes, self.mean, self.std, strict=True)]
+        if plan.holes is not None:
+            for hole in plan.holes.unbind(1):
+                blank = inside(hole, planes[0])
+                planes = [torch.where(blank, 0.0, c) for c in planes]
+        return planes
+
+    def _with_chroma(self, luma, shape, chroma, plan: _Plan, which, take) -> list[torch.Tensor]:
+        """Luma as sampled to red, green, blue. Chroma pixel k lies between the luma pixels 2k and 2k + 1."""
+        half = (((p - 128) >> 1) for p in (plan.rows, plan.columns))
+        half = [p.clamp(0, 256 * (size - 1)) for p, size in zip(half, chroma.shape[1:3], strict=True)]
+        cb, cr = (c - 128 for c in take(chroma, which, *half))
+        if self.pad:  # black has no colour
+            there = cover(plan.rows, shape[1]).unsqueeze(2) * cover(plan.columns, shape[2]).unsqueeze(1)
+            cb, cr = cb * there, cr * there
+        return to_rgb(luma, cb, cr)
+
+    def _laid_out(self, turns: list[list[torch.Tensor]]) -> torch.Tensor:
+        """Planes of every k-th image to the batch, in the output's type and layout."""
+        turns = [[c.to(DTYPES[self.dtype]) for c in planes] for planes in turns]
+        if self.layout == "channels_last":
+            x = torch.stack([torch.stack(planes, 3) for planes in turns], 1).flatten(0, 1)
+            return x.permute(0, 3, 1, 2)
+        x = torch.stack([c for planes in turns for c in planes], 1)
+        x = x.view(-1, 3, *x.shape[2:])
+        return x.flatten(1) if self.layout == "flat" else x
+
+    def _purposes(self) -> tuple[int, ...]:
+        """What random numbers are needed for."""
+        wanted = (
+            (self.crop_scale, draws.CROP),
+            (self.pad, (draws.PAD_TOP, draws.PAD_LEFT)),
+            (self.flip, (draws.FLIP,)),
+            (self.brightness or self.contrast or self.saturation, draws.JITTER),
+            (self.cutout, (draws.CUTOUT_TOP, draws.CUTOUT_LEFT)),
+            (self.erase, draws.ERASING),
+            (self.mixup, (draws.MIXUP,)),
+            (self.cutmix, (draws.CUTMIX, draws.CUTMIX_TOP, draws.CUTMIX_LEFT, draws.WHICH_MIX)),
+        )
+        return tuple(purpose for asked, purposes in wanted if asked for purpose in purposes)
+
+    def _tables(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """The quantiles that the draws are looked up in; made once a device."""
+        tables = {}
+        if self.crop_scale is not None:
+            tables["crop"] = draws.ratio_table(*self.crop_ratio, device)
+        if self.erase:
+            tables["erase"] = draws.ratio_table(*ERASE_RATIO, device)
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name):
+                tables[name] = draws.beta_table(getattr(self, name), device)
+        return tables
 
 
-# ---------------------------------------------------------------------------------------------------------- draws
+# --------------------------------------------------------------------------------------------------------- running
 
 
-def uniform(ids: torch.Tensor, seed: int, epoch: int, purpose: int) -> torch.Tensor:
-    """A number in [0, 1) for each id: int64 (N,) -> float32 (N,), the same on any device.
+class _Runner:
+    """Runs an Augment on images of one kind, compiled or not; the results are the same."""
 
-    SplitMix64's finaliser (Steele, Lea, Flood 2014) over a counter made of all four inputs.
+    def __init__(self, augment: Augment, height: int, width: int, ycc: bool, device: torch.device):
+        self.augment, self.eager_s = augment, 0.0
+        self.purposes = augment._purposes()
+        self.kind = self.purposes, augment._tables(device), height, width, ycc
+        self.on_cpu = device.type == "cpu"
+        self.allowed = augment.compile is not False
+        self.plan, self.pixels = (_compiled(f) for f in (augment._plan, augment._pixels))
+
+    def __call__(self, images, chroma, values) -> tuple[torch.Tensor, torch.Tensor | None]:
+        n = len(images)
+        pays = self.augment.compile or not self.on_cpu or self.eager_s > COMPILE_PAYS_S
+        if self.allowed and pays and n > FEW:
+            try:
+                images, chroma, values = _any_length(images, chroma, values)
+                plan, lam = self.plan(values, *self.kind)
+                return self.pixels(images, chroma, _Plan(*_any_length(*plan))), lam
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as e:
+                self.allowed = False
+                reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
+                warnings.warn(f"augmentation is not compiled, which makes it slower: {reason}", RuntimeWarning, 1)
+        started = time.perf_counter()
+        plan, lam = self.augment._plan(values, *self.kind)
+        step = CHUNK if self.on_cpu else max(n, 1)
+        parts = [slice(k, k + step) for k in range(0, max(n, 1), step)]
+        parts = [[t if t is None else t[p] for t in (images, chroma, *plan)] for p in parts]
+        parts = [self.augment._pixels(images, chroma, _Plan(*plan)) for images, chroma, *plan in parts]
+        x = torch.cat(parts) if len(parts) > 1 else parts[0]
+        self.eager_s += time.perf_counter() - started
+        return x, lam
+
+
+_runner = cache(_Runner)
+
+
+def _compiled(method):
+    """A method under torch.compile for one image size and any number of images.
+
+    The compiler counts the versions of a code object and gives up at eight: each Augment has its own copy.
     """
-    key = _mix(_mix(_mix(seed) ^ epoch) ^ purpose)
-    bits = _mix_tensor(ids ^ _signed(key))
-    return ((bits >> 40) & 0xFFFFFF).to(torch.float32) * (1 / (1 << 24))
+    f = method.__func__
+    copy = types.FunctionType(f.__code__.replace(), f.__globals__, f.__name__)
+    return torch.compile(types.MethodType(copy, method.__self__), fullgraph=True, dynamic=False)
 
 
-_ADD, _MUL1, _MUL2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_MASK = (1 << 64) - 1
-
-
-def _signed(x: int) -> int:
-    return x - (1 << 64) if x >= 1 << 63 else x
-
-
-def _mix(x: int) -> int:
-    x = (x + _ADD) & _MASK
-    x = ((x ^ (x >> 30)) * _MUL1) & _MASK
-    x = ((x ^ (x >> 27)) * _MUL2) & _MASK
-    return x ^ (x >> 31)
-
-
-def _mix_tensor(x: torch.Tensor) -> torch.Tensor:
-    """_mix on int64 tensors: products wrap, and a logical shift is an arithmetic one with its sign bits cut off."""
-    x = x + _signed(_ADD)
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(_MUL1)
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(_MUL2)
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
-@cache
-def _beta_quantiles(alpha: float, points: int = 4097) -> torch.Tensor:
-    """Quantiles of Beta(alpha, alpha) at points equally spaced probabilities, float32, by integrating its density.
-
-    With x = sin^2 t the density is (sin t cos t)^(2 alpha - 1), which is tame where that of x is not.
-    """
-    t = (torch.arange(1 << 18, dtype=torch.float64) + 0.5) * (math.pi / 2 / (1 << 18))
-    mass = (t.sin() * t.cos()).pow(2 * alpha - 1)
-    total = mass.cumsum(0) / mass.sum()
-    at = torch.searchsorted(total, torch.linspace(0, 1, points, dtype=torch.float64)).clamp_(max=len(t) - 1)
-    quantiles = t[at].sin().square()
-    quantiles[0], quantiles[-1] = 0, 1
-    return quantiles.float()
-
-
-def beta(u: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Uniform draws to draws from Beta(alpha, alpha), by its quantile function: float32 (N,) -> float32 (N,)."""
-    table = _beta_quantiles(alpha).to(u.device, non_blocking=True)
-    place = u * (len(table) - 1)
-    low = place.long().clamp_(max=len(table) - 2)
-    return torch.lerp(table[low], table[low + 1], place - low)
-
-
-def crop_boxes(ids, height, width, scale, ratio, epoch, seed) -> tuple[torch.Tensor, ...]:
-    """A random box for each id, as torchvision's RandomResizedCrop draws it: top, left, height, width, float32 (N,).
-
-    Up to ten boxes are tried; where none fits the image, the centre with the nearest allowed ratio is taken.
-    """
-    area = torch.stack([uniform(ids, seed, epoch, AREA + k) for k in range(TRIES)])
-    log_ratio = torch.stack([uniform(ids, seed, epoch, RATIO + k) for k in range(TRIES)])
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
-    aspect = torch.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * log_ratio)
-    wide, high = torch.round(torch.sqrt(area * aspect)), torch.round(torch.sqrt(area / aspect))
-    fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
-    first = fits & (fits.cumsum(0) == 1)
-    centre_wide = min(width, round(height * ratio[1])) if width / height > ratio[1] else width
-    centre_high = min(height, round(width / ratio[0])) if width / height < ratio[0] else height
-    none = ~fits.any(0)
-    wide = torch.where(none, float(centre_wide), (wide * first).sum(0))
-    high = torch.where(none, float(centre_high), (high * first).sum(0))
-    top = torch.floor(uniform(ids, seed, epoch, TOP) * (height - high + 1))
-    left = torch.floor(uniform(ids, seed, epoch, LEFT) * (width - wide + 1))
-    top = torch.where(none, float((height - centre_high) // 2), top)
-    left = torch.where(none, float((width - centre_wide) // 2), left)
-    return top, left, high, wide
+def _any_length(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Views of tensors which the compiler does not tie to their number of samples."""
+    views = [t if t is None else t.detach() for t in tensors]
+    for view in views:
+        if view is not None:
+            torch._dynamo.maybe_mark_dynamic(view, 0)
+    return views
 
 
 # --------------------------------------------------------------------------------------------------------- pixels
 
 
-def _hat(start: torch.Tensor, length: torch.Tensor, res: int, size: int) -> torch.Tensor:
-    """Bilinear weights of `size` pixels for `res` samples across each box: (N, res, size) float32.
-
-    Half-pixel centres, clamped to the box: torch's interpolate(mode="bilinear", align_corners=False, antialias=False)
-    of the cut-out box. The weight of pixel k at position p is max(0, 1 - |p - k|).
-    """
-    step = torch.arange(res, device=start.device, dtype=torch.float32) + 0.5
-    inside = step * (length / res).unsqueeze(1) - 0.5
-    inside = torch.minimum(inside.clamp_(min=0), (length - 1).unsqueeze(1))
-    position = (inside + start.unsqueeze(1)).unsqueeze(2)
-    pixel = torch.arange(size, device=start.device, dtype=torch.float32)
-    return (position - pixel).abs_().neg_().add_(1).clamp_(min=0)
-
-
-def _to_unit(images: torch.Tensor, mean, std) -> torch.Tensor:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W), scaled to 0..1 and normalised."""
-    x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    if mean is None:
-        return x.mul_(1 / 255)
-    scale = torch.tensor([1 / (255 * s) for s in std], device=x.device).view(1, 3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=x.device).view(1, 3, 1, 1)
-    return x.mul_(scale).add_(shift)
+def _neighbour(t: torch.Tensor) -> torch.Tensor:
+    """Partners swap places: batches cut at even places mix the same pairs. An odd last one is its own partner."""
+    return (torch.arange(len(t), device=t.device) ^ 1).clamp(max=len(t) - 1)

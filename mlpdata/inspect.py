@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -80,7 +80,8 @@ def _numbers(values) -> str:
 def preview(root: Path, out: Path, split: str = "train", augment: object | None = None, seed: int = 0) -> str:
     """Draw a contact sheet to a PNG: a row a class, some samples of each, and beside them their augmented versions.
 
-    augment: a recipe's `augment` section, or None. Returns the line to print. Raises Error for a bad directory.
+    augment: a recipe's `augment` section, its fields named as Augment's, or None. Returns the line to print.
+    Raises Error for a bad directory.
     """
     import torch
 
@@ -95,10 +96,8 @@ def preview(root: Path, out: Path, split: str = "train", augment: object | None 
     images = loader.read(ids.reshape(-1))
     blocks = [images]
     if augment is not None:
-        visible = Augment(
-            res=augment.res, crop_scale=augment.crop_scale, crop_ratio=augment.crop_ratio, flip=augment.flip,
-            mixup=augment.mixup,
-        )  # fmt: skip
+        shared = {f.name for f in fields(augment)} & {f.name for f in fields(Augment)} - {"compile"}
+        visible = Augment(**{name: getattr(augment, name) for name in shared}, compile=False)
         flat = torch.from_numpy(ids.reshape(-1))
         batch = Batch(torch.from_numpy(images), torch.from_numpy(loader.labels[ids.reshape(-1)]), flat)
         after = visible.apply(batch, epoch=0, seed=seed).images

@@ -128,7 +128,7 @@ def test_broken_images_are_counted_and_named(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- rules
 
 ORDER = [
-    {"manifest", "image", "progress", "labels", "engines"},
+    {"manifest", "image", "progress", "labels", "engines", "draws", "pixels"},
     {"sources", "tar", "beton", "parts"},
     {"datasets", "units", "order", "augment", "publish"},
     {"shards", "plan", "loader"},

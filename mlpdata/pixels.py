@@ -1,0 +1,127 @@
+"""Pixels: bilinear samples at planned positions, boxes, colour, and images with chroma at half resolution.
+
+Shapes: N batch, H x W stored image, R output rows or columns, C channels. Positions are int32 in 1/256 pixel, so a
+bilinear weight has 8 bits, as in a GPU's texture unit, and a sum of four pixels by two weights each has 24, which
+float32 holds exactly: gathers and matrix products give the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+GREY = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
+
+# ---------------------------------------------------------------------------------------------------------- samples
+
+
+def spread(start: torch.Tensor, length: torch.Tensor, res: int) -> torch.Tensor:
+    """Positions of res samples across each stretch of pixels, in 1/256 pixel: int64 (N,) each -> int32 (N, res).
+
+    Half-pixel centres, clamped to the stretch: torch's interpolate(mode="bilinear", align_corners=False,
+    antialias=False) of the cut-out stretch, (i + 1/2) length / res - 1/2, rounded.
+    """
+    step = torch.arange(1, 2 * res, 2, device=start.device)
+    length = length.unsqueeze(1)
+    inside = torch.div(step * length * 256 + res, 2 * res, rounding_mode="floor") - 128
+    inside = torch.minimum(inside.clamp(min=0), (length - 1) * 256)
+    return (inside + start.unsqueeze(1) * 256).to(torch.int32)
+
+
+def gather(image, which, rows, columns) -> list[torch.Tensor]:
+    """Bilinear samples of each channel, four pixels each: uint8 (N, H, W, C) -> C times float32 (N, R, R)."""
+    n = torch.arange(len(image), device=image.device) if which is None else which
+    n = n.view(-1, 1, 1)
+    (y0, y1, wy0, wy1), (x0, x1, wx0, wx1) = (
+        _two(rows.unsqueeze(2), image.shape[1]),
+        _two(columns.unsqueeze(1), image.shape[2]),
+    )
+    planes = []
+    for c in range(image.shape[3]):
+        plane = image[..., c]
+        upper = plane[n, y0, x0].float() * wx0 + plane[n, y0, x1].float() * wx1
+        lower = plane[n, y1, x0].float() * wx0 + plane[n, y1, x1].float() * wx1
+        planes.append((upper * wy0 + lower * wy1) * (1 / 65536))
+    return planes
+
+
+def _two(position: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+    """The two pixels next to a position and their weights of 0 to 256; beyond the image they are black."""
+    first = position >> 8
+    weight = (position & 255).float()
+    before, after = first.clamp(0, size - 1), (first + 1).clamp(0, size - 1)
+    return before, after, torch.where(first == before, 256 - weight, 0.0), torch.where(first + 1 == after, weight, 0.0)
+
+
+def products(image, which, rows, columns) -> list[torch.Tensor]:
+    """gather as two products with matrices of weights: several times as fast where nothing is compiled."""
+    across, down = (_hat(p, size) for p, size in ((columns, image.shape[2]), (rows, image.shape[1])))
+    n, height, width, channels = image.shape
+    x = image.permute(0, 3, 1, 2).float().reshape(n, channels * height, width)
+    x = torch.bmm(x, across.transpose(1, 2)).view(n, channels, height, -1)
+    return list(torch.matmul(down.unsqueeze(1), x).mul_(1 / 65536).unbind(1))
+
+
+def _hat(position: torch.Tensor, size: int) -> torch.Tensor:
+    """Weights of `size` pixels at each position: int32 (N, R) -> float32 (N, R, size), max(0, 256 - distance)."""
+    pixel = torch.arange(0, 256 * size, 256, device=position.device, dtype=torch.int32)
+    return (position.unsqueeze(2) - pixel).abs_().neg_().add_(256).clamp_(min=0).float()
+
+
+def cover(position: torch.Tensor, size: int) -> torch.Tensor:
+    """How much of a sample at each position comes from inside the image: int32 (N, R) -> float32, 0 to 1."""
+    return torch.minimum(position + 256, 256 * size - position).clamp(0, 256).float() * (1 / 256)
+
+
+def inside(box: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Which pixels lie in each box: int64 (N, 4) -> bool (N, R, R)."""
+    top, left, high, wide = (b.view(-1, 1, 1) for b in box.unbind(1))
+    y = torch.arange(like.shape[1], device=box.device).view(1, -1, 1) - top
+    x = torch.arange(like.shape[2], device=box.device).view(1, 1, -1) - left
+    return (y >= 0) & (y < high) & (x >= 0) & (x < wide)
+
+
+def grey(planes) -> torch.Tensor:
+    return GREY[0] * planes[0] + GREY[1] * planes[1] + GREY[2] * planes[2]
+
+
+def grey_mean(planes) -> torch.Tensor:
+    """Mean grey level of each image, float32 (N,), summed as integers: in any order the same."""
+    levels = grey(planes)
+    return (levels * 256).to(torch.int32).sum((1, 2)).float() * (1 / (256 * levels.shape[1] * levels.shape[2]))
+
+
+def blend(planes, other, share) -> list[torch.Tensor]:
+    share = share.view(-1, 1, 1)
+    return [(share * c + (1 - share) * other).clamp(0, 255) for c in planes]
+
+
+# ---------------------------------------------------------------------------------------------------------- chroma
+
+
+def to_ycc420(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Luma at full and chroma at half resolution: 1.5 bytes a pixel instead of 3.
+
+    images: uint8 (N, H, W, 3). Returns uint8 (N, H, W, 1) and (N, ceil(H/2), ceil(W/2), 2), Cb and Cr: full-range
+    BT.601 as in JPEG (JFIF 1.02), chroma the mean of two by two pixels. Takes 40 bytes a pixel on the way: go by parts.
+    """
+    r, g, b = images.permute(3, 0, 1, 2).float()
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    chroma = torch.stack((128 + (b - y) / 1.772, 128 + (r - y) / 1.402), 1)
+    height, width = images.shape[1:3]
+    chroma = F.avg_pool2d(F.pad(chroma, (0, width % 2, 0, height % 2), mode="replicate"), 2)
+    luma, chroma = (t.round_().clamp_(0, 255).to(torch.uint8) for t in (y, chroma))
+    return luma.unsqueeze(3), chroma.permute(0, 2, 3, 1).contiguous()
+
+
+def from_ycc420(luma: torch.Tensor, chroma: torch.Tensor) -> torch.Tensor:
+    """Back to uint8 (N, H, W, 3), chroma upsampled bilinearly; the inverse of to_ycc420 but for what that left out."""
+    height, width = luma.shape[1:3]
+    c = F.interpolate(chroma.permute(0, 3, 1, 2).float() - 128, scale_factor=2, mode="bilinear", align_corners=False)
+    planes = to_rgb(luma[..., 0].float(), *c[:, :, :height, :width].unbind(1))
+    return torch.stack(planes, 3).round_().to(torch.uint8)
+
+
+def to_rgb(y, cb, cr) -> list[torch.Tensor]:
+    rgb = (y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb)
+    return [c.clamp(0, 255) for c in rgb]
