@@ -12,6 +12,7 @@ import gc
 import multiprocessing as mp
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 from mlpdata.manifest import Error
 
 TICK_S = 1.0
+CONNECT_S = 10.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 KEEP_BYTES = 1 << 30
@@ -201,10 +203,13 @@ class RayEngine:
             raise Error("--engine ray needs Ray: pip install 'mlpdata[ray]'") from None
         self._ray, self._num_workers = ray, num_workers
         ours = not ray.is_initialized()
+        host, _, port = os.environ.get("RAY_ADDRESS", "").removeprefix("ray://").rpartition(":")
         try:
             if ours:
+                if port.isdecimal():  # Ray itself would try for minutes
+                    socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
                 ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-        except ConnectionError:
+        except OSError:
             raise Error("no Ray cluster found: `ray start --head` on one machine, or set RAY_ADDRESS") from None
         except Exception as e:
             raise Error(

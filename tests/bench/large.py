@@ -8,6 +8,7 @@ Words after OUT go to `mlpdata convert` as they are. Prints one JSON row and rem
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -17,7 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-from mlpdata import Manifest, __version__
+from mlpdata import __version__
+from mlpdata.manifest import Manifest
 
 
 def family(pid: int) -> list[int]:
@@ -42,10 +44,8 @@ def disk_bytes(folder: Path) -> int:
     total = 0
     for below, _, names in os.walk(folder):
         for name in names:
-            try:
+            with contextlib.suppress(OSError):  # gone since it was listed
                 total += os.stat(os.path.join(below, name)).st_blocks * 512
-            except OSError:
-                pass  # gone since it was listed
     return total
 
 
