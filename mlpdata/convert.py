@@ -20,7 +20,7 @@ from mlpdata import beton, order, publish, shards
 from mlpdata.engines import Engine, LocalEngine, RayEngine
 from mlpdata.manifest import Error, Manifest, beton_path, skipped_path, sync_dir, write_atomic
 from mlpdata.parts import Part, cut_off
-from mlpdata.plan import Options, Plan, make_plan, size
+from mlpdata.plan import Options, Plan, is_large, make_plan, size
 from mlpdata.progress import Progress
 from mlpdata.seal import Found, iter_skipped, seal
 from mlpdata.units import Summary, Task
@@ -68,6 +68,7 @@ def _run(plan: Plan, started: float, say) -> Manifest | None:
             return None
         found = _take_stock(plan)
         _check_skipped(plan, found)
+        check_space(plan, found.payload_bytes)
         made = _assemble(plan, engine, found)
         manifest = seal(plan, engine, found, made)
     shutil.rmtree(plan.work, ignore_errors=True)  # a run that comes now and finds the manifest removes it too
@@ -143,7 +144,7 @@ def _take_stock(plan: Plan) -> Found:
     """Count what the parts hold, one after the other."""
     num_classes = len(plan.source.classes)
     counts = {s: np.zeros(num_classes, np.int64) for s in plan.splits}
-    found = Found(counts, dict.fromkeys(plan.splits, 0), "", Summary(), np.arange(num_classes))
+    found = Found(counts, dict.fromkeys(plan.splits, 0), "", 0, Summary(), np.arange(num_classes))
     for task in plan.tasks:
         part = Part(shards.part_path(plan.work, task.unit.name))
         record = part.record
@@ -152,7 +153,11 @@ def _take_stock(plan: Plan) -> Found:
             found.num_skipped[skipped["split"]] += 1
             found.first_reason = found.first_reason or skipped["reason"]
         for split, (start, stop) in record["splits"].items():
-            counts[split] += np.bincount(part.rows(start, stop)["label"], minlength=num_classes)
+            rows = part.rows(start, stop)
+            counts[split] += np.bincount(rows["label"], minlength=num_classes)
+            found.payload_bytes += int(
+                rows["pixels_bytes"].sum(dtype=np.int64) + rows["encoded_bytes"].sum(dtype=np.int64)
+            )
     if plan.source.drops_empty_classes:
         kept = sum(counts.values()) > 0
         found.label_map = np.where(kept, np.cumsum(kept) - 1, -1)
@@ -185,13 +190,18 @@ def _assemble(plan: Plan, engine: Engine, found: Found) -> dict[str, list[shards
     First split and first shard first: what they use is the end of every part, and is cut off behind them.
     """
     folder = plan.work / shards.SHARDS
-    if not plan.recipe.durable and folder.exists():
+    durable = is_large(found.payload_bytes)  # now it is known; the plan had to guess
+    if not durable and folder.exists():
         shutil.rmtree(folder)  # unsynced shards are not trusted across runs; they are cheap to make again
     folder.mkdir(exist_ok=True)
-    if plan.recipe.durable:
+    if durable and not plan.assembling.exists():
+        if not plan.recipe.durable:
+            for _ in engine.map(shards.sync_part, [task.unit.name for task in plan.tasks]):
+                pass
+            sync_dir(plan.parts)
         write_atomic(plan.assembling, b"")
     np.save(plan.work / shards.LABELS, found.label_map)
-    tasks = [task for split in sorted(plan.splits) for task in _shard_tasks(plan, split)]
+    tasks = [task for split in sorted(plan.splits) for task in _shard_tasks(plan, split, durable)]
     made = {task.name: shards.read_made(plan.work, task.name) for task in tasks if shards.is_made(plan.work, task.name)}
     progress = Progress("writing shards", sum(len(task) for task in tasks), quiet=plan.options.quiet)
     progress.resume(sum(len(task) for task in tasks if task.name in made))
@@ -201,7 +211,7 @@ def _assemble(plan: Plan, engine: Engine, found: Found) -> dict[str, list[shards
         progress.add(len(task), result.num_bytes)
         while behind < len(tasks) and tasks[behind].name in made:
             behind += 1
-        if plan.recipe.durable and behind - cut > len(tasks) // CUTS:
+        if durable and behind - cut > len(tasks) // CUTS:
             _cut_off(plan, tasks[cut:behind])
             cut = behind
     progress.finish()
@@ -224,7 +234,7 @@ def _order(plan: Plan, split: str) -> order.Order:
     return order.Order(plan.work, split, len(plan.tasks))
 
 
-def _shard_tasks(plan: Plan, split: str) -> list[shards.ShardTask]:
+def _shard_tasks(plan: Plan, split: str, durable: bool) -> list[shards.ShardTask]:
     """Cut the order of a split into shards, and make room for its beton."""
     journals = [shards.part_path(plan.work, task.unit.name) for task in plan.tasks]
     size_field = {"raw": "pixels_bytes", None: None}.get(plan.beton_codec, "encoded_bytes")
@@ -232,7 +242,7 @@ def _shard_tasks(plan: Plan, split: str) -> list[shards.ShardTask]:
     if layout is not None:
         _prepare_beton(plan, split, layout)
     firsts = np.cumsum([0, *lengths]).tolist()
-    return [shards.ShardTask(split, k, firsts[k], n) for k, n in enumerate(lengths)]
+    return [shards.ShardTask(split, k, firsts[k], n, durable) for k, n in enumerate(lengths)]
 
 
 def _prepare_beton(plan: Plan, split: str, layout: beton.Layout) -> None:

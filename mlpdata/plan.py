@@ -127,8 +127,8 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """About how much of the disk is in use at most: parts are cut off as shards grow, unless both are small."""
-        return int(sum(self.estimate) * (1.15 if self.recipe.durable else 2))
+        """About how much of the disk the work takes at its largest moment."""
+        return largest(sum(self.estimate))
 
     @property
     def assembling(self) -> Path:
@@ -183,7 +183,7 @@ def make_plan(options: Options) -> Plan:
         quality=options.quality,
         seed=options.seed,
         measure_one_in=max(1, expected // min(max(expected // 256, MEASURED[0]), MEASURED[1])),
-        durable=sum(estimated_bytes(expected, res, beton_codec, tar_codec)) > DURABLE_FROM_BYTES,
+        durable=is_large(sum(estimated_bytes(expected, res, beton_codec, tar_codec))),
         splits=tuple(splits),
         training_split="train" if "train" in splits else splits[0],
     )
@@ -226,6 +226,16 @@ def estimated_bytes(n: int, res: int, beton_codec: str | None, tar_codec: str | 
     beton_bytes = n * payload[beton_codec] if beton_codec else 0
     tar_bytes = n * (payload[tar_codec] + 4 * 512) if tar_codec else 0
     return int(beton_bytes), int(tar_bytes)
+
+
+def is_large(num_bytes: int) -> bool:
+    """Whether an output is worth syncing part by part, and cutting parts off as they are used."""
+    return num_bytes > DURABLE_FROM_BYTES
+
+
+def largest(num_bytes: int) -> int:
+    """How much of the disk the work on an output of so many bytes takes at its largest moment."""
+    return int(num_bytes * (1.15 if is_large(num_bytes) else 2))
 
 
 def _command(spec: datasets.DatasetSpec, options: Options, res: int, splits: list[str]) -> str:

@@ -101,6 +101,7 @@ class ShardTask:
     number: int
     first: int
     num_samples: int
+    durable: bool  # sync it before it counts
 
     @property
     def name(self) -> str:
@@ -129,6 +130,14 @@ class Made:
 def check_part(state: State, name: str) -> bool:
     """Whether a part from an earlier run is whole; what is left of a torn one is overwritten later."""
     return parts.check(part_path(state.work, name))
+
+
+def sync_part(state: State, name: str) -> None:
+    """Bring a part to the disk that was not synced when it was written."""
+    journal = part_path(state.work, name)
+    for path in (journal, Part(journal).data_path):
+        with open(path, "rb") as f:
+            os.fsync(f.fileno())
 
 
 def convert_task(state: State, task: units.Task) -> tuple[int, int]:
@@ -239,7 +248,7 @@ class _BetonWriter:
         self.codec, self.file = state.beton_codec, f"{task.split}.beton"
         self.num_bytes, self.sha256 = 0, ""  # the beton is hashed when it is whole
         self.offsets, self.sizes = [], []
-        self._first, self._done, self._durable = task.first, 0, state.recipe.durable
+        self._first, self._done, self._durable = task.first, 0, task.durable
         self._ptrs, self._table = state.order(task.split).pointers(task.first, len(task))
         self._path = beton_work_path(state.work, task.split)
 
@@ -269,7 +278,7 @@ class _TarWriter:
         self.codec, self.file = state.tar_codec, task.name
         self.num_bytes = 0
         self.offsets, self.sizes = [], []
-        self._path, self._durable = state.root / task.name, state.recipe.durable
+        self._path, self._durable = state.root / task.name, task.durable
         self._tmp = state.work / f"{task.name}.tmp"  # there it goes with the rest if nobody comes back for it
         self._digest = hashlib.sha256()
 

@@ -9,7 +9,7 @@ import shutil
 import time
 
 from mlpdata.manifest import Error, Manifest, manifest_path, sync_dir
-from mlpdata.plan import Plan, size
+from mlpdata.plan import Plan, largest, size
 
 WAIT_S = 2.0  # for the workers of a run that was just killed: they hold its lock for a moment
 
@@ -33,18 +33,22 @@ def check_directory(plan: Plan) -> Manifest | None:
     return None
 
 
-def check_space(plan: Plan) -> None:
-    """Raise Error where the disk cannot hold the work at its largest. What an earlier run left there counts."""
+def check_space(plan: Plan, payload_bytes: int | None = None) -> None:
+    """Raise Error where the disk cannot hold the work at its largest. What is there of it already counts.
+
+    payload_bytes: of all samples, once that is known; before, the plan's guess is taken.
+    """
+    need = plan.peak_bytes if payload_bytes is None else largest(payload_bytes)
     free = shutil.disk_usage(next(p for p in (plan.root.absolute(), *plan.root.absolute().parents) if p.exists())).free
     there = 0
     for folder in (plan.root, plan.work, plan.parts):
         if folder.is_dir():
             with os.scandir(folder) as entries:
                 there += sum(e.stat(follow_symlinks=False).st_blocks * 512 for e in entries)
-    if plan.peak_bytes > free + there:
+    if need > free + there:
         raise Error(
-            f"no space for {plan.root}: at its largest the work takes about {size(plan.peak_bytes)}, "
-            f"{size(free + there)} are free or in use by it already"
+            f"no space for {plan.root}: at its largest the work takes about {size(need)}, "
+            f"{size(free + there)} are free or in use by it already; the same command goes on when there is more"
         )
 
 
