@@ -1,0 +1,227 @@
+"""Augment batches: ours beside torchvision per image, grid_sample on whole batches and, if installed, kornia.
+
+Usage: python tests/bench/augment.py [--device cuda] [--augment NAME]...
+
+Random resized crop, flip and normalise of uint8 (N, res, res, 3) batches in memory to bf16 (N, 3, res, res); further
+sets of operations of ours without a peer. torchvision works image by image on --threads processes (its v2 classes,
+and its functions with boxes drawn beforehand), everything else on as many threads; ours is compiled (`ours`) and not
+(`ours eager`). Contestants take turns, so that a machine that slows down slows all of them: a rate is the median of
+the rounds, a ratio the median of each round's ratio. `copy_share` is the time of a plain copy that reads and writes as
+many bytes (half of uint8 in plus bf16 out, each way) over ours. Peers that are missing are left out and said: run it
+in the environment that has them. Prints one JSON row a set.
+"""
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mlpdata import draws
+from mlpdata.augment import Augment, Batch, to_ycc420
+from mlpdata.draws import Draws
+
+MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.23)
+SETS = {
+    "crop+flip": {},
+    "crop+flip+mixup": {"mixup": 0.8},
+    "pad+flip+cutout": {"crop_scale": None, "pad": 4, "cutout": 16},
+    "everything": {"mixup": 0.8, "cutmix": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "erase": 0.25},
+}
+
+
+def per_image(transform, images, threads):
+    """A step that runs `transform` on each image of half a batch a process; results land in shared memory."""
+    images = images.cpu().permute(0, 3, 1, 2).contiguous().share_memory_()
+    out = torch.empty(images.shape, dtype=torch.bfloat16).share_memory_()
+
+    def work(part, tasks, done):
+        torch.set_num_threads(1)
+        while tasks.get():
+            for i in range(*part):
+                out[i] = transform(i, images[i])
+            done.put(None)
+
+    context = multiprocessing.get_context("fork")
+    ends = [len(images) * k // threads for k in range(threads + 1)]
+    queues = [(context.Queue(), context.Queue()) for _ in range(threads)]
+    for part, pair in zip(itertools.pairwise(ends), queues, strict=True):
+        context.Process(target=work, args=(part, *pair), daemon=True).start()
+
+    def step():
+        for tasks, _ in queues:
+            tasks.put(True)
+        for _, done in queues:
+            done.get()
+
+    return step
+
+
+def torchvision_v2(images, res, threads):
+    from torchvision.transforms import v2
+
+    transform = v2.Compose([v2.RandomResizedCrop(res, antialias=False), v2.RandomHorizontalFlip(),
+                            v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])  # fmt: skip
+    return per_image(lambda i, image: transform(image), images, threads)
+
+
+def torchvision_functional(images, res, threads):
+    import torchvision.transforms.functional as tv
+
+    boxes, flips = drawn(images, res)
+    boxes, flips = boxes.tolist(), flips.tolist()
+
+    def transform(i, image):
+        image = tv.resized_crop(image, *boxes[i], [res, res], antialias=False)
+        image = tv.hflip(image) if flips[i] else image
+        return tv.normalize(image.float().div_(255), MEAN, STD, inplace=True)
+
+    return per_image(transform, images, threads)
+
+
+def drawn(images, res):
+    ids = torch.arange(len(images))
+    table = draws.ratio_table(3 / 4, 4 / 3, ids.device)
+    boxes = draws.crop_boxes(Draws.of(ids, 0, 0, draws.CROP), res, res, (0.08, 1.0), table, (3 / 4, 4 / 3))
+    return boxes, draws.uniform(ids, 0, 0, draws.FLIP) < 0.5
+
+
+def grid_sample(images, res, threads):
+    """The usual batched way: float images, an affine grid, normalise."""
+    boxes, flips = (t.to(images.device) for t in drawn(images, res))
+    top, left, high, wide = boxes.float().unbind(1)
+    theta = torch.zeros(len(images), 2, 3, device=images.device)
+    theta[:, 0, 0], theta[:, 1, 1] = wide / res * (1 - 2 * flips.float()), high / res
+    theta[:, 0, 2], theta[:, 1, 2] = (2 * left + wide) / res - 1, (2 * top + high) / res - 1
+    mean, std = (torch.tensor(x, device=images.device).view(1, 3, 1, 1) * 255 for x in (MEAN, STD))
+
+    def step():
+        grid = F.affine_grid(theta, (len(images), 3, res, res), align_corners=False)
+        x = F.grid_sample(images.permute(0, 3, 1, 2).float(), grid, padding_mode="border", align_corners=False)
+        return x.sub_(mean).div_(std).to(torch.bfloat16)
+
+    return step
+
+
+def kornia(images, res, threads):
+    import kornia.augmentation as K
+
+    transform = K.AugmentationSequential(
+        K.RandomResizedCrop((res, res), scale=(0.08, 1.0), cropping_mode="resample"), K.RandomHorizontalFlip(),
+        K.Normalize(torch.tensor(MEAN), torch.tensor(STD)), data_keys=["input"],
+    )  # fmt: skip
+    return lambda: transform(images.permute(0, 3, 1, 2).float() / 255).to(torch.bfloat16)
+
+
+def ours(images, options, compiled, ycc=False):
+    augment = Augment(mean=MEAN, std=STD, dtype="bfloat16", compile=compiled, **options)
+    ids = torch.arange(len(images), device=images.device)
+    images, chroma = to_ycc420(images) if ycc else (images, None)
+    batch, epoch = Batch(images, ids, ids, chroma=chroma), iter(range(1 << 30))
+    return lambda: augment.apply(batch, next(epoch), 0)
+
+
+def copy(num_bytes, device):
+    source, target = (torch.ones(num_bytes // 2, dtype=torch.uint8, device=device) for _ in range(2))
+    return lambda: target.copy_(source)
+
+
+def race(contestants, args):
+    """{name: seconds of one batch, a value a round}."""
+    wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
+    running, seconds = {}, {}
+    for name, start in contestants.items():
+        try:
+            running[name] = start()
+            for _ in range(3):  # compilation, memory
+                running[name]()
+            wait()
+        except ImportError as e:
+            running.pop(name, None)
+            print(f"{name} left out: {e}", file=sys.stderr)
+    for _ in range(args.rounds):
+        for name, step in running.items():
+            n = 0
+            started = time.perf_counter()
+            while not n or time.perf_counter() - started < args.seconds / args.rounds:
+                for _ in range(args.repeat):
+                    step()
+                wait()
+                n += args.repeat
+            seconds.setdefault(name, []).append((time.perf_counter() - started) / n)
+    return {name: np.array(s) for name, s in seconds.items()}
+
+
+def row(name, seconds, num_bytes, args):
+    out = {"bench": "augment", "set": name, "batch": args.batch, "res": args.res, "device": args.device}
+    out |= {
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    if args.device == "cuda":
+        out["gpu"] = torch.cuda.get_device_name()
+    for package in ("torch", "torchvision", "kornia"):
+        try:
+            out[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            out[package] = None
+    rates = {n: args.batch / s for n, s in seconds.items() if n != "copy"}
+    out["images_per_s"] = {
+        n: {"median": round(float(np.median(r))), "min": round(r.min()), "max": round(r.max())}
+        for n, r in rates.items()
+    }
+    out["ratio"] = {
+        f"{n} / {peer}": round(float(np.median(rates[n] / rates[peer])), 2)
+        for n in rates
+        for peer in rates
+        if n.startswith("ours") and not peer.startswith("ours")
+    }
+    out["megabytes_a_batch"] = round(num_bytes / 1e6, 1)
+    out["copy_gb_per_s"] = round(float(np.median(num_bytes / seconds["copy"])) / 1e9, 1)
+    out["copy_share"] = {n: round(float(np.median(seconds["copy"] / seconds[n])), 3) for n in rates if "ours" in n}
+    return out
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--res", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=4, help="for each contestant")
+    parser.add_argument("--augment", nargs="+", default=["crop+flip"], choices=SETS)
+    args = parser.parse_args()
+    args.repeat = 1 if args.device == "cpu" else 20  # between waits for the device
+    torch.set_num_threads(args.threads)
+    images = torch.randint(0, 256, (args.batch, args.res, args.res, 3), dtype=torch.uint8)
+    peers = {
+        f.__name__: lambda f=f: f(images, args.res, args.threads) for f in (torchvision_v2, torchvision_functional)
+    }
+    there = images.to(args.device)
+    peers |= {f.__name__: lambda f=f: f(there, args.res, args.threads) for f in (grid_sample, kornia)}
+    num_bytes = images.numel() * 3
+    for name in args.augment:
+        options = SETS[name]
+        contestants = peers if name == "crop+flip" else {}  # the processes are forked before any thread pool starts
+        contestants |= {
+            "copy": lambda: copy(num_bytes, args.device),
+            "ours": lambda o=options: ours(there, o, True),
+            "ours eager": lambda o=options: ours(there, o, False),
+            "ours ycc420": lambda o=options: ours(there, o, True, ycc=True),
+        }
+        print(json.dumps(row(name, race(contestants, args), num_bytes, args)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
