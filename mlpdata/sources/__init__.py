@@ -71,6 +71,7 @@ class Source(ABC):
     codec: str  # what its samples are: "jpg", "png" (any other encoded image) or "array"
     files: list[str]  # the files read, for the record and to notice that they changed
     splits: tuple[str, ...] = ()  # every split, where samples of one unit go to several
+    warnings: tuple[str, ...] = ()  # what the user should know about the archive before the work starts
     drops_empty_classes = False  # whether a filter may leave classes without samples, which are then left out
 
     @abstractmethod
