@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import sys
 from collections.abc import Callable
@@ -208,7 +209,8 @@ def open_source(
 ) -> Source:
     """Open what `--source` names, or what lies in the download folder.
 
-    given: a file, or a directory that holds the official file. Raises Error that says what to get, and where to put it.
+    given: a file, a directory that holds the official file, or a pattern of files. Raises Error that says what to get,
+    and where to put it.
     """
     if class_filter and not spec.takes_filter:
         raise Error(
@@ -225,7 +227,7 @@ def _locate(spec: DatasetSpec, given: str | None) -> Path:
         raise Error(f"cannot read {given}: this version reads local files; download it and pass its path as --source")
     if given:
         path = Path(given)
-        if not path.exists():
+        if not path.exists() and not glob.glob(given):
             raise Error(f"no such file or directory: {given} (given as --source)")
         for archive in spec.archives:
             if path.is_dir() and (path / archive.name).exists():

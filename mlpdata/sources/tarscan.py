@@ -6,12 +6,14 @@ is whole, so that damage costs only what is damaged, and it never believes a siz
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 BLOCK = 512
 MAX_LONG_NAME = 1 << 16  # bytes of an extended header that are read; real ones have a few hundred
 RESYNC_STEP = 1 << 20
+LOOK_BACK = 8 << 10  # bytes that extended headers of one member take at most, where a reader starts amid them
 ZEROS = bytes(BLOCK)
 
 
@@ -95,7 +97,8 @@ def _checked_size(header: bytes) -> int | None:
         stored = int(header[148:156].strip(b" \0") or b"x", 8)
     except ValueError:
         return None
-    if sum(header) - sum(header[148:156]) + 8 * ord(" ") != stored:
+    # The low half of Adler-32 is the sum of the bytes and 1, modulo 65,521, without a loop in Python.
+    if ((zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * ord(" ") - stored) % 65521:
         return None
     field = header[124:136]
     if field[0] & 0x80:  # GNU: binary, for 8 GiB and more; 0xff would be a negative number
@@ -123,6 +126,25 @@ def next_header(read_at: ReadAt, at: int, end: int) -> int | None:
         if len(chunk) < BLOCK:
             return None
         at += len(chunk) // BLOCK * BLOCK
+    return None
+
+
+def next_member(read_at: ReadAt, at: int, end: int) -> int | None:
+    """Where the first member begins whose own header lies at or after a block boundary, or None.
+
+    Extended headers that belong to it may lie before that boundary.
+    """
+    found = next_header(read_at, at, end)
+    while found is not None:
+        look_from = max(0, found - LOOK_BACK)
+        blocks = read_at(look_from, found - look_from)
+        for i in range(len(blocks) - BLOCK, -1, -BLOCK):
+            size = _checked_size(blocks[i : i + BLOCK])
+            if size and blocks[i + 156 : i + 157] in b"xLKg" and i + BLOCK + -(-size // BLOCK) * BLOCK == len(blocks):
+                found = look_from + i
+                break
+        else:
+            return found
     return None
 
 

@@ -15,7 +15,7 @@ from mlpdata import labels
 from mlpdata.manifest import Error, info_path
 from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit
 from mlpdata.sources.blob import PlainFile
-from mlpdata.sources.tarscan import BLOCK, Damage, Member, next_header, scan
+from mlpdata.sources.tarscan import BLOCK, Damage, Member, next_member, scan
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val|test)(?=[-_.])")
@@ -190,7 +190,7 @@ def _groups(blob: PlainFile, start: int, stop: int, end: int) -> Iterator[tuple[
     the first sample with a header at or after an edge, which belongs to the range before that edge.
     """
     skipping, last, current = start > 0, False, None
-    at = start if start == 0 else next_header(blob.read_at, start, end)
+    at = start if start == 0 else next_member(blob.read_at, start, end)
     if at is None:
         return
     for item in scan(blob.read_at, at, end):
