@@ -59,10 +59,10 @@ def _tinyimagenet(path, **_):
     return TinyImageNet(path)
 
 
-def _folder(path, *, class_filter, **_):
+def _folder(path, *, class_filter, res, **_):
     from mlpdata.sources.folder import Folder
 
-    return Folder(path, class_filter)
+    return Folder(path, class_filter, res)
 
 
 def _imagenet1k(path, *, class_filter, res, **_):

@@ -154,7 +154,7 @@ def test_filters_count_what_is_listed_and_hold_out_by_name(tmp_path):
 
 
 def test_a_class_in_several_units_is_filtered_as_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(imagenet, "UNIT_SAMPLES", (4, 4))
+    monkeypatch.setattr(imagenet, "LEAST_SAMPLES", 4)
     for name in ("f.tar", "f.tar.gz"):
         classes = make_imagenet(tmp_path / name, per_class=21, synsets=SYNSETS[:2])
         for options in ({}, {"val_per_class": 5, "min_class_size": 21}):
@@ -378,6 +378,36 @@ def test_ilsvrc_val_labels_and_real_labels(tmp_path):
     assert manifest.release == "ILSVRC2012 (5 of 1,000 synsets)"
     # None of the first 12 val images has a ReaL label among these five classes.
     assert all(value == [] for value in real.values())
+
+
+@pytest.mark.parametrize("labelled_by", ["folders", "devkit", "csv"])
+def test_ilsvrc_extracted(tmp_path, labelled_by):
+    truth = make_ilsvrc(tmp_path / "tars")
+    root = tmp_path / "in"
+    for wnid in SYNSETS:
+        (root / "train" / wnid).mkdir(parents=True)
+        for name, data in class_images(wnid, 3).items():
+            (root / "train" / wnid / name).write_bytes(data)
+    (root / "val").mkdir()
+    with tarfile.open(tmp_path / "tars" / "ILSVRC2012_img_val.tar") as archive:
+        for i, member in enumerate(archive):
+            below = root / "val" / (truth[i] if labelled_by == "folders" else "")
+            below.mkdir(exist_ok=True)
+            (below / member.name).write_bytes(archive.extractfile(member).read())
+    if labelled_by != "folders":
+        with pytest.raises(Error, match=r"class folders: put .*devkit.* or LOC_val_solution.csv"):
+            open_imagenet1k(root, ClassFilter(), 64, tmp_path)
+    if labelled_by == "devkit":
+        shutil.copy(tmp_path / "tars" / "ILSVRC2012_devkit_t12.tar.gz", root)
+    if labelled_by == "csv":
+        rows = [f"ILSVRC2012_val_{i:08d},{wnid} 1 2 3 4 \n" for i, wnid in enumerate(truth, 1)]
+        (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(rows[::-1]))
+    found, broken = read(open_imagenet1k(root, ClassFilter(), 64, tmp_path))
+    assert not broken and len(found) == 15 + 12
+    val = {key.rpartition("/")[2]: wnid for key, (_, wnid, split) in found.items() if split == "val"}
+    assert val == {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(truth, 1)}
+    manifest, _ = convert_quietly(dataset="imagenet1k", source=str(root), res=16, out=tmp_path / "out", workers=1)
+    assert "val.real.json" in manifest.files and manifest.splits["val"].num_samples == 12
 
 
 def test_real_labels_in_the_classes_of_a_directory():

@@ -79,11 +79,10 @@ def test_webdataset_of_an_unpublished_list_goes_by_wnid(tmp_path):
     assert manifest.num_classes == len({wnid for _, wnid, _ in want.values()})
 
 
-def test_webdataset_ranges_share_nothing_and_leave_nothing_out(tmp_path, monkeypatch):
+def test_webdataset_ranges_share_nothing_and_leave_nothing_out(tmp_path):
     want = make_wds(tmp_path / "w", labels.classes("ilsvrc2012"), per_tar=40, num_tars=1, val=False)
     for format_ in (0, 1, 2):
         for pieces in (2, 7, 40, 150):
-            monkeypatch.setattr(webdataset, "UNIT_SAMPLES", 1)
             source = webdataset.WebDataset(tmp_path / "w", webdataset.find(tmp_path / "w"), NONE, 64, ("ilsvrc2012",))
             source._most = 40 / pieces
             units = source.units()

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+UNIT_PIXELS_BYTES = 256 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -39,6 +41,11 @@ class Unit:
     num_samples: int  # expected; 0 where only reading can tell
     num_bytes: int  # to read from the archive, for the progress line
     at: Any  # where the source finds it; picklable
+
+
+def most_samples(res: int) -> int:
+    """How many samples a unit may have: a worker holds their pixels, res * res of them, until all are written."""
+    return max(500, min(20_000, UNIT_PIXELS_BYTES // (3 * res * res)))
 
 
 @dataclass(frozen=True, kw_only=True)

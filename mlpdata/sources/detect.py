@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlpdata.sources import ClassFilter, Source, downsampled, webdataset
 from mlpdata.sources.folder import Folder
-from mlpdata.sources.ilsvrc import TRAIN, ImageNet1k
+from mlpdata.sources.ilsvrc import TRAIN, ImageNet1k, flat_val
 from mlpdata.sources.imagenet import ImageNetTars, recognise
 
 
@@ -20,7 +20,7 @@ def open_imagenet1k(path: Path, class_filter: ClassFilter, res: int, cache: Path
     if tars := webdataset.find(path):
         return webdataset.WebDataset(path, tars, class_filter, res, ("ilsvrc2012",))
     if path.is_dir():
-        return _classes(path, class_filter, res)
+        return _classes(path, class_filter, res, flat_val(path))
     return ImageNet1k(path, class_filter, res, cache)
 
 
@@ -32,12 +32,12 @@ def open_imagenet21k(path: Path, class_filter: ClassFilter, res: int, cache: Pat
     return _classes(path, class_filter, res) if path.is_dir() else ImageNetTars(path, class_filter, res, cache)
 
 
-def _classes(path: Path, class_filter: ClassFilter, res: int) -> Source:
-    """A directory of extracted classes: `<wnid>.tar` files or `<wnid>/` folders."""
+def _classes(path: Path, class_filter: ClassFilter, res: int, flat: dict[str, dict[str, str]] | None = None) -> Source:
+    """A directory of extracted classes: `<wnid>.tar` files or `<wnid>/` folders, also below split folders."""
     with os.scandir(path) as entries:
-        tars = any(entry.name.endswith(".tar") for entry in entries)
+        tars = any(e.name.endswith(".tar") and not e.name.startswith("ILSVRC2012") for e in entries)
     if tars:
         return ImageNetTars(path, class_filter, res)
-    source = Folder(path, class_filter)
+    source = Folder(path, class_filter, res, flat)
     source.release = recognise([name for name, _ in source.classes], [], False)
     return source

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import posixpath
 import re
 import tarfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from mlpdata.sources.imagenet import MAX_IMAGE_BYTES, ImageNetTars
 from mlpdata.sources.tarscan import Damage, scan
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+SOLUTION = "LOC_val_solution.csv"
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 IMAGES_A_UNIT = 1_000
 MAX_DEVKIT_BYTES = 64 << 20
@@ -98,6 +101,28 @@ class ImageNet1k(ImageNetTars):
             else:
                 data = self._val_blob.read_at(offset, size)
                 yield Sample(name.removesuffix(".JPEG"), data, label, origin, "val")
+
+
+def flat_val(path: Path) -> dict[str, dict[str, str]]:
+    """{"val": {file: wnid}} where the val images of a directory lie in one folder, as they come; {} where they do not.
+
+    The devkit beside the folder says what they are, or Kaggle's LOC_val_solution.csv. Raises Error without either.
+    """
+    folder = next((path / n for n in ("val", "validation", "valid") if (path / n).is_dir()), None)
+    if folder is None:
+        return {}
+    with os.scandir(folder) as entries:
+        if not any(VAL_NAME.fullmatch(e.name) for e in islice(entries, 100)):
+            return {}
+    if (path / DEVKIT).is_file():
+        return {"val": {f"ILSVRC2012_val_{i:08d}.JPEG": wnid for i, wnid in enumerate(read_devkit(path / DEVKIT), 1)}}
+    solution = path / SOLUTION
+    if not solution.is_file():
+        raise Error(
+            f"{folder} has images without class folders: put {DEVKIT} or {SOLUTION} into {path}, for their labels"
+        )
+    rows = (line.split(",") for line in solution.read_text(errors="replace").splitlines()[1:])
+    return {"val": {f"{row[0]}.JPEG": row[1].split(" ")[0] for row in rows if len(row) > 1}}
 
 
 def read_devkit(path: Path) -> list[str]:

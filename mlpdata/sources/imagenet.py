@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlpdata import labels
 from mlpdata.manifest import Error
-from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit
+from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, most_samples
 from mlpdata.sources.blob import open_blob
 from mlpdata.sources.listing import WNID, Listing, Stretch, is_image, list_archive, list_directory
 from mlpdata.sources.tarscan import Damage, Member, scan
@@ -23,8 +23,7 @@ from mlpdata.sources.tarscan import Damage, Member, scan
 MAX_IMAGE_BYTES = 256 << 20
 UNITS = 256  # an archive is cut into about so many units, or more: they are bounded both ways
 UNIT_BYTES = (4 << 20, 2 << 30)  # read for one unit
-UNIT_SAMPLES = (500, 20_000)  # in one unit
-UNIT_PIXELS_BYTES = 256 << 20  # a worker holds a unit's pixels until they are written
+LEAST_SAMPLES = 500  # in one unit
 HOLD_BYTES = 128 << 20  # a class of a gzip stream of at most so many bytes is decompressed once, not twice
 
 
@@ -121,8 +120,7 @@ class ImageNetTars(Source):
             groups.setdefault((s.class_name, s.split), []).append(s)
         num_bytes = sum(s.end - s.start for s in self._stretches)
         num_images = sum(s.num_images for s in self._stretches)
-        most = min(UNIT_SAMPLES[1], max(UNIT_SAMPLES[0], UNIT_PIXELS_BYTES // (3 * self._res**2)))
-        most_images = min(most, max(num_images // UNITS, UNIT_SAMPLES[0]))
+        most_images = min(most_samples(self._res), max(num_images // UNITS, LEAST_SAMPLES))
         most_bytes = min(UNIT_BYTES[1], max(num_bytes // UNITS, UNIT_BYTES[0]))
         units: list[Unit] = []
         shares: list[Share] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlpdata import labels
 from mlpdata.manifest import Error, info_path
-from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit
+from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, most_samples
 from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.tarscan import BLOCK, Damage, Member, next_member, scan
 
@@ -25,8 +25,6 @@ PEEK = 16  # samples looked at in as many tars, to learn which class list the la
 MAX_IMAGE_BYTES = 256 << 20
 MAX_JSON_BYTES = 1 << 16
 MAX_INFO_BYTES = 64 << 20
-UNIT_SAMPLES = 5_000
-UNIT_PIXELS_BYTES = 256 << 20  # a worker holds a unit's pixels until they are written
 MAX_CLASSES = 21_841
 
 
@@ -67,7 +65,7 @@ class WebDataset(Source):
         self.files = [str(path if path.exists() else path.parent)]
         if class_filter.min_class_size or class_filter.val_per_class:
             raise Error(f"{path} holds shuffled WebDataset tars: of the class filters it takes only --classes")
-        self._most = max(500, min(UNIT_SAMPLES, UNIT_PIXELS_BYTES // (3 * res**2)))
+        self._most = most_samples(res)
         self._tars = _with_splits(tars)
         self._blobs = {name: PlainFile(tar) for name, tar, _, _ in self._tars}
         self._peek(lists)
