@@ -46,6 +46,8 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
                 if check_directory(plan) is None:  # another run may have finished it a moment ago
                     check_plan(plan)
                     say(_announce(plan))
+                    for warning in plan.source.warnings:
+                        say(f"warning: {warning}")
                     return _run(plan, started, say)
         say(f"{plan.root} already holds exactly this: nothing to do")
         return Manifest.load(plan.root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import sys
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class DatasetSpec:
     open: Callable[..., Source]  # open(path, res=, seed=, class_filter=) -> Source; path is None where none is wanted
     wants_path: bool = True
     takes_filter: bool = False  # whether class filters apply
+    has_real_labels: bool = False  # whether its val images have ReaL labels
 
 
 IMAGE_NET = "https://image-net.org/download-images after logging in"
@@ -57,33 +59,27 @@ def _tinyimagenet(path, **_):
     return TinyImageNet(path)
 
 
-def _folder(path, *, class_filter, **_):
+def _folder(path, *, class_filter, res, **_):
     from mlpdata.sources.folder import Folder
 
-    return Folder(path, class_filter)
+    return Folder(path, class_filter, res)
 
 
-def _imagenet1k(path, *, class_filter, **_):
-    from mlpdata.sources.ilsvrc import TRAIN, ImageNet1k
+def _imagenet1k(path, *, class_filter, res, **_):
+    from mlpdata.sources.detect import open_imagenet1k
 
-    if path.is_dir() and not (path / TRAIN).exists():
-        return _classes(path, class_filter)
-    return ImageNet1k(path, class_filter)
+    return open_imagenet1k(path, class_filter, res, _listings())
 
 
-def _imagenet21k(path, *, class_filter, **_):
-    from mlpdata.sources.imagenet import ImageNetTars
+def _imagenet21k(path, *, class_filter, res, **_):
+    from mlpdata.sources.detect import open_imagenet21k
 
-    return _classes(path, class_filter) if path.is_dir() else ImageNetTars(path, class_filter)
+    return open_imagenet21k(path, class_filter, res, _listings())
 
 
-def _classes(path, class_filter):
-    """A directory of extracted classes: `<wnid>.tar` files or `<wnid>/` folders."""
-    from mlpdata.sources.folder import Folder
-    from mlpdata.sources.imagenet import ImageNetTars
-
-    tars = any(entry.name.endswith(".tar") for entry in os.scandir(path))
-    return (ImageNetTars if tars else Folder)(path, class_filter)
+def _listings() -> Path:
+    """Where what was learned about a compressed archive by reading it through is kept for the next run."""
+    return download_folder() / "listings"
 
 
 def _shapes(path, *, res, seed, **_):
@@ -157,6 +153,7 @@ SPECS = {
             ),
             open=_imagenet1k,
             takes_filter=True,
+            has_real_labels=True,
         ),
         DatasetSpec(
             name="imagenet21k",
@@ -212,7 +209,8 @@ def open_source(
 ) -> Source:
     """Open what `--source` names, or what lies in the download folder.
 
-    given: a file, or a directory that holds the official file. Raises Error that says what to get, and where to put it.
+    given: a file, a directory that holds the official file, or a pattern of files. Raises Error that says what to get,
+    and where to put it.
     """
     if class_filter and not spec.takes_filter:
         raise Error(
@@ -229,7 +227,7 @@ def _locate(spec: DatasetSpec, given: str | None) -> Path:
         raise Error(f"cannot read {given}: this version reads local files; download it and pass its path as --source")
     if given:
         path = Path(given)
-        if not path.exists():
+        if not path.exists() and not glob.glob(given):
             raise Error(f"no such file or directory: {given} (given as --source)")
         for archive in spec.archives:
             if path.is_dir() and (path / archive.name).exists():

@@ -1,14 +1,17 @@
 """ImageNet's class lists, and maps between them by wnid.
 
-The lists are facts copied from timm's wheel (`timm/data/_info`), kept in `data/synsets.tsv.gz`. The 19,167 classes of
-winter21 are published nowhere as a list: a winter21 conversion records its own in `classes.txt`, and `mapping` takes
-any list of wnids.
+The lists are facts copied from timm's wheel and from tensorflow-datasets' (`data/synsets.tsv.gz` names the files), as
+are the ReaL labels. The 19,167 classes of winter21 are published nowhere as a list: a winter21 conversion records its
+own in `classes.txt`, and `mapping` takes any list of wnids:
+
+    to_1k = labels.mapping([wnid for wnid, _ in read_classes("shards/imagenet21k-64")], "ilsvrc2012")
 """
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -16,22 +19,57 @@ import numpy as np
 
 from mlpdata.manifest import Error
 
-LISTS = {"fall11": "f", "fall11-p": "p", "winter21-p": "w", "ilsvrc2012": "k"}  # name -> mark in the file
+LISTS = {"fall11": "f", "fall11-12k": "t", "fall11-p": "p", "winter21-p": "w", "ilsvrc2012": "k"}  # name -> its mark
+VAL_KEY = re.compile(r"ILSVRC2012_val_(\d{8})$")
+
+
+def _lines(name: str) -> list[str]:
+    text = gzip.decompress((files("mlpdata") / "data" / name).read_bytes()).decode()
+    return [line for line in text.splitlines() if not line.startswith("#")]
 
 
 @cache
-def _table() -> dict[str, tuple[str, str]]:
-    text = gzip.decompress((files("mlpdata") / "data" / "synsets.tsv.gz").read_bytes()).decode()
-    rows = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
-    return {wnid: (marks, lemmas) for wnid, marks, lemmas in rows}
+def _table() -> dict[str, list[str]]:
+    """wnid -> [marks, lemmas, number in map_clsloc.txt if it has one]."""
+    return {wnid: rest for wnid, *rest in (line.split("\t") for line in _lines("synsets.tsv.gz"))}
 
 
 @cache
 def classes(name: str) -> tuple[str, ...]:
-    """The wnids of a list in label order, that is sorted: 21,841 / 11,221 / 10,450 / 1,000. Raises Error."""
+    """The wnids of a list in label order, that is sorted: 21,841 / 11,821 / 11,221 / 10,450 / 1,000. Raises Error."""
     if name not in LISTS:
         raise Error(f"no class list {name!r}; there are {', '.join(LISTS)}")
-    return tuple(wnid for wnid, (marks, _) in _table().items() if LISTS[name] in marks)
+    return tuple(wnid for wnid, row in _table().items() if LISTS[name] in row[0])
+
+
+@cache
+def clsloc() -> tuple[str, ...]:
+    """The 1,000 wnids of ILSVRC2012 in the order of `map_clsloc.txt`, which Downsampled-ImageNet's labels follow."""
+    numbered = [(int(row[2]), wnid) for wnid, row in _table().items() if len(row) > 2]
+    return tuple(wnid for _, wnid in sorted(numbered))
+
+
+@cache
+def _real_rows() -> tuple[str, ...]:
+    return tuple(_lines("real.txt.gz"))
+
+
+def real(keys: Iterable[str], wnids: Sequence[str]) -> dict[str, list[int]]:
+    """The ReaL labels of the val images of ILSVRC2012 among `keys`, in the order of `keys`.
+
+    keys:  of samples; those that end in `ILSVRC2012_val_` and eight digits have ReaL labels.
+    wnids: the classes in label order; labels that are not among them are left out.
+    Returns key -> labels, at most 9 and possibly none: 3,163 of the 50,000 images have none, and do not count when
+    accuracy is measured. From Beyer et al., "Are we done with ImageNet?", 2020.
+    """
+    label_map = mapping("ilsvrc2012", wnids).tolist()
+    found = {}
+    for key in keys:
+        match = VAL_KEY.search(key)
+        if match and 1 <= int(match[1]) <= len(_real_rows()):
+            row = [label_map[int(label)] for label in _real_rows()[int(match[1]) - 1].split()]
+            found[key] = [label for label in row if label >= 0]
+    return found
 
 
 def readable(wnid: str) -> str:

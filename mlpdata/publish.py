@@ -8,8 +8,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import yaml
 
+from mlpdata import labels
 from mlpdata.manifest import Manifest, card_path, classes_path, info_path
 from mlpdata.tar import EXTENSIONS
 
@@ -34,6 +36,13 @@ def write_classes(root: Path, classes: list[tuple[str, str]]) -> str:
     """One class a line: name in the source and, where it differs, TAB, readable name. Returns the file's sha256."""
     text = "".join(f"{name}\t{readable}\n" if readable != name else f"{name}\n" for name, readable in classes)
     return hashlib.sha256(_replace(classes_path(root), text).read_bytes()).hexdigest()
+
+
+def write_real(path: Path, index: Path, classes: list[tuple[str, str]]) -> Path | None:
+    """The ReaL labels of a split, {key: labels}, in its own order and classes; None where its images have none."""
+    keys = pq.read_table(index, columns=["key"]).column("key").to_pylist()
+    found = labels.real(keys, [name for name, _ in classes])
+    return _replace(path, json.dumps(found) + "\n") if found else None
 
 
 def write_documents(root: Path, manifest: Manifest, title: str, classes: list[tuple[str, str]]) -> list[Path]:

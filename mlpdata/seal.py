@@ -12,7 +12,16 @@ import numpy as np
 import mlpdata
 from mlpdata import publish, shards
 from mlpdata.engines import Engine
-from mlpdata.manifest import FORMAT_VERSION, Manifest, SplitInfo, beton_path, index_path, skipped_path, sync_dir
+from mlpdata.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    SplitInfo,
+    beton_path,
+    index_path,
+    real_path,
+    skipped_path,
+    sync_dir,
+)
 from mlpdata.parts import Part
 from mlpdata.plan import FORMATS, Plan
 from mlpdata.units import Summary
@@ -89,6 +98,9 @@ def seal(plan: Plan, engine: Engine, found: Found, made: dict[str, list[shards.M
         command=plan.identity["command"],
     )
     paths += publish.write_documents(root, manifest, plan.spec.title, classes)
+    if plan.spec.has_real_labels:
+        written = [publish.write_real(real_path(root, s), index_path(root, s), classes) for s in plan.splits]
+        paths += [path for path in written if path]
     paths.append(skipped_path(root))
     # The large files are synced and hashed by the workers, side by side.
     for path, (num_bytes, sha256) in engine.map(shards.seal_file, [(p, p.name not in files) for p in paths]):

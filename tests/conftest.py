@@ -1,13 +1,16 @@
 """Tiny archives in the official layouts, made here: no test needs a file that is not in the repository."""
 
+import gzip
 import hashlib
 import io
 import json
 import pickle
+import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +151,69 @@ def make_folder(root, splits=("train", "val"), classes=("cat", "dog", "émeu x")
                 (folder / f"img.{i}.{suffix}").write_bytes(data)
                 written.setdefault(split, {})[f"{split}/{name}/img.{i}.{suffix}"] = data
     return written
+
+
+# ------------------------------------------------------------------------------------------------------- ImageNet
+
+SYNSETS = ["n01440764", "n01443537", "n01484850", "n01491361", "n01494475"]  # of ILSVRC2012, so of every list
+
+
+def tar_bytes(files, format_=tarfile.USTAR_FORMAT):
+    """A tar of {name: bytes}."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=format_) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def class_images(wnid, n, seed=0, size=(80, 60)):
+    """{file name: JPEG} of one class, as ImageNet names its files."""
+    return {f"{wnid}_{i * 7 % 1000}.JPEG": encoded(picture(*size, seed + i)) for i in range(n)}
+
+
+def make_imagenet(path, per_class=6, synsets=SYNSETS, folder="", change=None):
+    """A tar of class tars like fall11_whole.tar; `folder` goes before their names. A .gz is packed in one stream.
+
+    change: called with {wnid: {file: JPEG}} before it is written. Returns that.
+    """
+    classes = {wnid: class_images(wnid, per_class, 100 * i) for i, wnid in enumerate(synsets)}
+    if change:
+        change(classes)
+    data = tar_bytes({f"{folder}{wnid}.tar": tar_bytes(files) for wnid, files in classes.items()})
+    path.write_bytes(gzip.compress(data, 6) if path.suffix == ".gz" else data)
+    return classes
+
+
+def bad_images():
+    """{file name: bytes} of everything that goes wrong with images; those that are no images say so in their names."""
+    good = encoded(picture(90, 70, 1))
+    sixteen = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    return {
+        "n01440764_1.JPEG": good,
+        "n01440764_2_bad.JPEG": good[: len(good) // 3],
+        "n01440764_3_bad.JPEG": b"",
+        "n01440764_4_bad.JPEG": b"this is no image at all" * 40,
+        "n01440764_5.JPEG": encoded(picture(50, 50, 2), "PNG"),
+        "n01440764_6.JPEG": encoded(Image.fromarray(picture(64, 48, 3)).convert("CMYK")),
+        "n01440764_7.JPEG": encoded(Image.fromarray(sixteen), "PNG"),
+        "n01440764_8_bad.JPEG": _huge_png(),
+        "n01440764_9.JPEG": encoded(Image.fromarray(picture(33, 31, 4)).convert("L")),
+    }
+
+
+def _huge_png():
+    """A PNG of a few bytes that claims 60,000 x 60,000 pixels."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- fixtures

@@ -8,7 +8,7 @@ import pytest
 from conftest import REAL_DATA, encoded, make_cifar, make_folder, make_tinyimagenet, picture
 
 from mlpdata import Error
-from mlpdata.sources import Broken, cifar
+from mlpdata.sources import Broken, ClassFilter, cifar, folder
 from mlpdata.sources.cifar import Cifar
 from mlpdata.sources.folder import Folder
 from mlpdata.sources.shapes import Shapes
@@ -206,6 +206,27 @@ def test_folder_mistakes(tmp_path):
     (tmp_path / "ok" / "val" / "cat").mkdir(parents=True)
     with pytest.raises(Error, match=r"split 'val' .* has no jpg, png or webp images"):
         Folder(tmp_path / "ok")
+
+
+def test_folder_units_are_ranges_of_names_that_are_listed_again(tmp_path, monkeypatch):
+    for name in ("big", "small", "tiny"):
+        (tmp_path / name).mkdir()
+        for i in range({"big": 55, "small": 9, "tiny": 2}[name]):
+            (tmp_path / name / f"{i}.jpg").write_bytes(f"{name} {i}".encode())
+    monkeypatch.setattr(folder, "LEAST_IMAGES", 10)
+    source = Folder(tmp_path)
+    units = source.units()
+    assert [u.num_samples for u in units] == [10] * 6 + [6]
+    assert len(pickle.dumps(units)) < 3000  # of names there are none in it
+    assert len({s.key for s in read(source, "train")}) == 66
+    split = Folder(tmp_path, ClassFilter(min_class_size=3, val_per_class=4))
+    found = {s.key: s.split for s in read(split, "train")}
+    assert len(found) == 64 and split.splits == ("train", "val") and split.drops_empty_classes
+    assert {k for k, v in found.items() if v == "val" and k.startswith("big")} == {"big/0", "big/1", "big/10", "big/11"}
+    copy = pickle.loads(pickle.dumps(source))
+    (tmp_path / "big" / "99.jpg").write_bytes(b"")
+    with pytest.raises(Error, match="big changed while it was converted"):
+        list(copy.samples(units[0]))
 
 
 # --------------------------------------------------------------------------------------------------------- shapes

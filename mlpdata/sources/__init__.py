@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+UNIT_PIXELS_BYTES = 256 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -41,6 +43,11 @@ class Unit:
     at: Any  # where the source finds it; picklable
 
 
+def most_samples(res: int) -> int:
+    """How many samples a unit may have: a worker holds their pixels, res * res of them, until all are written."""
+    return max(500, min(20_000, UNIT_PIXELS_BYTES // (3 * res * res)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassFilter:
     """Which classes of an archive are taken, and what of them is held out."""
@@ -71,6 +78,7 @@ class Source(ABC):
     codec: str  # what its samples are: "jpg", "png" (any other encoded image) or "array"
     files: list[str]  # the files read, for the record and to notice that they changed
     splits: tuple[str, ...] = ()  # every split, where samples of one unit go to several
+    warnings: tuple[str, ...] = ()  # what the user should know about the archive before the work starts
     drops_empty_classes = False  # whether a filter may leave classes without samples, which are then left out
 
     @abstractmethod

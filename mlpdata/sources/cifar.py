@@ -1,12 +1,12 @@
 """CIFAR-10 and CIFAR-100: pickled batches in `*-python.tar.gz`, read inside the archive.
 
-The pickles are Python 2's and untrusted: the unpickler admits numpy arrays of bytes and plain containers, nothing else.
+The pickles are Python 2's and untrusted: see `pickles`.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mlpdata.manifest import Error
-from mlpdata.sources import Sample, Source, Unit
+from mlpdata.sources import Sample, Source, Unit, pickles
 from mlpdata.sources.blob import open_blob
 from mlpdata.sources.tarscan import Damage, Member, scan
 
@@ -45,21 +45,6 @@ CIFAR10 = Layout(
 CIFAR100 = Layout(
     "cifar-100-python", {"train": ("train", 50_000), "test": ("val", 10_000)}, "meta", "fine_labels", "fine_label_names"
 )
-
-
-class _Unpickler(pickle.Unpickler):
-    ALLOWED = {  # noqa: RUF012
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),  # how protocol 2 spells bytes
-    }
-
-    def find_class(self, module, name):
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR batch needs")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 class Cifar(Source):
@@ -104,6 +89,8 @@ class Cifar(Source):
             if f.read(2) != b"\x1f\x8b":
                 raise Error(f"{self.path} is not a gzip archive; expected the authors' {self.layout.folder}.tar.gz")
         self._blob.complete(HOLD_BYTES)
+        if self._blob.damage:
+            raise Error(f"{self.path} is damaged: {self._blob.damage}; get it again")
         other = []
         for member in scan(self._blob.read_at, 0, self._blob.size):
             if isinstance(member, Damage):
@@ -129,12 +116,12 @@ class Cifar(Source):
         if len(data) < member.size:
             raise Error(f"{self.path} is truncated inside {name}; get it again")
         try:
-            batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()
-        except Exception as e:  # damaged pickles raise nearly anything
-            raise Error(f"{self.path}: {name} cannot be read: {e or type(e).__name__}") from None
-        if not isinstance(batch, dict):
-            raise Error(f"{self.path}: {name} holds a {type(batch).__name__}, not a batch")
-        return {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
+            batch = pickles.load(io.BytesIO(data))
+        except ValueError as e:
+            raise Error(f"{self.path}: {name} {e}") from None
+        if isinstance(at := batch.get("data"), pickles.Located):
+            batch["data"] = np.frombuffer(data, at.dtype, math.prod(at.shape), at.offset).reshape(at.shape)
+        return batch
 
     def units(self) -> list[Unit]:
         units = []

@@ -8,7 +8,6 @@ of `<wnid>.tar` files is read the same way. Either way a class is a stretch of a
 from __future__ import annotations
 
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,198 +15,243 @@ from pathlib import Path
 
 from mlpdata import labels
 from mlpdata.manifest import Error
-from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit
-from mlpdata.sources.blob import GzipFile, PlainFile, open_blob
+from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, most_samples
+from mlpdata.sources.blob import open_blob
+from mlpdata.sources.listing import WNID, Listing, Stretch, is_image, list_archive, list_directory
 from mlpdata.sources.tarscan import Damage, Member, scan
 
-IMAGES = (".jpeg", ".jpg", ".png", ".webp")
 MAX_IMAGE_BYTES = 256 << 20
-UNIT_BYTES = (4 << 20, 256 << 20)  # a unit is a 256th of the archive, within these bounds
-MEAN_IMAGE_BYTES = 110_000  # of ImageNet's photographs: how many there are is only known when they are read
-WNID = re.compile(r"n\d{8}")
-PROCESSED_PARTS = {"imagenet21k_train": "train", "imagenet21k_val": "val"}  # imagenet21k_small_classes is left out
+UNITS = 256  # an archive is cut into about so many units, or more: they are bounded both ways
+UNIT_BYTES = (4 << 20, 2 << 30)  # read for one unit
+LEAST_SAMPLES = 500  # in one unit
+HOLD_BYTES = 128 << 20  # a class of a gzip stream of at most so many bytes is decompressed once, not twice
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """The images of one class: a piece of a tar."""
+class Share:
+    """A share of the images of one class: image numbers from `share / shares` of them on, in the archive's order."""
 
-    blob: int  # which of the source's files
-    class_name: str
-    split: str  # "" where the class filter decides
-    start: int
-    end: int
-    num_images: int  # 0 where only reading can tell
+    stretches: tuple[Stretch, ...]  # the whole class, for class filters decide over all of it
+    share: int = 0
+    shares: int = 1
 
 
 class ImageNetTars(Source):
     """An archive of classes, or a directory of class tars.
 
+    res: pixels a side of what is made of it; bounds how many images are one unit.
     class_filter: see ClassFilter; classes are counted as listed in the archive, readable or not.
-    Raises Error for a file that is no such archive, or holds no class at all.
+    cache: folder that keeps the listing of gzip streams between runs; None: nowhere.
+    Raises Error for a file that is no such archive, holds no class at all, or is cut short, unless the filter names
+    the classes to take and all of them are there.
     """
 
     codec = "jpg"
 
-    def __init__(self, path: Path, class_filter: ClassFilter = ClassFilter()):  # noqa: B008 - it is frozen
-        self.path, self.class_filter = Path(path), class_filter
-        self._damage: list[Broken] = []
+    def __init__(
+        self,
+        path: Path,
+        class_filter: ClassFilter = ClassFilter(),  # noqa: B008 - it is frozen
+        res: int = 64,
+        cache: Path | None = None,
+    ):
+        self.path, self.class_filter, self._res = Path(path), class_filter, res
         if self.path.is_dir():
-            self._blobs: list[PlainFile | GzipFile] = []
-            stretches, self._prefix = self._list_directory(), ""
+            self._blobs, listing = list_directory(self.path)
         else:
             self._blobs = [open_blob(self.path)]
-            stretches = self._list_archive()
-        self.files = [blob.path for blob in self._blobs]
-        found = sorted({s.class_name for s in stretches})
-        self._check(found)
-        self.release = self._recognise(found)
-        wanted = class_filter.classes
+            listing = list_archive(self._blobs[0], cache)
+        self.files = [str(self.path)]
+        self._damage = [Broken(self.path.name, reason) for reason in listing.damage]
+        found = sorted({s.class_name for s in listing.stretches})
+        if not found:
+            damage = f" ({listing.damage[0]})" if listing.damage else ""
+            raise Error(f"{self.path} holds neither <class>.tar nor <class>/ folders of images{damage}")
+        if strange := next((n for n in found if n.startswith(".") or not n.isprintable()), None):
+            raise Error(f"{self.path} has a class called {strange!r}, which is no name for one")
+        self._take_classes(found, listing)
+        self.release = recognise(found, listing.parts, len(listing.stretches) and listing.stretches[0].inner)
+        if self._blobs[0].compressed and self._blobs[0].damage:
+            self.warnings = (f"{self.path}: {self._blobs[0].damage}",)
+
+    def _take_classes(self, found: list[str], listing: Listing) -> None:
+        wanted, size_of = self.class_filter.classes, Counter()
         if wanted is not None:
             missing = [c for c in wanted if c not in set(found)]
             if missing:
+                cut = f" (it is cut short: {listing.cut})" if listing.cut else ""
                 raise Error(
-                    f"{self.path} lacks {len(missing)} of the {len(wanted)} classes asked for: {missing[0]}, ..."
+                    f"{self.path} lacks {len(missing)} of the {len(wanted)} classes asked for: {missing[0]}{cut}"
                 )
+        elif listing.cut:
+            raise Error(
+                f"{self.path} is cut short: {listing.cut}; get the rest of it, or take what is there by naming the "
+                "classes with --classes FILE"
+            )
+        splits = {s.split for s in listing.stretches}
+        if splits - {""} and self.class_filter.val_per_class:
+            raise Error(f"{self.path} has train and val of its own; --val-per-class is for archives without")
         names = list(wanted) if wanted is not None else found
         self.classes = [(name, labels.readable(name)) for name in names]
         self._labels = {name: i for i, name in enumerate(names)}
-        self._stretches = [s for s in stretches if s.class_name in self._labels]
-        splits = {s.split for s in stretches} - {""} or {"train"}
-        if class_filter.val_per_class:
-            splits.add("val")
-        self.splits = tuple(sorted(splits))
-        self.drops_empty_classes = class_filter.min_class_size > 0
+        for s in listing.stretches:
+            size_of[s.class_name] += s.num_images
+        # Where images are counted already, small classes can go now; elsewhere who reads a class finds out.
+        small = {
+            s.class_name
+            for s in listing.stretches
+            if s.counted and size_of[s.class_name] < self.class_filter.min_class_size
+        }
+        self._stretches = [s for s in listing.stretches if s.class_name in self._labels and s.class_name not in small]
+        self.splits = tuple(sorted((splits - {""}) | ({"train"} if "" in splits else set()))) or ("train",)
+        if self.class_filter.val_per_class:
+            self.splits = ("train", "val")
+        self.drops_empty_classes = self.class_filter.min_class_size > 0
 
     def __getstate__(self):
         return {**self.__dict__, "_stretches": []}
 
-    # --------------------------------------------------------------------------------------------------- listing
-
-    def _list_directory(self) -> list[Stretch]:
-        stretches = []
-        for path in sorted(self.path.iterdir()):
-            if path.suffix == ".tar" and path.is_file():
-                blob = PlainFile(path)
-                stretches.append(Stretch(len(self._blobs), path.stem, "", 0, blob.size, 0))
-                self._blobs.append(blob)
-        return stretches
-
-    def _list_archive(self) -> list[Stretch]:
-        """Every class of the archive, in its order. A gzip stream is read through once, by all cores."""
-        blob = self._blobs[0]
-        end = blob.size if not blob.compressed else 1 << 62
-        stretches: list[Stretch] = []
-        run: list | None = None  # the class folder under way: [class, split, start, end, images]
-        prefixes: Counter[str] = Counter()
-        for item in scan(blob.read_at, 0, end):
-            if isinstance(item, Damage):
-                self._damage.append(Broken(self.path.name, item.reason))
-                item = item.member
-                if item is None:
-                    continue
-            folder, name = posixpath.split(item.name.removeprefix("./"))
-            if name.endswith(".tar"):
-                prefixes[folder] += 1
-                stretches.append(Stretch(0, name.removesuffix(".tar"), "", item.offset, item.offset + item.size, 0))
-            elif name.lower().endswith(IMAGES) and folder:
-                part, class_name = posixpath.split(folder)
-                split = PROCESSED_PARTS.get(posixpath.basename(part), "")
-                if posixpath.basename(part) == "imagenet21k_small_classes":
-                    continue
-                prefixes[part] += 1
-                if run is None or run[:2] != [class_name, split]:
-                    if run is not None:
-                        stretches.append(Stretch(0, *run))
-                    run = [class_name, split, item.offset - self._header_bytes(item), 0, 0]
-                run[3], run[4] = item.offset + item.size, run[4] + 1
-        if run is not None:
-            stretches.append(Stretch(0, *run))
-        if blob.compressed:
-            blob.complete()
-        self._prefix = posixpath.basename(min(prefixes, default="")).split("/")[0] if len(prefixes) == 1 else ""
-        if any(s.split for s in stretches):
-            self._prefix = "imagenet21k_resized"
-        return stretches
-
-    @staticmethod
-    def _header_bytes(member: Member) -> int:
-        return 512  # an extended header before the first member of a class names only that member's long path
-
-    def _check(self, found: list[str]) -> None:
-        if not found:
-            damage = f" ({self._damage[0].reason})" if self._damage else ""
-            raise Error(f"{self.path} holds neither <class>.tar nor <class>/ folders of images{damage}")
-
-    def _recognise(self, found: list[str]) -> str:
-        """Which release this is, from the layout and the classes, never from the file's name."""
-        known, ilsvrc = set(labels.classes("fall11")), set(labels.classes("ilsvrc2012"))
-        if set(found) == ilsvrc:
-            return "ILSVRC2012 (all 1,000 synsets)"
-        if self._prefix == "imagenet21k_resized":
-            return f"winter21-P, processed and resized ({len(found):,} synsets)"
-        if self._prefix == "winter21_whole":
-            return f"winter21 ({len(found):,} of 19,167 synsets)"
-        strangers = [name for name in found if name not in known]
-        if all(WNID.fullmatch(name) for name in found) and len(strangers) <= len(found) // 20:
-            return f"fall11 ({len(found):,} of 21,841 synsets)"
-        return f"unknown release ({len(found):,} classes)"
-
-    # --------------------------------------------------------------------------------------------------- reading
+    # ----------------------------------------------------------------------------------------------------- units
 
     def units(self) -> list[Unit]:
-        total = sum(s.end - s.start for s in self._stretches)
-        target = min(max(total // 256, UNIT_BYTES[0]), UNIT_BYTES[1])
-        units, group, size = [], [], 0
+        """Units of whole classes, except for those too large for one."""
+        groups: dict[tuple, list[Stretch]] = {}
+        for s in self._stretches:
+            groups.setdefault((s.class_name, s.split), []).append(s)
+        num_bytes = sum(s.end - s.start for s in self._stretches)
+        num_images = sum(s.num_images for s in self._stretches)
+        most_images = min(most_samples(self._res), max(num_images // UNITS, LEAST_SAMPLES))
+        most_bytes = min(UNIT_BYTES[1], max(num_bytes // UNITS, UNIT_BYTES[0]))
+        units: list[Unit] = []
+        shares: list[Share] = []
+        images = size = 0
 
         def close():
-            count = sum(s.num_images or max(1, (s.end - s.start) // MEAN_IMAGE_BYTES) for s in group)
-            units.append(Unit(f"unit-{len(units):06d}", self.splits[0], count, size, tuple(group)))
+            nonlocal shares, images, size
+            if shares:
+                units.append(Unit(f"unit-{len(units):06d}", self.splits[0], images, size, tuple(shares)))
+            shares, images, size = [], 0, 0
 
-        for s in self._stretches:
-            if group and size + s.end - s.start > target:
+        for group in groups.values():
+            class_images, class_bytes = sum(s.num_images for s in group), sum(s.end - s.start for s in group)
+            if images + class_images > most_images or size + class_bytes > most_bytes:
                 close()
-                group, size = [], 0
-            group.append(s)
-            size += s.end - s.start
-        if group:
-            close()
+            n = max(1, round(class_images / most_images), round(class_bytes / most_bytes))
+            for k in range(n):
+                shares.append(Share(tuple(group), k, n))
+                images, size = images + class_images // n, size + class_bytes // n
+                if n > 1:
+                    close()
+        close()
         if self._damage:
             units.append(Unit("unit-damage", self.splits[0], 0, 0, tuple(self._damage)))
         return units
 
-    def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
-        for stretch in unit.at:
-            if isinstance(stretch, Broken):
-                yield stretch
-            else:
-                yield from self._class_samples(stretch)
+    # --------------------------------------------------------------------------------------------------- samples
 
-    def _class_samples(self, stretch: Stretch) -> Iterator[Sample | Broken]:
-        blob, name = self._blobs[stretch.blob], stretch.class_name
-        blob.will_read(stretch.start, stretch.end - stretch.start)
-        members, damage = [], []
-        for item in scan(blob.read_at, stretch.start, stretch.end):
-            if isinstance(item, Damage):
-                damage.append(item.reason)
+    def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
+        for item, following in zip(unit.at, (*unit.at[1:], None), strict=True):
+            if isinstance(item, Broken):
+                yield item
                 continue
-            if posixpath.basename(item.name).lower().endswith(IMAGES) or "." not in posixpath.basename(item.name):
-                members.append(item)
-        splits = self.class_filter.split_of([m.name for m in members])
-        if not splits and members:
+            for s in (*item.stretches, *(following.stretches if isinstance(following, Share) else ())):
+                self._blobs[s.blob].will_read(s.start, s.end - s.start)
+            yield from self._class_samples(item)
+            if len(self._blobs) > 1:
+                for s in item.stretches:
+                    self._blobs[s.blob].close()
+
+    def _class_samples(self, share: Share) -> Iterator[Sample | Broken]:
+        name, found, damage = share.stretches[0].class_name, [], []
+        for s in share.stretches:
+            read_at = self._reader(s)
+            for item in scan(read_at, s.start, s.end):
+                if isinstance(item, Damage):
+                    damage.append(item.reason)
+                elif is_image(item.name):
+                    found.append((s, read_at, item))
+        splits = self._splits_of(share.stretches[0], [member.name for _, _, member in found])
+        if found and not splits:
             return  # a class below the size asked for
-        for reason in damage:
-            yield Broken(f"{name}.tar", reason)
-        for member in members:
-            split = stretch.split or splits[member.name]
-            file = posixpath.basename(member.name)
-            origin = f"{name}.tar/{file}" if not stretch.num_images else member.name
-            if member.size > MAX_IMAGE_BYTES:
-                yield Broken(origin, f"has {member.size} bytes", split)
-                continue
-            data = blob.read_at(member.offset, member.size)
-            stem = file.rpartition(".")[0] or file
-            key = stem if stem.startswith(f"{name}_") else f"{name}_{stem}"
-            yield Sample(key.replace(".", "_"), data, self._labels[name], origin, split)
-        if len(self._blobs) > 1:
-            blob.close()
+        if share.share == 0:
+            for reason in damage:
+                yield Broken(f"{name}.tar", reason)
+        keys = _keys(name, [posixpath.basename(member.name) for _, _, member in found])
+        first, stop = (len(found) * k // share.shares for k in (share.share, share.share + 1))
+        for (s, read_at, member), key in zip(found[first:stop], keys[first:stop], strict=True):
+            split = splits[member.name]
+            origin = f"{name}.tar/{posixpath.basename(member.name)}" if s.inner else member.name
+            yield self._sample(read_at, member, key, origin, split, self._labels[name])
+
+    def _sample(self, read_at, member: Member, key: str, origin: str, split: str, label: int) -> Sample | Broken:
+        if member.size > MAX_IMAGE_BYTES:
+            return Broken(origin, f"has {member.size} bytes", split)
+        data = read_at(member.offset, member.size)
+        if len(data) < member.size:
+            return Broken(origin, f"is cut short: {member.size} bytes announced, {len(data)} there", split)
+        return Sample(key, data, label, origin, split)
+
+    def _splits_of(self, stretch: Stretch, names: list[str]) -> dict[str, str]:
+        if stretch.split:
+            return dict.fromkeys(names, stretch.split)
+        return self.class_filter.split_of(names)
+
+    def _reader(self, s: Stretch):
+        blob = self._blobs[s.blob]
+        if blob.compressed and s.end - s.start <= HOLD_BYTES:
+            # Names come before bytes, and going back in a gzip stream means decompressing again.
+            held = blob.read_at(s.start, s.end - s.start)
+            return lambda offset, size: held[offset - s.start : offset - s.start + size]
+        return blob.read_at
+
+
+def _keys(class_name: str, files: list[str]) -> list[str]:
+    """Keys of the images of a class that differ from each other and from those of other classes."""
+    taken: set[str] = set()
+    keys = []
+    for file in files:
+        stem = (file.rpartition(".")[0] or file).replace(".", "_")
+        if stem.startswith(f"{class_name}_") and WNID.fullmatch(class_name):
+            key = stem
+        else:
+            key = f"{class_name.replace('.', '%2E')}/{stem}"
+        while key in taken:
+            key += "-"
+        taken.add(key)
+        keys.append(key)
+    return keys
+
+
+def recognise(found: list[str], parts: list[str], inner: bool) -> str:
+    """Which release an archive is, from its classes and layout, never from its name; "cannot tell" where that is so.
+
+    found: its classes. parts: the folders inside that hold them. inner: whether classes are tars.
+
+    winter21 is fall11 without 2,674 synsets, mostly of people; which ones is published only for the -P sets: 771 of the
+    11,221 classes of fall11-P are not in winter21-P. A fall11 archive has its share of those 771, a winter21 archive
+    next to none.
+    """
+    classes, count = set(found), f"{len(found):,}"
+    if classes == set(labels.classes("ilsvrc2012")):
+        return "ILSVRC2012 (all 1,000 synsets)"
+    fall11, p_fall11, p_winter21 = (set(labels.classes(n)) for n in ("fall11", "fall11-p", "winter21-p"))
+    if len(classes - fall11) > len(classes) // 20:
+        return f"unknown release ({count} classes)"
+    if any(posixpath.basename(p).startswith("imagenet21k_") for p in parts):
+        if classes & (p_fall11 - p_winter21):
+            return f"fall11-P, processed and resized ({count} of 11,221 synsets)"
+        if len(classes) > 500:
+            return f"winter21-P, processed and resized ({count} of 10,450 synsets)"
+        return f"fall11-P or winter21-P, cannot tell from {count} synsets, processed and resized"
+    people = len(classes & (p_fall11 - p_winter21))
+    expected = len(classes) * len(p_fall11 - p_winter21) / len(fall11)
+    if len(classes) > 19_167 or (expected >= 5 and people >= expected / 2):
+        return f"fall11 ({count} of 21,841 synsets)"
+    if expected >= 10 and people <= expected / 20:
+        return f"winter21 ({count} of 19,167 synsets)"
+    layout = "laid out as neither"
+    if inner and parts in ([], [""]):
+        layout = "laid out as fall11"
+    elif inner and len(parts) == 1:
+        layout = "laid out as winter21"
+    return f"fall11 or winter21, cannot tell from {count} synsets, {layout}"

@@ -6,12 +6,15 @@ is whole, so that damage costs only what is damaged, and it never believes a siz
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 BLOCK = 512
 MAX_LONG_NAME = 1 << 16  # bytes of an extended header that are read; real ones have a few hundred
 RESYNC_STEP = 1 << 20
+LOOK_BACK = 8 << 10  # bytes that extended headers of one member take at most, where a reader starts amid them
+ZEROS = bytes(BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class Member:
     name: str
     offset: int  # of its first data byte
     size: int
+    start: int = 0  # of its first header: extended ones come before its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class Damage:
     offset: int
     reason: str
     member: Member | None = None  # what is left of a file that is cut short
+    last: bool = False  # nothing can be read after it
 
 
 ReadAt = Callable[[int, int], bytes]  # (offset, size) -> at most size bytes; fewer only at the end
@@ -39,26 +44,34 @@ def scan(read_at: ReadAt, start: int, end: int) -> Iterator[Member | Damage]:
     """Members between two offsets, in order.
 
     read_at must answer for the whole range; `end` is where the tar ends (for an inner tar, its member's end).
+    After damage the members of an inner tar may come up, when it is the inner tar's own header that was hit.
     """
-    at, long_name, pax = start, None, {}
+    at, long_name, pax, damaged, first = start, None, {}, False, start
     while at + BLOCK <= end:
         header = read_at(at, BLOCK)
         if len(header) < BLOCK:
-            yield Damage(at, f"the archive ends at byte {at + len(header)}, inside a header")
+            yield Damage(at, f"the archive ends at byte {at + len(header)}, before its end mark", last=True)
             return
-        if not header.strip(b"\0"):
-            return  # the end mark
-        size = _checked_size(header)
-        if size is None:
-            found = _resync(read_at, at + BLOCK, end)
-            yield Damage(at, f"no tar header at byte {at}" + ("" if found is None else f"; went on at byte {found}"))
+        if header == ZEROS:  # the end mark, or that of an inner tar which damage led into
+            found = next_header(read_at, at + BLOCK, end) if damaged else None
             if found is None:
                 return
             at, long_name, pax = found, None, {}
             continue
+        size = _checked_size(header)
+        if size is None:
+            found = next_header(read_at, at + BLOCK, end)
+            where = "nor after it" if found is None else f"went on at byte {found}"
+            yield Damage(at, f"no tar header at byte {at}, {where}", last=found is None)
+            if found is None:
+                return
+            at, long_name, pax, damaged = found, None, {}, True
+            continue
         data, kind = at + BLOCK, header[156:157]
+        if long_name is None and not pax:
+            first = at
         if "size" in pax and kind not in b"xgLK":
-            size = int(pax["size"]) if pax["size"].isdigit() else size
+            size = _pax_size(pax["size"], size)
         after = data + -(-size // BLOCK) * BLOCK
         if kind == b"L":
             long_name = read_at(data, min(size, MAX_LONG_NAME)).rstrip(b"\0").decode("utf-8", "replace")
@@ -69,9 +82,9 @@ def scan(read_at: ReadAt, start: int, end: int) -> Iterator[Member | Damage]:
             if data + size > end:
                 left = max(0, end - data)
                 reason = f"{name} is cut short: {size} bytes announced, {left} there"
-                yield Damage(at, reason, Member(name, data, left))
+                yield Damage(at, reason, Member(name, data, left, first), last=True)
                 return
-            yield Member(name, data, size)
+            yield Member(name, data, size, first)
             long_name, pax = None, {}
         elif kind != b"K" and kind != b"g":
             long_name, pax = None, {}  # directories, links and the like hold no images
@@ -84,19 +97,26 @@ def _checked_size(header: bytes) -> int | None:
         stored = int(header[148:156].strip(b" \0") or b"x", 8)
     except ValueError:
         return None
-    if sum(header) - sum(header[148:156]) + 8 * ord(" ") != stored:
+    # The low half of Adler-32 is the sum of the bytes and 1, modulo 65,521, without a loop in Python.
+    if ((zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * ord(" ") - stored) % 65521:
         return None
     field = header[124:136]
-    if field[0] & 0x80:  # GNU: binary, for 8 GiB and more
-        return int.from_bytes(field[1:], "big")
+    if field[0] & 0x80:  # GNU: binary, for 8 GiB and more; 0xff would be a negative number
+        return int.from_bytes(field[1:], "big") if field[0] == 0x80 else None
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        size = int(field.strip(b" \0") or b"0", 8)
     except ValueError:
         return None
+    return size if size >= 0 else None
 
 
-def _resync(read_at: ReadAt, at: int, end: int) -> int | None:
-    """The next block boundary with a whole header, or None."""
+def _pax_size(text: str, otherwise: int) -> int:
+    """The size of an extended header; a number no file can have is not believed."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else otherwise
+
+
+def next_header(read_at: ReadAt, at: int, end: int) -> int | None:
+    """The first whole header from a block boundary on, or None."""
     while at + BLOCK <= end:
         chunk = read_at(at, min(RESYNC_STEP, end - at))
         for i in range(0, len(chunk) - BLOCK + 1, BLOCK):
@@ -106,6 +126,25 @@ def _resync(read_at: ReadAt, at: int, end: int) -> int | None:
         if len(chunk) < BLOCK:
             return None
         at += len(chunk) // BLOCK * BLOCK
+    return None
+
+
+def next_member(read_at: ReadAt, at: int, end: int) -> int | None:
+    """Where the first member begins whose own header lies at or after a block boundary, or None.
+
+    Extended headers that belong to it may lie before that boundary.
+    """
+    found = next_header(read_at, at, end)
+    while found is not None:
+        look_from = max(0, found - LOOK_BACK)
+        blocks = read_at(look_from, found - look_from)
+        for i in range(len(blocks) - BLOCK, -1, -BLOCK):
+            size = _checked_size(blocks[i : i + BLOCK])
+            if size and blocks[i + 156 : i + 157] in b"xLKg" and i + BLOCK + -(-size // BLOCK) * BLOCK == len(blocks):
+                found = look_from + i
+                break
+        else:
+            return found
     return None
 
 
@@ -120,7 +159,7 @@ def _pax_fields(body: bytes) -> dict[str, str]:
     fields = {}
     while body:
         length, _, _ = body.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(body):
+        if not length.isdigit() or len(length) > 9 or not len(length) + 1 < int(length) <= len(body):
             break
         key, equals, value = body[len(length) + 1 : int(length)].rstrip(b"\n").partition(b"=")
         if equals:

@@ -1,0 +1,43 @@
+"""Which kind of archive a path is, told by what is in it: the ways in which people have ImageNet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mlpdata.sources import ClassFilter, Source, downsampled, webdataset
+from mlpdata.sources.folder import Folder
+from mlpdata.sources.ilsvrc import TRAIN, ImageNet1k, flat_val
+from mlpdata.sources.imagenet import ImageNetTars, recognise
+
+
+def open_imagenet1k(path: Path, class_filter: ClassFilter, res: int, cache: Path) -> Source:
+    """ILSVRC2012: the official tars, Downsampled-ImageNet, WebDataset tars, or class folders or tars in a directory."""
+    if path.is_dir() and (path / TRAIN).exists():
+        return ImageNet1k(path, class_filter, res, cache)
+    if batches := downsampled.find(path):
+        return downsampled.Downsampled(path, batches, class_filter)
+    if tars := webdataset.find(path):
+        return webdataset.WebDataset(path, tars, class_filter, res, ("ilsvrc2012",))
+    if path.is_dir():
+        return _classes(path, class_filter, res, flat_val(path))
+    return ImageNet1k(path, class_filter, res, cache)
+
+
+def open_imagenet21k(path: Path, class_filter: ClassFilter, res: int, cache: Path) -> Source:
+    """ImageNet-21k: fall11, winter21 or -P in one tar, plain or gzip, WebDataset tars, or class folders or tars."""
+    if tars := webdataset.find(path):
+        lists = ("fall11", "fall11-12k", "fall11-p", "winter21-p")
+        return webdataset.WebDataset(path, tars, class_filter, res, lists)
+    return _classes(path, class_filter, res) if path.is_dir() else ImageNetTars(path, class_filter, res, cache)
+
+
+def _classes(path: Path, class_filter: ClassFilter, res: int, flat: dict[str, dict[str, str]] | None = None) -> Source:
+    """A directory of extracted classes: `<wnid>.tar` files or `<wnid>/` folders, also below split folders."""
+    with os.scandir(path) as entries:
+        tars = any(e.name.endswith(".tar") and not e.name.startswith("ILSVRC2012") for e in entries)
+    if tars:
+        return ImageNetTars(path, class_filter, res)
+    source = Folder(path, class_filter, res, flat)
+    source.release = recognise([name for name, _ in source.classes], [], False)
+    return source

@@ -1,0 +1,270 @@
+"""Downsampled-ImageNet (Chrabaszcz et al., 2017): ImageNet-1k at 8 to 64 pixels, as pickles or npz, zipped or not.
+
+A batch is a pickled dict or an npz of `data`, uint8 (N, 3 * res * res), planar RGB, and `labels` from 1 to 1,000 in the
+order of `map_clsloc.txt`; here they become ranks of the sorted wnids. Batches of 64 pixels have 1.6 GB: rows are read
+from where they are, through as many zips as are around them, and never a batch at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from mlpdata import labels
+from mlpdata.manifest import Error
+from mlpdata.progress import Progress
+from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, pickles
+
+NAME = re.compile(r"(?P<name>(?P<split>train|val)_data(?:_batch_(?P<number>\d+))?)(?:\.npz|\.pkl|\.pickle)?")
+SIZES = (8, 16, 32, 64)
+UNIT_ROWS = 20_000
+READ_BYTES = 1 << 20
+MAX_ROWS = 2_000_000
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OSError, ValueError, KeyError)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One file of rows, and the way to it."""
+
+    name: str  # as the authors call it: train_data_batch_1, val_data
+    split: str
+    path: Path
+    member: str = ""  # of the zip at `path`; "" for a file of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the pixels of a batch are, and their labels."""
+
+    batch: Batch
+    layers: tuple[tuple[int, bool], ...]  # of zips, outermost first: where a member's bytes start, whether deflated
+    offset: int  # of the first row below all layers
+    res: int
+    labels: np.ndarray  # (N,) int16, from 1
+
+
+def find(path: Path) -> list[Batch]:
+    """The batches of a directory, a zip or a single file, in order; [] if it has none.
+
+    What a file is, is told by its first bytes, and what a zip is, by its members; pickles tell nothing of themselves
+    and need the authors' names.
+    """
+    if path.is_dir():
+        with os.scandir(path) as entries:
+            files = sorted(
+                path / e.name for e in entries if NAME.fullmatch(e.name) or e.name.endswith((".zip", ".npz"))
+            )
+    else:
+        files = [path]
+    found = [batch for file in files if file.is_file() for batch in _batches_in(file)]
+    return sorted(found, key=lambda b: (b.split, int(NAME.fullmatch(b.name)["number"] or 0)))
+
+
+def _batches_in(path: Path) -> list[Batch]:
+    with open(path, "rb") as f:
+        magic = f.read(2)
+    match = NAME.fullmatch(path.name)
+    if magic == b"PK" and not match:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except ZIP_ERRORS as e:
+            raise Error(f"{path} is no whole zip archive ({e}); get it again") from None
+        inside = [(n, NAME.fullmatch(n.rpartition("/")[2])) for n in names]
+        return [Batch(m["name"], m["split"], path, n) for n, m in inside if m]
+    if match and (magic == b"PK" or magic[:1] == pickle.PROTO):
+        return [Batch(match["name"], match["split"], path)]
+    return []
+
+
+class Downsampled(Source):
+    """The batches of Downsampled-ImageNet, labels as ranks of the sorted wnids of ILSVRC2012.
+
+    batches: as `find` gives them. class_filter: only `classes`. Every batch is read through once, to learn where its
+    rows are, to have its labels and to verify the checksums of zips. Raises Error for a damaged or other batch.
+    """
+
+    codec = "array"
+
+    def __init__(self, path: Path, batches: list[Batch], class_filter: ClassFilter):
+        if class_filter.min_class_size or class_filter.val_per_class:
+            raise Error(f"{path} is Downsampled-ImageNet, whose images have no names: it takes only --classes")
+        names = [b.name for b in batches]
+        if twice := next((n for n in names if names.count(n) > 1), None):
+            raise Error(f"{path} has two files of {twice}; leave one")
+        self.files = sorted({str(b.path) for b in batches})
+        known = labels.classes("ilsvrc2012")
+        wanted = class_filter.classes or known
+        if strange := [w for w in wanted if w not in known]:
+            raise Error(f"{path} has no class {strange[0]!r}: ILSVRC2012 has none of that name")
+        self.classes = [(wnid, labels.readable(wnid)) for wnid in wanted]
+        self._label_of = np.concatenate(([-1], labels.mapping(labels.clsloc(), wanted))).tolist()  # by label from 1
+        progress = Progress(f"reading {path.name}", len(batches), unit="batches")
+        self._rows = []
+        for batch in batches:
+            self._rows.append(_locate(batch))
+            progress.add(1)
+        progress.finish()
+        sizes = "/".join(str(r) for r in sorted({r.res for r in self._rows}))
+        self.release = f"Downsampled-ImageNet {sizes}x{sizes} (ILSVRC2012, 1,000 synsets)"
+
+    def __getstate__(self):
+        return {**self.__dict__, "_rows": []}
+
+    def units(self) -> list[Unit]:
+        units = []
+        for rows in self._rows:
+            for start in range(0, len(rows.labels), UNIT_ROWS):
+                part = rows.labels[start : start + UNIT_ROWS]
+                at = (replace(rows, labels=part), start)
+                name = f"{rows.batch.name}-{start:07d}"
+                units.append(Unit(name, rows.batch.split, len(part), len(part) * 3 * rows.res**2, at))
+        return units
+
+    def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
+        rows, start = unit.at
+        name, res = rows.batch.name, rows.res
+        row_bytes = 3 * res * res
+        with open(rows.batch.path, "rb") as file:
+            stream = _below(file, rows.layers)
+            _skip(stream, rows.offset + start * row_bytes)
+            for i, number in enumerate(rows.labels.tolist(), start):
+                data = stream.read(row_bytes)
+                if len(data) < row_bytes:
+                    raise Error(f"{rows.batch.path} ends inside row {i} of {name}; it changed while it was read")
+                if (label := self._label_of[number]) >= 0:
+                    image = np.frombuffer(data, np.uint8).reshape(3, res, res).transpose(1, 2, 0)
+                    yield Sample(f"{name}_{i:07d}", np.ascontiguousarray(image), label, f"{name}[{i}]")
+
+
+# --------------------------------------------------------------------------------------------------------- batches
+
+
+def _locate(batch: Batch) -> Rows:
+    """Find the rows of a batch and read its labels. Raises Error."""
+    where = f"{batch.path}: {batch.member or batch.name}"
+    try:
+        with open(batch.path, "rb") as file:
+            layers: tuple = ()
+            content: BinaryIO = file
+            if batch.member:
+                archive = zipfile.ZipFile(file)
+                info = archive.getinfo(batch.member)
+                layers = (_layer(file, info),)
+                content = archive.open(info)
+            if content.read(2) == b"PK":
+                content.seek(0)
+                rows = _locate_npz(batch, content, layers)
+            else:
+                content.seek(0)
+                rows = _locate_pickle(batch, content, layers)
+            _skip(content, None)  # at its end a zip's member is verified
+            return rows
+    except ZIP_ERRORS as e:
+        raise Error(f"{where} {str(e) or type(e).__name__}; get it again".replace("\n", " ")) from None
+
+
+def _locate_pickle(batch: Batch, content: BinaryIO, layers: tuple) -> Rows:
+    found = pickles.load(content)
+    data = found.get("data")
+    if not isinstance(data, pickles.Located):
+        raise ValueError("has no large array of pixels under 'data'")
+    return Rows(batch, layers, data.offset, _res(data.shape, data.dtype), _labels(found.get("labels"), data.shape[0]))
+
+
+def _locate_npz(batch: Batch, content: BinaryIO, layers: tuple) -> Rows:
+    archive = zipfile.ZipFile(content)
+    names = archive.namelist()
+    if "data.npy" not in names or "labels.npy" not in names:
+        raise ValueError(f"has no data.npy and labels.npy inside, but {', '.join(names[:4])}")
+    info = archive.getinfo("labels.npy")
+    if info.file_size > 8 * MAX_ROWS + 4096:
+        raise ValueError(f"has {info.file_size} bytes of labels")
+    found = np.load(io.BytesIO(archive.read(info)), allow_pickle=False)
+    info = archive.getinfo("data.npy")
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, column_major, dtype = read_header(member)
+        offset = member.tell()
+        if column_major:
+            raise ValueError("has its pixels in columns")
+        _skip(member, None)
+    return Rows(batch, (*layers, _layer(content, info)), offset, _res(shape, dtype), _labels(found, shape[0]))
+
+
+def _res(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    res = next((r for r in SIZES if len(shape) == 2 and shape[1] == 3 * r * r), None)
+    if res is None or dtype != np.uint8 or not 0 < shape[0] <= MAX_ROWS:
+        raise ValueError(f"has pixels of shape {tuple(shape)} and type {dtype}, not uint8 (N, 3 * res * res)")
+    return res
+
+
+def _labels(found: object, num_rows: int) -> np.ndarray:
+    try:
+        array = np.asarray(found)
+    except (ValueError, OverflowError):
+        array = np.empty(0)
+    if array.shape != (num_rows,) or array.dtype.kind not in "iu" or array.min() < 1 or array.max() > 1000:
+        raise ValueError(f"has no {num_rows} labels from 1 to 1,000 under 'labels'")
+    return array.astype(np.int16)
+
+
+def _layer(enclosing: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, bool]:
+    """(where the bytes of a member start in the file around it, whether they are deflated)."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
+        raise ValueError("is compressed in a way no zip of this data set is")
+    at = enclosing.tell()
+    enclosing.seek(info.header_offset + 26)
+    name_bytes, extra_bytes = struct.unpack("<2H", enclosing.read(4))
+    enclosing.seek(at)
+    return info.header_offset + 30 + name_bytes + extra_bytes, info.compress_type == zipfile.ZIP_DEFLATED
+
+
+class _Inflate:
+    """Read a deflated stream from front to back."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream, self._inflate = stream, zlib.decompressobj(-15)
+
+    def read(self, size: int) -> bytes:
+        pieces = []
+        while size > 0 and not self._inflate.eof:
+            packed = self._inflate.unconsumed_tail or self._stream.read(READ_BYTES)
+            if not packed:
+                break
+            pieces.append(self._inflate.decompress(packed, size))
+            size -= len(pieces[-1])
+        return b"".join(pieces)
+
+
+def _below(file: BinaryIO, layers: tuple[tuple[int, bool], ...]) -> BinaryIO:
+    stream = file
+    for start, deflated in layers:
+        _skip(stream, start)
+        stream = _Inflate(stream) if deflated else stream
+    return stream
+
+
+def _skip(stream: BinaryIO, size: int | None) -> None:
+    """Read so many bytes, or all there are, and forget them."""
+    if size and isinstance(stream, io.IOBase):
+        stream.seek(size, os.SEEK_CUR)
+        return
+    while size is None or size > 0:
+        data = stream.read(READ_BYTES if size is None else min(size, READ_BYTES))
+        if not data:
+            return
+        size = None if size is None else size - len(data)
