@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mlpdata import tiers
 from mlpdata.augment import Augment, Batch
 from mlpdata.loader import Loader
 from mlpdata.manifest import CODECS
+from mlpdata.pixels import to_ycc420
 
 WARM_UP = 5  # batches: compilation, the first blocks, the allocator
 NEAR = 0.1  # rates that differ by less are the same for people
@@ -50,7 +50,7 @@ def bench(
     alone = rate(iter(loader), wait, seconds)
     fixed = next(iter(loader))
     if loader.pixels == "ycc420":
-        luma, chroma = tiers.to_ycc420(fixed.images)
+        luma, chroma = to_ycc420(fixed.images)
         fixed = Batch(luma, fixed.labels, fixed.ids, chroma=chroma)
     augmented = rate((augment.apply(fixed, epoch, 0) for epoch in itertools.count()), wait, seconds)
     loader.augment = augment

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,10 +18,11 @@ import torch
 
 from mlpdata import tiers
 from mlpdata.augment import Augment, Batch
+from mlpdata.epoch import Order, permute
 from mlpdata.index import open_split
 from mlpdata.manifest import Error, read_classes
 from mlpdata.memory import free_memory
-from mlpdata.epoch import Order, permute
+from mlpdata.pixels import from_ycc420
 from mlpdata.reader import Reader
 
 PSNR_SAMPLES = 512
@@ -111,7 +113,7 @@ class Loader:
         self.pixels = pixels if self.tier == "resident" else "rgb"
         self._blocks_now = self._blocks  # of the order that is being iterated
         self._resume: dict | None = None  # a state that the next iteration goes on from
-        self._iteration: Iterator[Batch] | None = None
+        self._iteration = lambda: None  # a weak reference: a loader that is let go takes its open iteration with it
         if drop_last and not len(self):
             raise Error(f"split {self.split!r} has {self.num_samples} samples, fewer than one batch of {batch_size}")
 
@@ -276,12 +278,13 @@ class Loader:
 
         An iteration that is still open ends here: its next batch would be another's.
         """
-        if self._iteration is not None:
-            self._iteration.close()
+        if (running := self._iteration()) is not None:
+            running.close()
         state, self._resume = self._resume, None
         self._step, self._blocks_now = (state["step"], state["blocks"]) if state else (0, self._blocks)
-        self._iteration = self._iterate()
-        return self._iteration
+        batches = self._iterate()
+        self._iteration = weakref.ref(batches)
+        return batches
 
     def _iterate(self) -> Iterator[Batch]:
         while True:
@@ -297,7 +300,7 @@ class Loader:
                     if self.augment is not None:
                         batch = self.augment.apply(batch, self.epoch, self.seed)
                     elif self.pixels == "ycc420":
-                        batch = Batch(tiers.from_ycc420(batch.images, batch.chroma), batch.labels, batch.ids)
+                        batch = Batch(from_ycc420(batch.images, batch.chroma), batch.labels, batch.ids)
                     # Advanced before the batch goes out: a state saved while it is in use goes on behind it.
                     self._step += 1
                     yield batch

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from mlpdata.augment import Batch
-from mlpdata.manifest import Error
 from mlpdata.epoch import Order, rank_share
+from mlpdata.manifest import Error
+from mlpdata.pixels import from_ycc420, to_ycc420
 from mlpdata.reader import Payloads, Reader
 
 TIERS = ("resident", "pinned", "stream")
@@ -129,18 +130,6 @@ def load_pixels(reader: Reader, ids: np.ndarray, device: torch.device, ycc: bool
             for store, plane in zip(stores, to_ycc420(there) if ycc else [there], strict=True):
                 store[at : at + len(part)] = plane
     return stores
-
-
-def to_ycc420(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    from mlpdata import augment
-
-    return augment.to_ycc420(images)
-
-
-def from_ycc420(luma: torch.Tensor, chroma: torch.Tensor) -> torch.Tensor:
-    from mlpdata import augment
-
-    return augment.from_ycc420(luma, chroma)
 
 
 def ycc420_psnr(images: np.ndarray) -> float:
