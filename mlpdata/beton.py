@@ -35,8 +35,13 @@ ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
 VERSION = 2
 TYPE_INT, TYPE_IMAGE = 1, 2
-FIELD_METADATA = {0: np.dtype("<f8"), TYPE_INT: np.dtype("<i8"), TYPE_IMAGE: IMAGE}  # the field types we can index
+POINTER, STRETCH = np.dtype("<u8"), np.dtype([("ptr", "<u8"), ("size", "<u8")])
+# What each field type keeps in the metadata table: float, int, image, bytes, array, JSON, tensor.
+FIELD_METADATA = dict(enumerate([np.dtype("<f8"), np.dtype("<i8"), IMAGE, STRETCH, POINTER, STRETCH, POINTER]))
 MODES = {"jpg": 0, "raw": 1}  # the image field's `mode`
+RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
+COLUMNS = {"mode": "<u1", "width": "<u2", "height": "<u2", "data_ptr": "<i8", "label": "<i8"}
+READ_ROWS = 1 << 18  # rows of the metadata table read at a time: the open needs little more memory than the index
 METADATA_START = HEADER.itemsize + 2 * FIELD.itemsize
 
 
@@ -141,59 +146,86 @@ def pwrite(fd: int, data, offset: int) -> None:
 def open_index(path: Path) -> ShardIndex:
     """Index a `.beton` file, ours or ffcv's own, without reading its samples.
 
-    The first image field and the first int field (zeros where there is none) are taken. Metadata stays a memory map.
+    The first image field and the first int field (zeros where there is none) are taken; the other types ffcv has are
+    passed over. Nothing stays mapped: a file that is cut short later on cannot take the process with it.
     Raises Error for a file that is no beton, is cut short, or has fields this reader does not know.
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        header = np.fromfile(path, HEADER, 1)
+        with open(path, "rb") as f:
+            return _read_index(path, f, os.fstat(f.fileno()).st_size)
     except OSError as e:
         raise Error(f"cannot read {path}: {e.strerror}") from None
+
+
+def _read_index(path: Path, f, size: int) -> ShardIndex:
+    header = np.fromfile(f, HEADER, 1)
     if not len(header) or header[0]["version"] != VERSION:
         raise Error(f"{path} is not an FFCV beton file of version {VERSION}")
     n, num_fields, alloc_ptr = (int(header[0][k]) for k in ("num_samples", "num_fields", "alloc_table_ptr"))
     start = HEADER.itemsize + num_fields * FIELD.itemsize
     if num_fields > 256 or start > size:
         raise Error(f"{path} is damaged: its header names {num_fields} fields")
-    fields = np.fromfile(path, FIELD, num_fields, offset=HEADER.itemsize)
-    unknown = [int(t) for t in fields["type_id"] if int(t) not in FIELD_METADATA]
-    if unknown:
-        raise Error(f"{path} has a field of type {unknown[0]}; only float, int and RGB image fields can be read")
-    table = np.dtype([(f"f{i}", FIELD_METADATA[int(t)]) for i, t in enumerate(fields["type_id"])], align=True)
-    if start + n * table.itemsize > size or not alloc_ptr <= size or (size - alloc_ptr) // ALLOCATION.itemsize < n:
-        raise Error(f"{path} is cut short: {size} bytes do not hold the {n} samples its header promises")
+    fields = np.fromfile(f, FIELD, num_fields)
     types = fields["type_id"].tolist()
+    for field, kind in zip(fields, types, strict=True):
+        if kind not in FIELD_METADATA:
+            name = field["name"].tobytes().rstrip(b"\0").decode("ascii", "replace")
+            raise Error(
+                f"{path} has a field of type {kind} ({name!r}); only types 0 to {max(FIELD_METADATA)} are known"
+            )
     if TYPE_IMAGE not in types:
         raise Error(f"{path} has no image field")
+    table = np.dtype([(f"f{i}", FIELD_METADATA[kind]) for i, kind in enumerate(types)], align=True)
+    if start + n * table.itemsize > size or not alloc_ptr <= size or (size - alloc_ptr) // ALLOCATION.itemsize < n:
+        raise Error(f"{path} is cut short: {size} bytes do not hold the {n} samples its header promises")
     if n == 0:
         raise Error(f"{path} holds no samples")
-    rows = np.memmap(path, table, "r", start, (n,))
-    image = rows[f"f{types.index(TYPE_IMAGE)}"]
-    label = rows[f"f{types.index(TYPE_INT)}"] if TYPE_INT in types else np.zeros(n, np.int64)
+    image_field, label_field = f"f{types.index(TYPE_IMAGE)}", f"f{types.index(TYPE_INT)}" if TYPE_INT in types else None
+    column = {name: np.empty(n, dtype) for name, dtype in COLUMNS.items()}
+    for at in range(0, n, READ_ROWS):
+        rows = np.fromfile(f, table, min(READ_ROWS, n - at))
+        if len(rows) < min(READ_ROWS, n - at):
+            raise Error(f"{path} is cut short: it ends in the metadata of sample {at + len(rows)}")
+        part = slice(at, at + len(rows))
+        for name in ("mode", "width", "height", "data_ptr"):
+            column[name][part] = rows[image_field][name]
+        column["label"][part] = rows[label_field] if label_field else 0
+    mode, width, height = (_narrow(column[name]) for name in ("mode", "width", "height"))
+    if mode.max() > max(MODES.values()):
+        i = int((mode > max(MODES.values())).argmax())
+        raise Error(f"{path}: sample {i} has image mode {mode[i]}, which is neither JPEG nor raw")
     return ShardIndex(
         files=[path],
         file=np.broadcast_to(np.uint8(0), (n,)),
-        offset=image["data_ptr"],
-        num_bytes=_payload_bytes(path, image, alloc_ptr, size),
-        codec=np.where(image["mode"] == MODES["raw"], CODECS.index("raw"), CODECS.index("jpg")).astype(np.uint8),
-        width=image["width"],
-        height=image["height"],
-        label=label,
+        offset=column["data_ptr"],
+        num_bytes=_payload_bytes(path, f, column["data_ptr"], mode, width, height, alloc_ptr),
+        codec=_narrow(np.where(mode == MODES["raw"], np.uint8(RAW), np.uint8(JPG))),
+        width=width,
+        height=height,
+        label=column["label"],
     )
 
 
-def _payload_bytes(path: Path, image: np.ndarray, alloc_ptr: int, size: int) -> np.ndarray:
-    """(N,) bytes of each image. Raw ones follow from the shape; the rest stand in the allocation table."""
-    raw = image["width"].astype(np.int64) * image["height"] * 3
-    if (image["mode"] == MODES["raw"]).all():
-        return raw
-    alloc = np.memmap(path, ALLOCATION, "r", alloc_ptr, ((size - alloc_ptr) // ALLOCATION.itemsize,))
-    ptrs, sizes, at = alloc["ptr"], alloc["size"], image["data_ptr"]
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Values that are all the same, as one of them seen n times: no memory, and no time in the checks to come."""
+    return np.broadcast_to(values[0], values.shape) if (values == values[0]).all() else values
+
+
+def _payload_bytes(path: Path, f, at: np.ndarray, mode, width, height, alloc_ptr: int) -> np.ndarray:
+    """(N,) int64 bytes of each image. Raw ones follow from the shape; the rest stand in the allocation table."""
+    if width.strides == height.strides == mode.strides == (0,) and mode[0] == MODES["raw"]:
+        return np.broadcast_to(np.int64(3) * width[0] * height[0], at.shape)
+    if (mode == MODES["raw"]).all():
+        return width.astype(np.int64) * height * 3
+    f.seek(alloc_ptr)
+    alloc = np.fromfile(f, ALLOCATION)
+    ptrs, sizes = alloc["ptr"].astype(np.int64), alloc["size"].astype(np.int64)
     if not np.array_equal(ptrs[: len(at)], at):  # our own table has the order of the samples; ffcv's has any
         order = np.argsort(ptrs)
         found = order[np.minimum(np.searchsorted(ptrs, at, sorter=order), len(order) - 1)]
         if not np.array_equal(ptrs[found], at):
-            raise Error(f"{path} is damaged: a sample is missing from its allocation table")
-        return sizes[found].astype(np.int64)
-    return sizes[: len(at)].astype(np.int64)
+            i = int((ptrs[found] != at).argmax())
+            raise Error(f"{path} is damaged: sample {i} is missing from its allocation table")
+        return sizes[found]
+    return sizes[: len(at)]

@@ -175,6 +175,34 @@ def preview(directory, out, augment, split):
 
 
 @main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes the GPU if any.")
+@click.option("--split", default="train", show_default=True)
+@click.option("--format", "format_", type=click.Choice(["beton", "tar"]), help="[default: the beton if there is one]")
+@click.option("--tier", type=click.Choice(["resident", "pinned", "stream"]), help="[default: chosen by size]")
+@click.option("--pixels", type=click.Choice(["rgb", "ycc420"]), default="rgb", show_default=True,
+              help="How the resident tier holds them; ycc420 takes half the memory.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=1024, show_default=True)
+@click.option("--res", type=click.IntRange(1, 1024), help="Of the augmented images.  [default: the stored one]")
+@click.option("--threads", type=click.IntRange(min=1), help="That read and decode.  [default: the cores]")
+@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="For each measurement.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON row.")
+def bench(directory, device, split, format_, tier, pixels, batch_size, res, threads, seconds, as_json):
+    """Measure loader, augmentation and both overlapped in images/s, and name the bottleneck.
+
+    \b
+    mlpdata bench shards/cifar10-32
+    mlpdata bench shards/imagenet21k-64 --device cuda --tier pinned --batch-size 16384
+    """
+    from mlpdata.bench import bench as run
+
+    click.echo(
+        run(directory, device=device, split=split, format=format_, tier=tier, pixels=pixels, batch_size=batch_size,
+            res=res, num_threads=threads, seconds=seconds, as_json=as_json)
+    )  # fmt: skip
+
+
+@main.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of this recipe's run.")

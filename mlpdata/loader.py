@@ -1,45 +1,37 @@
-"""A shard directory to batches on a device.
+"""Shards to batches on a device: `load` and the `Loader` that it returns.
 
-One index serves both formats (`ShardIndex`), so tars have random access too. Two tiers, chosen by size and said aloud:
-
-resident  all pixels as one uint8 tensor on the device; a batch is one gather there.
-stream    pixels stay in their files; a thread reads the next batches ahead, in an order that is shuffled by blocks.
-
-The order of an epoch follows from (seed, epoch) alone. Ranks take equal slices of each global batch, so the sequence of
-global batches is the same for any number of them.
+One index serves every format (mlpdata.index), so tars have random access too. Where the pixels are while an epoch runs
+is a tier, chosen by size and said aloud (mlpdata.tiers). The order of an epoch follows from (seed, epoch) alone
+(mlpdata.epoch); ranks take equal slices of each global batch, so its sequence is the same for any number of them.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import queue
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import torch
-from PIL import Image
 
-from mlpdata import beton, tar
+from mlpdata import tiers
 from mlpdata.augment import Augment, Batch
-from mlpdata.manifest import CODECS, Error, Manifest, ShardIndex, beton_path
+from mlpdata.epoch import Order, permute
+from mlpdata.index import open_split
+from mlpdata.manifest import Error, read_classes
+from mlpdata.memory import free_memory
+from mlpdata.pixels import from_ycc420
+from mlpdata.reader import Reader
 
-RESIDENT_SHARE = 0.6  # of the device's free memory that a split may take
-AHEAD = 4  # batches read ahead in the stream tier
-BLOCK_SAMPLES = 1024  # neighbours read together in the stream tier: megabytes a seek instead of kilobytes
-WINDOW_BLOCKS = 64  # blocks whose samples are shuffled among each other
-RAW = CODECS.index("raw")
+PSNR_SAMPLES = 512
 
 
 def load(root, split="train", batch_size=1024, device="cpu", **options):
-    """Open a split of a shard directory. Returns a Loader; its options are documented there.
+    """Open a split of a shard directory, a `.beton` file or WebDataset tars. Returns a Loader, which documents it all.
 
-    Raises mlpdata.Error for a directory that is unfinished, damaged or lacks the split or format.
+    Raises mlpdata.Error for what is unfinished, damaged or lacks the split or format.
     """
     return Loader(root, split, batch_size=batch_size, device=device, **options)
 
@@ -47,18 +39,30 @@ def load(root, split="train", batch_size=1024, device="cpu", **options):
 class Loader:
     """Iterating it is one epoch of Batches; `len` is their number.
 
-    root:        shard directory. split: its name; `val` and `test` stand for each other.
+    root:        shard directory; or a `.beton` file of ours or of ffcv's own writer (the first image and the first int
+                 field are taken); or a WebDataset tar, a pattern of tars, or a directory of nothing but tars.
+    split:       its name; `val` and `test` stand for each other. Without meaning for single files.
     batch_size:  samples a global batch.
     format:      "beton" or "tar"; None takes the beton where there is one.
     augment:     mlpdata.Augment applied on the device; None leaves uint8 (N, H, W, 3).
     shuffle:     a new order each epoch from (seed, epoch); else the order of the split.
-    drop_last:   leave out a last batch that is not full.
-    tier:        "resident" or "stream" forces one; None chooses by size.
-    num_threads: that decode JPEGs and PNGs; None takes the cores.
-    rank, world_size: this process takes its slice of each global batch; batch_size must be divisible.
+    drop_last:   leave out a last batch that is not full. Else the ranks share it as evenly as it goes, and where it
+                 has fewer samples than there are ranks, some get a batch of none: every rank sees `len` batches.
+    infinite:    iterating never ends; epochs follow one another. `len` stays the batches of one.
+    subset:      only some samples: a count or a share (float), drawn at random by the seed; or their ids.
+    classes:     only samples with these labels: numbers, or names in the source (wnids). Labels stay as they are.
+    relabel:     with classes: labels become the positions in that list, and num_classes its length.
+    res:         resize every image to res x res while it is read, for images of different sizes.
+    tier:        "resident", "pinned" or "stream" forces one; None chooses by size.
+    pixels:      "ycc420" keeps luma in full and chroma at half resolution in the resident tier: half the memory;
+                 tier_reason says what that costs on this very data. Batches without augment are RGB again.
+    num_threads: that read and decode; None takes the cores.
+    rank, world_size: this process takes its slice of each global batch; batch_size must be divisible. In the stream
+                 tier every rank reads all the blocks and decodes its own samples.
 
-    epoch: the number of the epoch that the next iteration gives. wait_s: seconds the consumer waited for
-    pixels so far, without the augmentation's own work.
+    epoch: the number of the epoch that the next iteration gives. wait_s: seconds the consumer waited for pixels so
+    far, without the augmentation's own work. labels, ids: int64 (num_samples,), of the samples in their own order; an
+    id is the place in the split, also where a subset is loaded. tier, tier_reason: where the pixels are, and why.
     """
 
     def __init__(
@@ -73,297 +77,314 @@ class Loader:
         shuffle: bool = True,
         seed: int = 0,
         drop_last: bool = False,
+        infinite: bool = False,
+        subset: int | float | Sequence[int] | None = None,
+        classes: Sequence[int | str] | None = None,
+        relabel: bool = False,
+        res: int | None = None,
         tier: str | None = None,
+        pixels: str = "rgb",
         num_threads: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.root = Path(root)
-        self.manifest = Manifest.load(self.root)
-        self.split = self.manifest.split(split)
-        if batch_size < 1 or batch_size % world_size:
+        if batch_size < 1 or world_size < 1 or batch_size % world_size:
             raise Error(f"batch size {batch_size} must be positive and divisible by the {world_size} processes")
-        self.batch_size, self.device, self.augment = batch_size, torch.device(device), augment
-        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        if not 0 <= rank < world_size:
+            raise Error(f"rank {rank} is not one of {world_size} processes, which count from 0")
+        if tier not in (None, *tiers.TIERS):
+            raise Error(f"tier {tier!r} is none of {', '.join(tiers.TIERS)}")
+        if pixels not in tiers.PIXELS:
+            raise Error(f"pixels {pixels!r} is neither 'rgb' nor 'ycc420'")
+        self.root, self.device = Path(root), _device(device)
+        opened = open_split(self.root, split, format)
+        self.manifest, self.split, self.num_classes = opened.manifest, opened.split, opened.num_classes
+        self.batch_size, self.augment = batch_size, augment
+        self.shuffle, self.seed, self.drop_last, self.infinite = shuffle, seed, drop_last, infinite
         self.rank, self.world_size = rank, world_size
         self.epoch, self._step, self.wait_s = 0, 0, 0.0
-        self.index = open_index(self.root, self.manifest, self.split, format)
-        self.labels = np.ascontiguousarray(self.index.label, np.int64)
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
-            raise Error(
-                f"{self.root}: split {self.split!r} has labels of more than {self.num_classes} classes; convert again"
-            )
-        self._reader = _Reader(self.index, num_threads or len(os.sched_getaffinity(0)))
-        self.tier, self.tier_reason = _choose_tier(self._reader.total_bytes, self.device, tier)
-        self._pixels = self._labels_there = None
-        if self.tier == "resident":
-            self._pixels = torch.from_numpy(self._reader.all()).to(self.device)
-            self._labels_there = torch.from_numpy(self.labels).to(self.device)
+        self.index = opened.index
+        self._where = {"root": str(root), "split": split, "format": format, "res": res}
+        self._choose_samples(subset, classes, relabel)
+        self._reader = Reader(self.index, num_threads or len(os.sched_getaffinity(0)), res)
+        self._place_ids: np.ndarray | None = None
+        self._blocks: tuple[int, int] | None = None  # of the orders to come
+        self._open_tier(tier, pixels)
+        self.pixels = pixels if self.tier == "resident" else "rgb"
+        self._blocks_now = self._blocks  # of the order that is being iterated
+        self._resume: dict | None = None  # a state that the next iteration goes on from
+        self._iteration = lambda: None  # a weak reference: a loader that is let go takes its open iteration with it
         if drop_last and not len(self):
             raise Error(f"split {self.split!r} has {self.num_samples} samples, fewer than one batch of {batch_size}")
+
+    # --------------------------------------------------------------------------------------------------- opening
+
+    def _choose_samples(self, subset, classes, relabel: bool) -> None:
+        """Set labels and ids: all samples, or those asked for."""
+        labels, n = np.ascontiguousarray(self.index.label, np.int64), len(self.index)
+        chosen = None
+        if classes is not None:
+            numbers = self._class_numbers(classes)
+            position = np.full(self.num_classes, -1, np.int64)
+            position[numbers] = np.arange(len(numbers))
+            chosen = np.flatnonzero(position[labels] >= 0)
+            if relabel:
+                labels, self.num_classes = position[labels], len(numbers)
+        if isinstance(subset, (int, float, np.integer)) and not isinstance(subset, bool):
+            available = n if chosen is None else len(chosen)
+            count = round(subset * available) if isinstance(subset, float) else int(subset)
+            if not 1 <= count <= available or (isinstance(subset, float) and subset > 1):
+                raise Error(f"subset {subset} is not a share or count of the {available} samples there are")
+            drawn = np.sort(permute(np.arange(count), available, f"mlpdata subset {self.seed}"))
+            chosen = drawn if chosen is None else chosen[drawn]
+        elif subset is not None:
+            asked = np.unique(np.asarray(subset, np.int64))
+            if len(asked) and not 0 <= asked[0] <= asked[-1] < n:
+                raise Error(f"subset names samples beyond the {n} of split {self.split!r}")
+            chosen = asked if chosen is None else np.intersect1d(chosen, asked)
+        if chosen is not None and not len(chosen):
+            raise Error(f"subset and classes leave no samples of split {self.split!r}")
+        self._ids = chosen
+        self.labels = labels if chosen is None else labels[chosen]
+
+    def _class_numbers(self, classes) -> list[int]:
+        names = {}
+        if self.manifest is not None and any(isinstance(c, str) for c in classes):
+            names = {name: number for number, (name, _) in enumerate(read_classes(self.root))}
+        numbers = [names.get(c, -1) if isinstance(c, str) else int(c) for c in classes]
+        for c, number in zip(classes, numbers, strict=True):
+            if not 0 <= number < self.num_classes:
+                raise Error(f"{self.root} has no class {c!r}; it has {self.num_classes} classes")
+        if len(set(numbers)) < len(numbers):
+            raise Error("classes names a class twice")
+        return numbers
+
+    def _open_tier(self, forced: str | None, pixels: str) -> None:
+        reader, n, ids = self._reader, self.num_samples, self._ids
+        rgb_bytes = n * reader.image_bytes
+        height, width, _ = reader.shape
+        small_bytes = n * (height * width + 2 * ((height + 1) // 2) * ((width + 1) // 2))
+        self.tier, self.tier_reason = _choose_tier(
+            rgb_bytes, small_bytes if pixels == "ycc420" else rgb_bytes, self.device, forced
+        )
+        if pixels == "ycc420":
+            self.tier_reason += self._ycc_reason()
+        if self.tier == "resident":
+            self._tier = tiers.Resident(reader, self.labels, ids, self.device, pixels)
+        elif self.tier == "pinned":
+            self._tier = tiers.Pinned(reader, self.labels, ids, self.device)
+        else:
+            files = int(self.index.num_bytes.sum(dtype=np.int64))
+            direct = files > tiers.SHARE * free_memory()
+            how = "past the page cache, which could not hold them" if direct else "through the page cache"
+            self.tier_reason += f"; {files / 1e9:.2f} GB of files read in blocks, {how}"
+            self._tier = tiers.Stream(reader, self.labels, ids, self.device, direct)
+            self._blocks = tiers.block_shape(reader, n)
+
+    def _ycc_reason(self) -> str:
+        if self.tier != "resident":
+            return "; pixels ycc420 concerns the resident tier only, these stay RGB"
+        some = np.unique(np.linspace(0, self.num_samples - 1, PSNR_SAMPLES).astype(np.int64))
+        psnr = tiers.ycc420_psnr(self.read(self.ids[some]))
+        return f"; luma in full and chroma at half resolution: {psnr:.1f} dB on {len(some)} of these images"
+
+    # ------------------------------------------------------------------------------------------------- as a whole
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, 3) of an image as it is loaded."""
+        return self._reader.shape
+
+    @property
+    def num_threads(self) -> int:
+        return self._reader.num_threads
 
     @property
     def num_samples(self) -> int:
         return len(self.labels)
 
     @property
-    def num_classes(self) -> int:
-        return self.manifest.num_classes
+    def ids(self) -> np.ndarray:
+        return np.arange(self.num_samples) if self._ids is None else self._ids
 
     def __len__(self) -> int:
         n = self.num_samples
         return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """The whole split in its own order: images uint8 (N, H, W, 3), labels int64 (N,)."""
-        if self.tier == "resident" and self.device.type == "cpu":
-            return self._pixels.numpy(), self.labels
-        return self._reader.all(), self.labels
+        """All samples in their own order: images uint8 (N, H, W, 3), labels int64 (N,).
+
+        No copy where the pixels are resident on the CPU, or where raw ones lie in one file at even distances (a tar;
+        a beton of a single page): then they are a read-only map of the file, which must stay as it is.
+        """
+        if self.tier == "resident":
+            return self._tier.rgb().cpu().numpy(), self.labels
+        mapped = self._mapped()
+        if mapped is None:
+            mapped = tiers.load_pixels(self._reader, self.ids, torch.device("cpu"), ycc=False)[0].numpy()
+        return mapped, self.labels
+
+    def _mapped(self) -> np.ndarray | None:
+        index, shape, n = self.index, self._reader.shape, self.num_samples
+        if self._ids is not None or len(index.files) > 1 or not self._reader.all_raw:
+            return None
+        steps = np.diff(index.offset)
+        step = int(steps[0]) if n > 1 else self._reader.image_bytes
+        if step < self._reader.image_bytes or (steps != step).any():
+            return None
+        flat = np.memmap(
+            index.files[0], np.uint8, "r", int(index.offset[0]), ((n - 1) * step + self._reader.image_bytes,)
+        )
+        strides = (step, shape[1] * shape[2], shape[2], 1)
+        return np.lib.stride_tricks.as_strided(flat, (n, *shape), strides, writeable=False)
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Some samples by id, as stored: (n,) integers -> uint8 (n, H, W, 3)."""
+        ids = np.asarray(ids, np.int64).reshape(-1)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self.index):
+            raise Error(f"split {self.split!r} has no sample {int(ids.max() if ids.min() >= 0 else ids.min())}")
         out = np.empty((len(ids), *self._reader.shape), np.uint8)
-        self._reader.read(np.asarray(ids), out)
+        self._reader.read(ids, out)
         return out
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the loader is: seed, epoch and the next step in it."""
-        return {"seed": self.seed, "epoch": self.epoch, "step": self._step}
+    def dataset(self, transform=None):
+        """The same samples as a torch.utils.data.Dataset, for a DataLoader of your own: mlpdata.dataset.Samples."""
+        from mlpdata.dataset import Samples
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a state, in the middle of an epoch if need be."""
-        if state["seed"] != self.seed:
-            raise Error(f"the saved loader state has seed {state['seed']}, this loader {self.seed}")
-        self.epoch, self._step = state["epoch"], state["step"]
+        return Samples(self._where, self._ids, self.labels, transform)
+
+    # -------------------------------------------------------------------------------------------------- iterating
 
     def order(self, epoch: int) -> np.ndarray:
-        """(N,) int64: the sample ids of an epoch in their order."""
-        ids = np.arange(self.num_samples)
-        if not self.shuffle:
-            return ids
-        rng = np.random.default_rng([self.seed, epoch])
-        if self.tier == "resident":
-            return rng.permutation(ids)
-        # Blocks in random order, then samples at random within a window of blocks: the disk sees long reads.
-        blocks = np.array_split(ids, max(1, -(-len(ids) // BLOCK_SAMPLES)))
-        places = rng.permutation(len(blocks))
-        windows = [places[k : k + WINDOW_BLOCKS] for k in range(0, len(places), WINDOW_BLOCKS)]
-        return np.concatenate([rng.permutation(np.concatenate([blocks[k] for k in window])) for window in windows])
+        """(num_samples,) int64: the sample ids of an epoch in their order."""
+        plan = self._plan(Order(self.num_samples, self.seed, epoch, self.shuffle, self._blocks), range(0))
+        rows = plan.to_rows(plan.order.take(0, self.num_samples))
+        return rows if self._ids is None else self._ids[rows]
+
+    def _plan(self, order: Order, steps: range) -> tiers.Plan:
+        if order.blocks is not None and self._place_ids is None:
+            # Blocks are of neighbours in the files; samples mostly lie there in their own order.
+            places = self._reader.by_place()
+            if places is not None and self._ids is not None:
+                places = places[np.isin(places, self._ids)]
+                places = np.searchsorted(self._ids, places)
+            self._place_ids = np.empty(0, np.int64) if places is None else places
+        in_blocks = order.blocks is not None and len(self._place_ids)
+        place_ids = self._place_ids if in_blocks else None
+        return tiers.Plan(order, place_ids, self.batch_size, self.rank, self.world_size, steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        order, first = self.order(self.epoch), self._step
-        share = self.batch_size // self.world_size
+        """Begin at the state that was loaded last, else at the epoch's first batch.
 
-        def ids_of(step: int) -> np.ndarray:
-            whole = order[step * self.batch_size : (step + 1) * self.batch_size]
-            if len(whole) == self.batch_size:
-                return whole[self.rank * share : (self.rank + 1) * share]
-            return np.array_split(whole, self.world_size)[self.rank]
+        An iteration that is still open ends here: its next batch would be another's.
+        """
+        if (running := self._iteration()) is not None:
+            running.close()
+        state, self._resume = self._resume, None
+        self._step, self._blocks_now = (state["step"], state["blocks"]) if state else (0, self._blocks)
+        batches = self._iterate()
+        self._iteration = weakref.ref(batches)
+        return batches
 
-        make = self._resident if self.tier == "resident" else self._stream
-        batches = make(ids_of, range(first, len(self)))
+    def _iterate(self) -> Iterator[Batch]:
         while True:
-            started = time.perf_counter()
-            batch = next(batches, None)
-            self.wait_s += time.perf_counter() - started
-            if batch is None:
-                break
-            if self.augment is not None:
-                batch = self.augment.apply(batch, self.epoch, self.seed)
-            # Advanced before the batch goes out: a state saved while it is in use goes on behind it.
-            self._step += 1
-            yield batch
-        self.epoch, self._step = self.epoch + 1, 0
-
-    def _resident(self, ids_of, steps) -> Iterator[Batch]:
-        for step in steps:
-            ids = torch.from_numpy(ids_of(step)).to(self.device, non_blocking=True)
-            yield Batch(self._pixels.index_select(0, ids), self._labels_there.index_select(0, ids), ids)
-
-    def _stream(self, ids_of, steps) -> Iterator[Batch]:
-        ahead: queue.Queue = queue.Queue(AHEAD)
-        stop = threading.Event()
-        pin = self.device.type == "cuda"
-
-        def put(item) -> bool:
-            while not stop.is_set():
-                try:
-                    ahead.put(item, timeout=0.1)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        def read() -> None:
+            order = Order(self.num_samples, self.seed, self.epoch, self.shuffle, self._blocks_now)
+            batches = self._tier.batches(self._plan(order, range(self._step, len(self))))
             try:
-                for step in steps:
-                    ids = ids_of(step)
-                    images = torch.empty((len(ids), *self._reader.shape), dtype=torch.uint8, pin_memory=pin)
-                    self._reader.read(ids, images.numpy())
-                    if not put((images, ids)):
-                        return
-                put(None)
-            except BaseException as e:
-                put(e)
+                while True:
+                    started = time.perf_counter()
+                    batch = next(batches, None)
+                    self.wait_s += time.perf_counter() - started
+                    if batch is None:
+                        break
+                    if self.augment is not None:
+                        batch = self.augment.apply(batch, self.epoch, self.seed)
+                    elif self.pixels == "ycc420":
+                        batch = Batch(from_ycc420(batch.images, batch.chroma), batch.labels, batch.ids)
+                    # Advanced before the batch goes out: a state saved while it is in use goes on behind it.
+                    self._step += 1
+                    yield batch
+            finally:
+                batches.close()
+            self.epoch, self._step, self._blocks_now = self.epoch + 1, 0, self._blocks
+            if not self.infinite:
+                return
 
-        thread = threading.Thread(target=read, name="mlpdata-reader", daemon=True)
-        thread.start()
+    # ------------------------------------------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict:
+        """Where the loader is: plain numbers. Taken while a batch is in use, it goes on with the next one.
+
+        It holds for any number of ranks, any device, and for any tier but this: the stream's order is one of blocks,
+        which the other tiers can go on with; the stream cannot go on with theirs in the middle of an epoch.
+        """
+        step, blocks = self._step, self._blocks_now
+        if self._resume:  # loaded, and not yet iterated
+            step, blocks = self._resume["step"], self._resume["blocks"]
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "step": step,
+            "batch_size": self.batch_size,
+            "num_samples": self.num_samples,
+            "blocks": list(blocks) if blocks else None,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Have the next iteration go on from a state, in the middle of an epoch if need be.
+
+        Raises Error where this loader would give other batches than the one that was saved.
+        """
         try:
-            while True:
-                item = ahead.get()
-                if item is None:
-                    return
-                if isinstance(item, BaseException):
-                    raise item
-                images, ids = item
-                labels = torch.from_numpy(self.labels[ids])
-                yield Batch(*(t.to(self.device, non_blocking=pin) for t in (images, labels, torch.from_numpy(ids))))
-        finally:
-            stop.set()
-            thread.join()
+            epoch, step, seed = int(state["epoch"]), int(state["step"]), int(state["seed"])
+            blocks = state.get("blocks")
+            blocks = tuple(int(b) for b in blocks) if blocks else None
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise Error(f"this is no state of a loader: {state!r:.100}") from None
+        if seed != self.seed:
+            raise Error(f"the saved loader state has seed {seed}, this loader {self.seed}")
+        if step:
+            for name in ("batch_size", "num_samples"):
+                if name in state and state[name] != getattr(self, name):
+                    raise Error(
+                        f"the loader state was saved in the middle of an epoch with {name} {state[name]}; "
+                        f"this loader has {getattr(self, name)}"
+                    )
+            if self.tier == "stream" and self.shuffle and blocks is None:
+                raise Error(
+                    "the loader state was saved in the middle of an epoch whose order does not go by blocks, which "
+                    "the stream tier cannot go on with: load with tier='pinned' or 'resident', or resume at an epoch's "
+                    "start"
+                )
+        self.epoch = epoch
+        self._resume = {"step": step, "blocks": blocks if step else self._blocks}
 
 
-# ---------------------------------------------------------------------------------------------------- index, tier
-
-
-def open_index(root: Path, manifest: Manifest, split: str, format: str | None) -> ShardIndex:
-    """Index a split in one of its formats and check that every payload lies inside its file."""
-    if format not in (None, "beton", "tar"):
-        raise Error(f"format {format!r} is neither 'beton' nor 'tar'")
-    if format == "beton" and not manifest.splits[split].beton:
-        raise Error(f"{root} has no beton of split {split!r}; it has {', '.join(manifest.formats)}")
-    if format == "tar" or not manifest.splits[split].beton:
-        index = tar.open_index(root, manifest, split)
-    else:
-        index = beton.open_index(beton_path(root, split))
+def _device(name: str | torch.device) -> torch.device:
     try:
-        sizes = np.array([path.stat().st_size for path in index.files], np.int64)
-    except OSError as e:
-        raise Error(f"cannot read {e.filename}: {e.strerror}") from None
-    start, length = index.offset.astype(np.int64), index.num_bytes.astype(np.int64)
-    beyond = (start < 0) | (length < 0) | (start > sizes[index.file] - length)
-    if beyond.any():
-        i = int(beyond.argmax())
-        raise Error(f"{index.files[int(index.file[i])]} is cut short or damaged: sample {i} lies beyond its end")
-    raw = index.codec == RAW
-    if (raw & (length != index.width.astype(np.int64) * index.height * 3)).any():
-        raise Error(f"{index.files[0]}: a raw sample's bytes do not fit its width and height; convert again")
-    return index
+        device = torch.device(name)
+    except RuntimeError:
+        raise Error(f"there is no device {name!r}; take cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise Error(f"device {name!r}: batches go to cpu or cuda; move them on from there")
+    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
+        raise Error(f"device {name!r}: torch finds {torch.cuda.device_count()} CUDA devices")
+    return device
 
 
-def _choose_tier(num_bytes: int, device: torch.device, forced: str | None) -> tuple[str, str]:
-    if forced not in (None, "resident", "stream"):
-        raise Error(f"tier {forced!r} is neither 'resident' nor 'stream'")
+def _choose_tier(rgb_bytes: int, resident_bytes: int, device: torch.device, forced: str | None) -> tuple[str, str]:
+    """(tier, why), from the bytes of all pixels as RGB and as the resident tier would hold them."""
+    host, share = free_memory(), tiers.SHARE
     if device.type == "cuda":
         free, where = torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
     else:
-        free, where = _free_memory(), "memory"
-    sizes = f"{num_bytes / 1e9:.2f} GB of pixels, {free / 1e9:.1f} GB free in {where}"
+        free, where = host, "memory"
+    said = f"{resident_bytes / 1e9:.2f} GB of pixels, {free / 1e9:.1f} GB free in {where}"
     if forced:
-        return forced, f"{forced}, as asked: {sizes}"
-    if num_bytes <= RESIDENT_SHARE * free:
-        return "resident", f"resident: {sizes}"
-    return "stream", f"stream: {sizes}, of which {RESIDENT_SHARE:.0%} may be used"
-
-
-def _free_memory() -> int:
-    """Bytes the system can give without swapping; where it does not say, half of what there is."""
-    try:
-        with open("/proc/meminfo") as f:
-            for line in f:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-# --------------------------------------------------------------------------------------------------------- reading
-
-
-class _Reader:
-    """Payloads to pixels, by sample ids. The decoder and memory copies release the GIL, so threads do it."""
-
-    def __init__(self, index: ShardIndex, num_threads: int):
-        self._index = index
-        height, width = int(index.height[0]), int(index.width[0])
-        if (index.height != height).any() or (index.width != width).any():
-            raise Error(
-                f"{index.files[0]} holds images of different sizes, which do not stack into batches; "
-                "convert with --resize squash or crop"
-            )
-        self.shape = (height, width, 3)
-        self.total_bytes = len(index) * height * width * 3
-        self._files = [np.memmap(path, np.uint8, "r") for path in index.files]
-        self._all_raw = bool((index.codec == RAW).all())
-        self._pool = ThreadPoolExecutor(num_threads, "mlpdata-decode") if num_threads > 1 else None
-        self._num_threads = num_threads
-
-    def all(self) -> np.ndarray:
-        """Every sample, uint8 (N, H, W, 3)."""
-        out = np.empty((len(self._index), *self.shape), np.uint8)
-        if not self._all_raw:
-            self._spread(np.arange(len(out)), out)
-            return out
-        # Raw samples lie one behind the other but for page ends and tar headers: copy by stretches of equal stride.
-        size = int(np.prod(self.shape))
-        flat = out.reshape(len(out), size)
-        offset, file = self._index.offset.astype(np.int64), self._index.file
-        stride = np.diff(offset)
-        breaks = np.flatnonzero((np.diff(stride) != 0) | (np.diff(file[1:].astype(np.int64)) != 0)) + 1
-        start = 0
-        for stop in [*(breaks + 1).tolist(), len(out)]:
-            if stop <= start:
-                continue
-            step = int(stride[start]) if stop - start > 1 else size
-            same_file = file[start] == file[stop - 1]
-            if not same_file or step < size:
-                self._copy(np.arange(start, stop), flat[start:stop])
-            else:
-                source = self._files[int(file[start])]
-                view = np.lib.stride_tricks.as_strided(source[int(offset[start]) :], (stop - start, size), (step, 1))
-                flat[start:stop] = view
-            start = stop
-        return out
-
-    def read(self, ids: np.ndarray, out: np.ndarray) -> None:
-        """Samples by id into out, uint8 (len(ids), H, W, 3)."""
-        if self._all_raw:
-            self._copy(ids, out.reshape(len(ids), -1))
-        else:
-            self._spread(ids, out)
-
-    def _copy(self, ids: np.ndarray, flat: np.ndarray) -> None:
-        size = flat.shape[1]
-        for i in np.argsort(ids, kind="stable").tolist():  # in the order of the file
-            start = int(self._index.offset[ids[i]])
-            flat[i] = self._files[int(self._index.file[ids[i]])][start : start + size]
-
-    def _spread(self, ids: np.ndarray, out: np.ndarray) -> None:
-        pieces = np.array_split(np.arange(len(ids)), max(1, min(len(ids) // 32, 4 * self._num_threads)))
-        work = [(ids[p], out[p[0] : p[-1] + 1]) for p in pieces if len(p)]
-        if self._pool is None:
-            for piece in work:
-                self._decode(piece)
-            return
-        for _ in self._pool.map(self._decode, work):
-            pass
-
-    def _decode(self, piece: tuple[np.ndarray, np.ndarray]) -> None:
-        ids, out = piece
-        index = self._index
-        for row, i in zip(out, ids.tolist(), strict=True):
-            start, length = int(index.offset[i]), int(index.num_bytes[i])
-            path = index.files[int(index.file[i])]
-            data = self._files[int(index.file[i])][start : start + length]
-            try:
-                if index.codec[i] == RAW:
-                    row.reshape(-1)[:] = data
-                elif index.codec[i] == CODECS.index("jpg"):
-                    pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=row)
-                    if pixels.shape != self.shape:
-                        raise ValueError(f"it has shape {pixels.shape} instead of {self.shape}")
-                else:
-                    row[:] = np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
-            except Exception as e:
-                raise Error(f"{path}: sample {i} at byte {start} cannot be decoded ({e}); convert again") from e
+        return forced, f"{forced}, as asked: {said}"
+    if resident_bytes <= share * free:
+        return "resident", f"resident: {said}"
+    said += f", of which {share:.0%} may be used"
+    if device.type == "cuda" and rgb_bytes <= share * host:
+        return "pinned", f"pinned: {said}; {host / 1e9:.1f} GB free in memory"
+    return "stream", f"stream: {said}"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlpdata.manifest import CODECS, Error, Manifest, ShardIndex, index_path
@@ -17,6 +18,8 @@ from mlpdata.manifest import CODECS, Error, Manifest, ShardIndex, index_path
 BLOCK = 512
 EXTENSIONS = {"raw": "ppm", "jpg": "jpg", "png": "png"}
 END = bytes(2 * BLOCK)
+COLUMNS = {"label": "<i8", "offset": "<i8", "bytes": "<i8", "codec": "u1", "width": "<i4", "height": "<i4"}
+READ_ROWS = 1 << 17  # of the parquet index at a time
 
 
 # ---------------------------------------------------------------------------------------------------------- write
@@ -122,24 +125,69 @@ def open_index(root: Path, manifest: Manifest, split: str) -> ShardIndex:
         raise Error(f"{root} has no tar shards of split {split!r}; convert with --format tar or both")
     path = index_path(root, split)
     try:
-        table = pq.read_table(path, columns=["label", "file", "offset", "bytes", "codec", "width", "height"])
+        with pq.ParquetFile(path, memory_map=False) as table:
+            column = _read_columns(table, info.num_samples)
     except (OSError, ValueError, KeyError) as e:
-        raise Error(f"cannot read {path}: {e}") from None
-    column = {name: table.column(name).to_numpy() for name in ("label", "offset", "bytes", "width", "height")}
-    if len(table) != info.num_samples or sum(info.tar_lengths) != len(table):
-        raise Error(f"{path} lists {len(table)} samples, the manifest {info.num_samples}; convert again")
-    codecs = table.column("codec").combine_chunks().dictionary_encode()
-    names = codecs.dictionary.to_pylist()
-    if any(name not in CODECS for name in names):
-        raise Error(f"{path} names a codec this reader does not know: {names}")
+        raise Error(f"cannot read {path}: {str(e).splitlines()[0]}") from None
+    n = len(column["label"])
+    if n != info.num_samples or sum(info.tar_lengths) != n or len(info.tar_lengths) != len(info.tars):
+        raise Error(f"{path} lists {n} samples, the manifest {info.num_samples}; convert again")
     return ShardIndex(
         files=[root / name for name in info.tars],
         # Shards follow one another in the index, so the manifest's lengths say which row lies where.
         file=np.repeat(np.arange(len(info.tars), dtype=np.int32), info.tar_lengths),
-        offset=column["offset"],
-        num_bytes=column["bytes"],
-        codec=np.array([CODECS.index(name) for name in names], np.uint8)[codecs.indices.to_numpy()],
-        width=column["width"],
-        height=column["height"],
-        label=column["label"],
+        num_bytes=column.pop("bytes"),
+        **column,
     )
+
+
+def _read_columns(table: pq.ParquetFile, expected: int) -> dict[str, np.ndarray]:
+    """The columns the loader needs, (n,) each; n is `expected` or the file does not fit its manifest.
+
+    A column that is the same everywhere (sizes and codec mostly are) shows that in its statistics and is not read.
+    """
+    meta, schema = table.metadata, table.schema_arrow
+    n = meta.num_rows
+    column: dict[str, np.ndarray] = {}
+    for name, dtype in COLUMNS.items():
+        constant = _constant(meta, schema.names.index(name))
+        if name == "codec" and constant is not None:
+            constant = _codec_number(constant)
+        column[name] = np.empty(n, dtype) if constant is None else np.broadcast_to(np.dtype(dtype).type(constant), (n,))
+    to_read = [name for name in column if column[name].strides != (0,)]
+    if n != expected or not n or not to_read:
+        return column
+    at = 0
+    for batch in table.iter_batches(READ_ROWS, columns=to_read):
+        part = slice(at, at + len(batch))
+        for name in to_read:
+            values = batch.column(name)
+            if name == "codec":
+                names = values.dictionary_encode() if pa.types.is_string(values.type) else values
+                numbers = np.array([_codec_number(c) for c in names.dictionary.to_pylist()], np.uint8)
+                column[name][part] = numbers[names.indices.to_numpy()]
+            else:
+                column[name][part] = values.to_numpy(zero_copy_only=False)
+        at = part.stop
+    if at != n:
+        raise ValueError(f"it ends after {at} of {n} rows")
+    return column
+
+
+def _constant(meta: pq.FileMetaData, number: int):
+    """The one value of a column, from the statistics of its row groups; None where they differ or do not say."""
+    values = set()
+    for group in range(meta.num_row_groups):
+        stats = meta.row_group(group).column(number).statistics
+        if stats is None or not stats.has_min_max or stats.null_count or stats.min != stats.max:
+            return None
+        values.add(stats.min)
+        if len(values) > 1:
+            return None
+    return values.pop() if values else None
+
+
+def _codec_number(name: str) -> int:
+    if name not in CODECS:
+        raise ValueError(f"it names a codec this reader does not know: {name!r}")
+    return CODECS.index(name)

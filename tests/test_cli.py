@@ -128,12 +128,12 @@ def test_broken_images_are_counted_and_named(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- rules
 
 ORDER = [
-    {"manifest", "image", "progress", "labels", "engines", "draws", "pixels"},
-    {"sources", "tar", "beton", "parts"},
-    {"datasets", "units", "order", "augment", "publish"},
-    {"shards", "plan", "loader"},
-    {"seal", "workdir"},
-    {"convert", "inspect"},
+    {"manifest", "image", "progress", "labels", "engines", "draws", "pixels", "memory", "epoch"},
+    {"sources", "tar", "beton", "parts", "reader"},
+    {"datasets", "units", "order", "augment", "publish", "index"},
+    {"shards", "plan", "tiers", "dataset"},
+    {"seal", "workdir", "loader"},
+    {"convert", "inspect", "bench"},
     {"cli"},
 ]
 

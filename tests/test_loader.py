@@ -1,3 +1,6 @@
+import itertools
+import pickle
+import shutil
 import threading
 import time
 
@@ -7,11 +10,12 @@ import torch
 from conftest import convert_quietly, make_folder
 
 import mlpdata
-from mlpdata import Augment, Error
+from mlpdata import Augment, Error, memory, tiers
 from mlpdata import loader as loader_module
+from mlpdata import reader as reader_module
 
 
-@pytest.mark.parametrize("tier", ["resident", "stream"])
+@pytest.mark.parametrize("tier", ["resident", "pinned", "stream"])
 @pytest.mark.parametrize("format_", ["beton", "tar"])
 def test_an_epoch_is_every_sample_once_with_its_own_pixels(shapes_dir, tier, format_):
     images, labels = mlpdata.load(shapes_dir, "train", 100).arrays()
@@ -54,7 +58,7 @@ def test_order_follows_from_seed_and_epoch(shapes_dir):
     assert epochs(0, 1, shuffle=False)[0] == list(range(1500))
 
 
-@pytest.mark.parametrize("tier", ["resident", "stream"])
+@pytest.mark.parametrize("tier", ["resident", "pinned", "stream"])
 def test_resume_in_the_middle_of_an_epoch(shapes_dir, tier):
     def ids(loader):
         return [b.ids.tolist() for b in loader]
@@ -67,7 +71,7 @@ def test_resume_in_the_middle_of_an_epoch(shapes_dir, tier):
         if len(seen) == 6:
             break
     state = loader.state_dict()
-    assert state == {"seed": 0, "epoch": 0, "step": 6}
+    assert (state["seed"], state["epoch"], state["step"]) == (0, 0, 6)
     resumed = mlpdata.load(shapes_dir, "train", 100, tier=tier)
     resumed.load_state_dict(state)
     assert seen + ids(resumed) + ids(resumed) == expected
@@ -112,8 +116,6 @@ def test_leaving_a_stream_early_stops_its_thread(shapes_dir):
 
 
 def test_a_broken_payload_names_its_sample(photos_dir, tmp_path):
-    import shutil
-
     root = tmp_path / "copy"
     shutil.copytree(photos_dir, root)
     index = mlpdata.load(root, "train", 8, format="tar", tier="stream").index
@@ -126,8 +128,6 @@ def test_a_broken_payload_names_its_sample(photos_dir, tmp_path):
 
 
 def test_directories_that_cannot_be_loaded(shapes_dir, photos_dir, tmp_path):
-    import shutil
-
     with pytest.raises(Error, match="no shard directory"):
         mlpdata.load(tmp_path / "none", "train", 8)
     with pytest.raises(Error, match="not a shard directory"):
@@ -150,14 +150,14 @@ def test_directories_that_cannot_be_loaded(shapes_dir, photos_dir, tmp_path):
 
 
 def test_tier_is_chosen_by_size(shapes_dir, monkeypatch):
-    monkeypatch.setattr(loader_module, "_free_memory", lambda: 100_000)
+    monkeypatch.setattr(loader_module, "free_memory", lambda: 100_000)
     loader = mlpdata.load(shapes_dir, "train", 8)
     assert loader.tier == "stream" and "free" in loader.tier_reason
 
 
 def test_stream_order_reads_blocks_and_still_mixes(shapes_dir, monkeypatch):
-    monkeypatch.setattr(loader_module, "BLOCK_SAMPLES", 10)
-    monkeypatch.setattr(loader_module, "WINDOW_BLOCKS", 5)
+    monkeypatch.setattr(tiers, "BLOCK_BYTES", 10 * 16 * 16 * 3)
+    monkeypatch.setattr(tiers, "WINDOW_BYTES", 50 * 16 * 16 * 3)
     order = mlpdata.load(shapes_dir, "train", 8, tier="stream").order(0)
     assert np.array_equal(np.sort(order), np.arange(1500))
     windows = order.reshape(-1, 50)
@@ -165,9 +165,302 @@ def test_stream_order_reads_blocks_and_still_mixes(shapes_dir, monkeypatch):
     assert any((np.diff(w // 10) != 0).sum() > 20 for w in windows)
 
 
+# --------------------------------------------------------------------------------------------- state, ranks, choices
+
+
+def test_states_hold_as_torchdata_expects(shapes_dir):
+    """Taken while batch k is in use a state goes on with k + 1; a fresh iteration without a state begins the epoch."""
+    whole = [b.ids.tolist() for b in mlpdata.load(shapes_dir, "train", 100)]
+    loader = mlpdata.load(shapes_dir, "train", 100)
+    old = iter(loader)
+    assert [next(old).ids.tolist() for _ in range(3)] == whole[:3]
+    state = loader.state_dict()
+    again = iter(loader)  # abandons the open one
+    assert next(old, None) is None
+    assert [b.ids.tolist() for b in again] == whole and loader.epoch == 1
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state  # also before it is used
+    assert [b.ids.tolist() for b in loader] == whole[3:]
+    loader.load_state_dict(state)
+    first = next(iter(loader)).ids.tolist()
+    assert first == whole[3] and loader.state_dict()["step"] == 4
+    at_end = state | {"step": 15}
+    loader.load_state_dict(at_end)
+    assert list(loader) == [] and loader.epoch == 1
+
+
+def test_states_cross_tiers_where_they_can_and_say_where_they_cannot(shapes_dir, monkeypatch):
+    monkeypatch.setattr(tiers, "BLOCK_BYTES", 7 * 768)
+    monkeypatch.setattr(tiers, "WINDOW_BYTES", 5 * 7 * 768)
+
+    def epochs(loader, n=2):
+        return [b.ids.tolist() for _ in range(n) for b in loader]
+
+    expected = epochs(mlpdata.load(shapes_dir, "train", 100, tier="stream"))
+    stream = mlpdata.load(shapes_dir, "train", 100, tier="stream")
+    it = iter(stream)
+    for _ in range(4):
+        next(it)
+    state = stream.state_dict()
+    for tier in ("resident", "pinned", "stream"):
+        other = mlpdata.load(shapes_dir, "train", 100, tier=tier)
+        other.load_state_dict(state)
+        assert epochs(other, 1) == expected[4:15]
+        # From the next epoch on each tier has its own order again; resident and pinned share theirs.
+        plain = mlpdata.load(shapes_dir, "train", 100, tier="stream" if tier == "stream" else None).order(1)
+        assert np.array_equal(np.concatenate(epochs(other, 1)), plain)
+    resident = mlpdata.load(shapes_dir, "train", 100, tier="resident")
+    next(iter(resident))
+    with pytest.raises(Error, match="stream tier cannot go on with"):
+        stream.load_state_dict(resident.state_dict())
+    stream.load_state_dict(resident.state_dict() | {"step": 0, "epoch": 1})
+    assert epochs(stream, 1) == expected[15:]
+    with pytest.raises(Error, match="batch_size 100; this loader has 50"):
+        mlpdata.load(shapes_dir, "train", 50).load_state_dict(resident.state_dict())
+    with pytest.raises(Error, match="no state of a loader"):
+        resident.load_state_dict({"epoch": 1})
+
+
+@pytest.mark.parametrize("tier", ["resident", "stream"])
+def test_ranks_end_together_on_a_ragged_last_batch(shapes_dir, tier):
+    options = {"subset": 1403, "tier": tier, "seed": 4}
+    alone = [b.ids.tolist() for b in mlpdata.load(shapes_dir, "train", 100, **options)]
+    assert len(alone[-1]) == 3
+    ranks = [[b for b in mlpdata.load(shapes_dir, "train", 100, rank=r, world_size=5, **options)] for r in range(5)]
+    assert [len(r) for r in ranks] == [15] * 5
+    assert [len(r[-1].ids) for r in ranks] == [1, 1, 1, 0, 0]
+    assert ranks[4][-1].images.shape == (0, 16, 16, 3)
+    for step, ids in enumerate(alone):
+        assert torch.cat([r[step].ids for r in ranks]).tolist() == ids
+    with pytest.raises(Error, match="rank 5 is not one of 5"):
+        mlpdata.load(shapes_dir, "train", 100, rank=5, world_size=5)
+
+
+@pytest.mark.parametrize("tier", ["resident", "pinned", "stream"])
+def test_subsets_and_classes_keep_ids_and_pixels(shapes_dir, tier):
+    images, labels = mlpdata.load(shapes_dir, "train", 100).arrays()
+    for subset, n in ((200, 200), (0.1, 150), ([5, 3, 900, 5], 3), (np.arange(40, 60), 20)):
+        loader = mlpdata.load(shapes_dir, "train", 64, tier=tier, subset=subset)
+        assert loader.num_samples == len(loader.ids) == n
+        assert np.array_equal(loader.labels, labels[loader.ids]) and np.array_equal(
+            loader.arrays()[0], images[loader.ids]
+        )
+        seen = list(loader)
+        assert all(np.array_equal(b.images.numpy(), images[b.ids.numpy()]) for b in seen)
+        assert all(np.array_equal(b.labels.numpy(), labels[b.ids.numpy()]) for b in seen)
+        assert np.array_equal(np.sort(torch.cat([b.ids for b in seen]).numpy()), loader.ids)
+        assert np.array_equal(np.sort(loader.order(3)), loader.ids)
+    kept = mlpdata.load(shapes_dir, "train", 64, tier=tier, classes=[3, 1])
+    assert set(kept.labels.tolist()) == {1, 3} and kept.num_classes == mlpdata.load(shapes_dir).num_classes
+    name = mlpdata.manifest.read_classes(shapes_dir)[3][0]
+    renamed = mlpdata.load(shapes_dir, "train", 64, tier=tier, classes=[name, 1], relabel=True)
+    assert renamed.num_classes == 2 and np.array_equal(renamed.labels, np.where(kept.labels == 3, 0, 1))
+    assert torch.cat([b.labels for b in renamed]).sum() == (kept.labels == 1).sum()
+    both = mlpdata.load(shapes_dir, "train", 64, classes=[3, 1], subset=0.5)
+    assert both.num_samples == round(kept.num_samples / 2) and set(both.labels.tolist()) <= {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subset": 0}, "subset 0"),
+        ({"subset": 1501}, "subset 1501"),
+        ({"subset": 1.5}, "subset 1.5"),
+        ({"subset": [1500]}, "beyond the 1500"),
+        ({"subset": []}, "leave no samples"),
+        ({"classes": ["dog"]}, "no class 'dog'"),
+        ({"classes": [1, 1]}, "twice"),
+        ({"pixels": "yuv"}, "pixels 'yuv'"),
+        ({"batch_size": 10, "world_size": 3}, "divisible by the 3"),
+    ],
+)
+def test_choices_that_cannot_be_met(shapes_dir, options, message):
+    with pytest.raises(Error, match=message):
+        mlpdata.load(shapes_dir, "train", **{"batch_size": 8} | options)
+
+
+def test_infinite_goes_on_into_the_next_epoch(shapes_dir):
+    plain = mlpdata.load(shapes_dir, "train", 700)
+    expected = [b.ids.tolist() for _ in range(3) for b in plain]
+    for tier in ("resident", "stream"):
+        batches = iter(mlpdata.load(shapes_dir, "train", 700, infinite=True, tier=tier))
+        seen = [next(batches).ids.tolist() for _ in range(9)]
+        assert tier == "stream" or seen == expected
+        assert all(sorted(itertools.chain(*seen[k : k + 3])) == list(range(1500)) for k in (0, 3, 6))
+
+
+# -------------------------------------------------------------------------------------------- files that change
+
+
+@pytest.fixture
+def own_copy(shapes_dir, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(shapes_dir, root)
+    return root
+
+
+@pytest.mark.parametrize("format_", ["beton", "tar"])
+def test_a_file_cut_short_while_in_use_is_an_error_and_no_crash(own_copy, monkeypatch, format_):
+    monkeypatch.setattr(tiers, "BLOCK_BYTES", 16 * 768)
+    monkeypatch.setattr(tiers, "WINDOW_BYTES", 4 * 16 * 768)
+    loader = mlpdata.load(own_copy, "train", 32, tier="stream", format=format_)
+    batches = iter(loader)
+    next(batches)
+    path = loader.index.files[0]
+    with open(path, "r+b") as f:
+        f.truncate(int(loader.index.offset[100]) + 5)
+    with pytest.raises(Error, match=rf"{path.name} changed while it was in use"):
+        list(batches)
+    with pytest.raises(Error, match=rf"{path.name} changed while it was in use"):
+        loader.read([100])
+
+
+def test_a_file_that_ends_early_names_the_sample(own_copy):
+    """The size seems right, the bytes are not there: as with a file system that is full or a network that is gone."""
+    reader = mlpdata.load(own_copy, "train", 32, tier="stream")._reader
+    path, stop = reader.index.files[0], int(reader.index.offset[100]) + 5
+    with open(path, "r+b") as f:
+        f.truncate(stop)
+    reader._stamps = [reader_module._stamp(path.stat())]
+    with pytest.raises(Error, match=rf"{path.name} is cut short: it ends at byte {stop}, in or before sample 100"):
+        reader.read(np.arange(90, 110), np.empty((20, 16, 16, 3), np.uint8))
+
+
+def test_a_file_written_to_while_in_use_is_an_error(own_copy):
+    loader = mlpdata.load(own_copy, "train", 32, tier="stream")
+    with open(loader.index.files[0], "r+b") as f:
+        f.seek(int(loader.index.offset[7]))
+        f.write(b"other pixels")
+    with pytest.raises(Error, match="changed while it was in use"):
+        list(loader)
+    loader.index.files[0].unlink()
+    with pytest.raises(Error, match="No such file"):
+        list(loader)
+
+
+def test_reading_past_the_page_cache_gives_the_same_pixels(shapes_dir, photos_dir, monkeypatch):
+    for root, format_ in ((shapes_dir, "beton"), (shapes_dir, "tar"), (photos_dir, "tar")):
+        images = mlpdata.load(root, "train", 64, format=format_).arrays()[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(loader_module, "free_memory", lambda: 1000)
+            loader = mlpdata.load(root, "train", 64, format=format_)
+        assert loader.tier == "stream" and "past the page cache" in loader.tier_reason
+        for batch in loader:
+            assert np.array_equal(batch.images.numpy(), images[batch.ids.numpy()])
+
+
+# ------------------------------------------------------------------------------------------------- other consumers
+
+
+def test_arrays_copy_nothing_where_the_layout_allows(shapes_dir, tmp_path):
+    resident = mlpdata.load(shapes_dir, "train", 8)
+    assert np.shares_memory(resident.arrays()[0], resident.arrays()[0])
+    make_folder(tmp_path / "in", per_class=20)
+    convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=24, codec="raw", out=tmp_path / "raw")
+    expected, labels = mlpdata.load(tmp_path / "raw", "train", 8).arrays()
+    for format_ in ("beton", "tar"):
+        images, same = mlpdata.load(tmp_path / "raw", "train", 8, format=format_, tier="stream").arrays()
+        assert np.array_equal(images, expected) and np.array_equal(labels, same)
+        assert not images.flags.owndata and not images.flags.writeable
+    some = mlpdata.load(tmp_path / "raw", "train", 8, tier="stream", subset=[1, 5]).arrays()[0]
+    assert np.array_equal(some, expected[[1, 5]])
+
+
+def test_dataset_for_a_dataloader_of_your_own(photos_dir):
+    loader = mlpdata.load(photos_dir, "train", 8, format="tar", subset=0.5)
+    images, labels = loader.arrays()
+    samples = loader.dataset()
+    assert len(samples) == len(labels) and samples[-1][1] == labels[-1]
+    with pytest.raises(IndexError):
+        samples[len(labels)]
+    assert len(pickle.dumps(samples)) < 4000  # the files, not what is in them
+    opened = pickle.loads(pickle.dumps(samples))
+    assert np.array_equal(opened[3][0].numpy(), images[3])
+    flat = torch.utils.data.DataLoader(loader.dataset(lambda x: x.flatten()), 7, num_workers=1)
+    seen = [(x, y) for x, y in flat]
+    assert np.array_equal(torch.cat([x for x, _ in seen]).numpy(), images.reshape(len(images), -1))
+    assert np.array_equal(torch.cat([y for _, y in seen]).numpy(), labels)
+
+
+def test_batches_that_are_kept_stay_as_they_are(shapes_dir):
+    """Buffers are used again only when nothing refers to them: not the batch, not a view, not an array of it."""
+    images = mlpdata.load(shapes_dir, "train", 100).arrays()[0]
+    for tier in ("resident", "stream"):
+        kept = [
+            (b.images[3:5].numpy()[:, 2], b.ids[3:5].numpy()) for b in mlpdata.load(shapes_dir, "train", 20, tier=tier)
+        ]
+        assert all(np.array_equal(rows, images[ids][:, 2]) for rows, ids in kept)
+    spare = tiers.Spare()
+    first = spare.take((4, 4))
+    place = first.data_ptr()
+    assert spare.take((4, 4)).data_ptr() != place  # still held
+    del first
+    assert place in {spare.take((4, 4)).data_ptr() for _ in range(3)}
+
+
+def test_errors_and_ends_of_a_thread_that_reads_ahead():
+    closed = []
+
+    def numbers(n, fail=False):
+        try:
+            yield from range(n)
+            if fail:
+                raise ValueError("no more")
+        finally:
+            closed.append(n)
+
+    assert list(tiers.ahead(numbers(50), 3)) == list(range(50))
+    items = tiers.ahead(numbers(10**9), 2)
+    assert [next(items) for _ in range(3)] == [0, 1, 2]
+    items.close()
+    assert closed == [50, 10**9]
+    items = tiers.ahead(numbers(5, fail=True), 2)
+    with pytest.raises(ValueError, match="no more"):
+        list(items)
+
+
+def test_luma_and_chroma_in_the_resident_tier(photos_dir):
+    images = mlpdata.load(photos_dir, "train", 16).arrays()[0]
+    loader = mlpdata.load(photos_dir, "train", 16, pixels="ycc420")
+    assert sum(s.numel() for s in loader._tier.stores) * 2 == images.size
+    psnr = float(loader.tier_reason.rpartition(": ")[2].split(" dB")[0])
+    error = 0.0
+    for batch in loader:
+        assert batch.images.shape[1:] == (32, 32, 3) and batch.images.dtype == torch.uint8
+        error += ((batch.images.numpy().astype(float) - images[batch.ids.numpy()]) ** 2).sum()
+    assert abs(10 * np.log10(255**2 / (error / images.size)) - psnr) < 0.1 and psnr > 20
+    augmented = mlpdata.load(
+        photos_dir, "train", 16, pixels="ycc420", augment=Augment(res=16, crop_scale=None, flip=False)
+    )
+    assert next(iter(augmented)).images.shape == (16, 3, 16, 16)
+    assert "resident tier only" in mlpdata.load(photos_dir, "train", 16, pixels="ycc420", tier="stream").tier_reason
+
+
+def test_free_memory_respects_the_limits_of_containers(tmp_path, monkeypatch):
+    system = memory.free_memory()
+    assert system > 0
+    group = tmp_path / "memory" / "box" / "inner"
+    group.mkdir(parents=True)
+    (tmp_path / "own").write_text("5:memory:/box/inner\n1:cpu:/\n")
+    for folder, limit in ((group, "9223372036854771712"), (group.parent, "1000000")):
+        (folder / "memory.limit_in_bytes").write_text(limit)
+        (folder / "memory.usage_in_bytes").write_text("600000\n")
+        (folder / "memory.stat").write_text("cache 1\ninactive_file 100000\nactive_file 50000\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+    assert memory.free_memory() == 550_000
+    (tmp_path / "box").mkdir()
+    (tmp_path / "own").write_text("0::/box\n")
+    for name, text in (("memory.max", "700000"), ("memory.current", "800000"), ("memory.stat", "anon 5\n")):
+        (tmp_path / "box" / name).write_text(text)
+    assert memory.free_memory() == 0
+    (tmp_path / "box" / "memory.max").write_text("max\n")
+    assert abs(memory.free_memory() - system) < system / 2
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("tier", ["resident", "stream"])
+@pytest.mark.parametrize("tier", ["resident", "pinned", "stream"])
 def test_on_the_gpu(shapes_dir, tier):
     images, labels = mlpdata.load(shapes_dir, "train", 100).arrays()
     for batch in mlpdata.load(shapes_dir, "train", 128, device="cuda", tier=tier):

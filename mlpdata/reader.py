@@ -1,0 +1,254 @@
+"""Payloads to pixels, by sample ids: read in long stretches, gathered or decoded by threads.
+
+Files are read, never mapped: one that is cut short or changed while it is in use is an Error, where under a map it
+would end the process. Reading, copying and decoding release the GIL, so threads do them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+import torch
+
+from mlpdata import image
+from mlpdata.manifest import CODECS, Error, ShardIndex
+
+RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
+GAP_BYTES = 64 << 10  # between two samples that are still read in one go: tar headers and page ends, not whole samples
+READ_BYTES = 4 << 20  # of one system call at most, so that several threads share a long stretch
+DIRECT_ALIGN = 4096  # what O_DIRECT wants of offsets, lengths and addresses
+READ_THREADS = 4  # at least: what a disk wants to have in its queue
+PIECE = 32  # images a thread decodes at a time, at least
+
+
+@dataclass(frozen=True, slots=True)
+class Payloads:
+    """Some samples' bytes in memory: sample i's are data[starts[i] : starts[i] + its num_bytes]."""
+
+    data: np.ndarray  # (bytes,) uint8
+    starts: np.ndarray  # (n,) int64
+
+
+class Reader:
+    """Pixels of the samples of an index.
+
+    num_threads: that read and decode. res: resize every image to res x res (box filter, aspect ratio given up); None
+    takes them as they are, and then they must all have one size.
+    Raises Error where sizes differ and no res is given, and, from every method that reads, naming file and sample,
+    where a file is cut short, changed or holds an image that cannot be decoded.
+    """
+
+    def __init__(self, index: ShardIndex, num_threads: int, res: int | None = None):
+        self.index, self.num_threads = index, num_threads
+        height, width = (int(index.height[0]), int(index.width[0])) if res is None else (res, res)
+        same = (index.height == height).all() and (index.width == width).all()
+        if res is None and not same:
+            raise Error(
+                f"{index.files[0]} holds images of different sizes, which do not stack into batches; "
+                "load with res=N to resize them, or convert with --resize squash or crop"
+            )
+        self._resize = None if same else image.Resize(res)
+        self.shape = (height, width, 3)
+        self.image_bytes = height * width * 3
+        self.all_raw = bool(same and (index.codec == RAW).all())
+        self._stamps = [_stamp(os.stat(path)) for path in index.files]
+        # Reads mostly wait, so they have threads of their own and more of them than there are cores.
+        self._readers = _Threads(max(READ_THREADS, num_threads) if num_threads > 1 else 1, "mlpdata-read")
+        self._decoders = _Threads(num_threads, "mlpdata-decode")
+
+    def by_place(self) -> np.ndarray | None:
+        """(N,) ids in the order in which their payloads lie in the files; None where that is the order of the ids."""
+        file, offset = self.index.file, self.index.offset
+        if ((file[1:] > file[:-1]) | ((file[1:] == file[:-1]) & (offset[1:] >= offset[:-1]))).all():
+            return None
+        return np.lexsort((offset, file))
+
+    def read(self, ids: np.ndarray, out: np.ndarray) -> None:
+        """Pixels of samples in any order: integers (n,) -> out, uint8 (n, H, W, 3)."""
+        ids = np.asarray(ids, np.int64)
+        places = np.lexsort((self.index.offset[ids], self.index.file[ids]))
+        payloads = self.fetch(ids[places])
+        starts = np.empty_like(payloads.starts)
+        starts[places] = payloads.starts
+        self.decode(ids, Payloads(payloads.data, starts), out)
+
+    # ----------------------------------------------------------------------------------------------------- reading
+
+    def fetch(self, ids: np.ndarray, data: np.ndarray | None = None, direct: bool = False) -> Payloads:
+        """Read the payloads of samples that are in the order of their places.
+
+        data:   where to read to, if it is large enough.
+        direct: past the page cache, where the file system can.
+        """
+        index = self.index
+        file, start = index.file[ids], index.offset[ids]
+        stop = start + index.num_bytes[ids]
+        new = np.ones(len(ids), bool)  # where a stretch begins that is read in one go
+        gap = start[1:] - stop[:-1]
+        new[1:] = (file[1:] != file[:-1]) | (gap < 0) | (gap > GAP_BYTES)
+        first = np.flatnonzero(new)
+        align = DIRECT_ALIGN if direct else 1
+        from_byte = start[first] // align * align
+        to_byte = np.maximum.reduceat(stop, first) if len(first) else stop
+        room = -(-(to_byte - from_byte) // align) * align
+        at = room.cumsum() - room  # where each stretch goes in `data`
+        total = int(room.sum())
+        if data is None or len(data) < total:
+            # A buffer that comes again gets some room for stretches that are a little longer.
+            total += 0 if data is None else total // 16
+            data = aligned_empty(total) if direct else np.empty(total, np.uint8)
+        which = new.cumsum() - 1
+        reads = _Reads(self, memoryview(data), direct)
+        groups, size = [[]], 0
+        for f, a, b, n, to in zip(
+            file[first].tolist(), from_byte.tolist(), to_byte.tolist(), room.tolist(), at.tolist(), strict=True
+        ):
+            for cut in range(0, n, READ_BYTES):
+                if size >= READ_BYTES:
+                    groups, size = [*groups, []], 0
+                length = min(READ_BYTES, n - cut)
+                groups[-1].append((f, a + cut, length, min(length, b - a - cut), to + cut))
+                size += length
+        self._readers.each(reads, groups)
+        return Payloads(data, start - from_byte[which] + at[which])
+
+    def first_behind(self, file: int, byte: int) -> int:
+        """The first sample of a file, by id, whose payload ends behind a byte of it."""
+        index = self.index
+        behind = (index.file == file) & (index.offset + index.num_bytes > byte)
+        return int(behind.argmax())
+
+    def check_stamp(self, file: int, stat: os.stat_result) -> None:
+        """Raise Error where a file is not the one that was indexed."""
+        if _stamp(stat) != self._stamps[file]:
+            raise Error(
+                f"{self.index.files[file]} changed while it was in use: it has {stat.st_size} bytes, it had "
+                f"{self._stamps[file][0]} when it was opened; its samples cannot be trusted, open it again"
+            )
+
+    # ---------------------------------------------------------------------------------------------------- decoding
+
+    def decode(self, ids: np.ndarray, payloads: Payloads, out: np.ndarray) -> None:
+        """Pixels of samples whose payloads are there: -> out, uint8 (n, H, W, 3)."""
+        n = len(ids)
+        if self.all_raw and n:
+            # Rows that start at any byte: a view of overlapping rows, and one gather by torch's own threads.
+            size = self.image_bytes
+            rows = torch.from_numpy(payloads.data).as_strided((len(payloads.data) - size + 1, size), (1, 1))
+            torch.index_select(rows, 0, torch.from_numpy(payloads.starts), out=torch.from_numpy(out.reshape(n, size)))
+            return
+        data = memoryview(payloads.data)
+        starts, lengths = payloads.starts.tolist(), self.index.num_bytes[ids].tolist()
+        codecs, numbers = self.index.codec[ids].tolist(), ids.tolist()
+
+        def piece(part: range) -> None:
+            decode = simplejpeg.decode_jpeg
+            for k in part:
+                payload, row = data[starts[k] : starts[k] + lengths[k]], out[k]
+                try:
+                    # The common case is kept short: what is done here under the GIL holds up the other threads.
+                    if codecs[k] == JPG and self._resize is None:
+                        if decode(payload, "RGB", buffer=row).shape != self.shape:
+                            raise ValueError(f"it is not {self.shape[1]} x {self.shape[0]}")
+                    else:
+                        self._decode_other(payload, codecs[k], numbers[k], row)
+                except Exception as e:
+                    file = self.index.files[int(self.index.file[numbers[k]])]
+                    where = f"{file}: sample {numbers[k]} at byte {int(self.index.offset[numbers[k]])}"
+                    raise Error(f"{where} cannot be decoded ({e}); convert or get it again") from e
+
+        step = max(PIECE, -(-n // (4 * self.num_threads)))
+        self._decoders.each(piece, [range(a, min(n, a + step)) for a in range(0, n, step)])
+
+    def _decode_other(self, payload: memoryview, codec: int, i: int, row: np.ndarray) -> None:
+        if codec == RAW:
+            height, width = int(self.index.height[i]), int(self.index.width[i])
+            pixels = np.frombuffer(payload, np.uint8).reshape(height, width, 3)
+            if self._resize is not None:
+                pixels = image.resized(pixels, self._resize, width, height)
+        elif self._resize is not None:
+            pixels = image.decode(bytes(payload), self._resize)[0]
+        else:
+            pixels = image.decode_exact(bytes(payload))
+        if pixels.shape != self.shape:
+            raise ValueError(
+                f"its size is {pixels.shape[1]} x {pixels.shape[0]}, not {self.shape[1]} x {self.shape[0]}"
+            )
+        row[...] = pixels
+
+
+class _Threads:
+    """Threads that begin when there is work for more than one."""
+
+    def __init__(self, num_threads: int, name: str):
+        self._num_threads, self._name = num_threads, name
+        self._pool: ThreadPoolExecutor | None = None
+
+    def each(self, function: Callable, work: list) -> None:
+        """Call the function for every piece of work; the first error is raised here."""
+        if len(work) < 2 or self._num_threads < 2:
+            for piece in work:
+                function(piece)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._num_threads, self._name)
+        for _ in self._pool.map(function, work):
+            pass
+
+
+class _Reads:
+    """A function that reads stretches (file, first byte, room, bytes needed, place in the buffer)."""
+
+    def __init__(self, reader: Reader, data: memoryview, direct: bool):
+        self._reader, self._data, self._direct = reader, data, direct
+
+    def __call__(self, stretches: list[tuple[int, int, int, int, int]]) -> None:
+        fd, opened = -1, None
+        try:
+            for file, start, room, needed, to in stretches:
+                if file != opened:
+                    if fd >= 0:
+                        os.close(fd)
+                    fd, opened = self._open(file), file
+                done = 0
+                while done < needed:
+                    got = os.preadv(fd, [self._data[to + done : to + room]], start + done)
+                    if not got:
+                        path, i = self._reader.index.files[file], self._reader.first_behind(file, start + done)
+                        raise Error(f"{path} is cut short: it ends at byte {start + done}, in or before sample {i}")
+                    done += got
+        except OSError as e:
+            raise Error(f"cannot read {self._reader.index.files[file]}: {e.strerror}") from None
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _open(self, file: int) -> int:
+        path = self._reader.index.files[file]
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        try:
+            fd = os.open(path, flags | (getattr(os, "O_DIRECT", 0) if self._direct else 0))
+        except OSError:
+            # Not every file system reads past its cache (tmpfs); the plain way says what is wrong, if it is not that.
+            fd = os.open(path, flags)
+        try:
+            self._reader.check_stamp(file, os.fstat(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+def aligned_empty(size: int) -> np.ndarray:
+    """(size,) uint8 that begins at a page, as direct reads want it."""
+    return np.frombuffer(mmap.mmap(-1, max(1, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)[:size]
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns

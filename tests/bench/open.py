@@ -1,0 +1,112 @@
+"""Open an index of ImageNet-21k's size: a sparse beton of 11.8 million raw samples at 64 px, and a tar index as long.
+
+Usage: python tests/bench/open.py FOLDER        needs 1.1 GB there; the pixels are holes in the file
+
+The metadata are real, the payloads are not: opening must not touch them. Each opening runs in a process of its own, so
+that its peak memory is its own. Target: under 1 s and under 1 GB. Prints one JSON row.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlpdata import beton
+from mlpdata.manifest import Manifest, SplitInfo, index_path, tar_path
+
+N, RES, CLASSES, SHARD = 11_801_680, 64, 11_230, 10_000
+
+OPEN = """
+import json, resource, sys, time
+import numpy, pyarrow.parquet, mlpdata.tar, mlpdata.beton          # imports are not the opening
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from mlpdata import index
+started, cpu = time.perf_counter(), time.process_time()
+opened = index.open_split(sys.argv[1], "train", sys.argv[2])
+seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert len(opened.index) == int(sys.argv[3])
+print(json.dumps({"s": seconds, "cpu_s": cpu, "peak_mb": peak / 1e3, "before_mb": before / 1e3}))
+"""
+
+
+def make(root: Path) -> None:
+    """A finished shard directory whose files have the right sizes and headers and no pixels."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, N)
+    size = RES * RES * 3
+    plan = beton.layout(np.full(N, size))
+    path = root / "train.beton"
+    beton.create(path, plan)
+    with open(path, "r+b") as f:
+        for at in range(0, N, 1 << 20):
+            part = slice(at, min(N, at + (1 << 20)))
+            meta = np.zeros(part.stop - at, beton.METADATA)
+            meta["image"]["mode"], meta["image"]["width"], meta["image"]["height"] = beton.MODES["raw"], RES, RES
+            meta["image"]["data_ptr"], meta["label"] = plan.ptrs[part], labels[part]
+            beton.pwrite(f.fileno(), meta, beton.METADATA_START + at * beton.METADATA.itemsize)
+            alloc = np.zeros(part.stop - at, beton.ALLOCATION)
+            alloc["sample_id"], alloc["ptr"], alloc["size"] = np.arange(at, part.stop), plan.ptrs[part], size
+            beton.pwrite(f.fileno(), alloc, plan.alloc_table_ptr + at * beton.ALLOCATION.itemsize)
+    lengths = [min(SHARD, N - at) for at in range(0, N, SHARD)]
+    tars = [tar_path(root, "train", k) for k in range(len(lengths))]
+    from mlpdata.shards import INDEX_SCHEMA
+
+    with pq.ParquetWriter(index_path(root, "train"), INDEX_SCHEMA, compression="zstd") as writer:
+        for k, (tar, n) in enumerate(zip(tars, lengths, strict=True)):
+            nbytes = rng.integers(1500, 3500, n)
+            offset = np.cumsum(nbytes + 2048) - nbytes
+            with open(tar, "wb") as f:
+                f.truncate(int(offset[-1] + nbytes[-1] + 2048))
+            first = k * SHARD
+            keys = [f"n{labels[first + i]:08d}_{first + i}" for i in range(n)]
+            columns = {
+                "key": keys, "label": labels[first : first + n], "source": [f"{key[:9]}/{key}.JPEG" for key in keys],
+                "source_width": rng.integers(100, 600, n), "source_height": rng.integers(100, 600, n),
+                "width": np.full(n, RES), "height": np.full(n, RES), "file": [tar.name] * n, "offset": offset,
+                "bytes": nbytes, "codec": ["jpg"] * n, "digest": rng.integers(0, 1 << 63, n),
+            }  # fmt: skip
+            writer.write_table(pa.table([pa.array(columns[f.name]).cast(f.type) for f in INDEX_SCHEMA], INDEX_SCHEMA))
+    counts = np.bincount(labels, minlength=CLASSES).tolist()
+    info = SplitInfo(num_samples=N, num_skipped=0, class_counts=counts, beton=path.name, tars=[t.name for t in tars],
+                     tar_lengths=lengths, index=index_path(root, "train").name)  # fmt: skip
+    Manifest(
+        format_version=1, dataset="bench", release="", source_files={}, source_filter={}, num_classes=CLASSES,
+        classes_sha256="", res=RES, resize="squash", filter="box", formats=["beton", "tar"], codec="auto",
+        beton_codec="raw", tar_codec="jpg", quality=90, seed=0, shard_size=SHARD, image_library={}, fidelity=None,
+        mean=[0.5] * 3, std=[0.25] * 3, splits={"train": info}, files={}, tool_version="", command="",
+    ).save(root)  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--runs", type=int, default=5)
+    args = parser.parse_args()
+    root = args.folder / "sparse-in21k"
+    if not (root / "manifest.json").exists():
+        root.mkdir(parents=True, exist_ok=True)
+        make(root)
+    row = {"bench": "open", "samples": N, "cores": os.cpu_count(), "python": platform.python_version()}
+    row |= {"numpy": np.__version__, "pyarrow": pa.__version__}
+    for format_ in ("beton", "tar"):
+        command = [sys.executable, "-c", OPEN, str(root), format_, str(N)]
+        runs = [json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(args.runs)]
+        seconds = sorted(r["s"] for r in runs)
+        row[format_] = {
+            "median_s": seconds[len(seconds) // 2], "min_s": seconds[0], "max_s": seconds[-1],
+            "cpu_s": min(r["cpu_s"] for r in runs), "peak_mb": max(r["peak_mb"] for r in runs),
+            "apparent_bytes": sum(p.stat().st_size for p in root.glob(f"train*.{format_}")),
+        }  # fmt: skip
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()

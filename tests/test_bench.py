@@ -1,0 +1,38 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import run_cli
+
+from mlpdata.bench import bench, bottleneck
+
+
+@pytest.mark.parametrize("tier", ["resident", "stream"])
+def test_bench_measures_all_three_and_names_the_bottleneck(photos_dir, tier):
+    row = json.loads(
+        bench(photos_dir, batch_size=16, seconds=0.1, tier=tier, format="tar", res=16, device="cpu", as_json=True)
+    )
+    assert row["tier"] == tier and tier in row["tier_reason"] and row["codecs"] == ["jpg"]
+    assert min(row[f"{name}_images_per_s"] for name in ("loader", "augment", "overlapped")) > 0
+    assert row["bottleneck"].startswith(("the loader", "the augmentation", "loader ("))
+    text = bench(photos_dir, batch_size=16, seconds=0.1, tier=tier, device="cpu")
+    assert [line.split()[0] for line in text.splitlines()] == [
+        "loader", "augment", "both", "bottleneck", "tier", "measured"
+    ]  # fmt: skip
+
+
+def test_the_bottleneck_is_the_slower_part():
+    loader = SimpleNamespace(tier="stream", num_threads=4, device=torch.device("cpu"))
+    assert bottleneck(loader, {"jpg"}, 100, 1000, 95) == "the loader: decoding JPG on 4 threads"
+    assert bottleneck(loader, {"raw"}, 100, 1000, 95) == "the loader: reading the files"
+    assert bottleneck(loader, {"raw"}, 1000, 100, 50).startswith("the augmentation; together they reach 50%")
+    loader.tier = "resident"
+    assert bottleneck(loader, {"raw"}, 100, 105, 99).startswith("loader (the gather in the memory of the host) and aug")
+
+
+def test_bench_of_what_is_not_there(tmp_path):
+    done = run_cli("bench", tmp_path / "none")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no shard directory" in done.stderr
+    done = run_cli("bench", tmp_path / "none", "--device", "abacus")
+    assert done.returncode == 1 and "no device 'abacus'" in done.stderr
