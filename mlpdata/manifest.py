@@ -57,6 +57,11 @@ def index_path(root: Path, split: str) -> Path:
     return Path(root) / f"{split}.index.parquet"
 
 
+def real_path(root: Path, split: str) -> Path:
+    """ReaL labels of a split, {key: [labels]}, where its source has them."""
+    return Path(root) / f"{split}.real.json"
+
+
 def work_path(root: Path) -> Path:
     """Where a conversion under way keeps its parts and its journal; gone once the manifest stands."""
     return Path(root) / ".convert"

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from mlpdata import Error
 from trainer import checkpoint
 from trainer.optim import lr_factor, make_optimizer
 from trainer.recipe import Optim, Schedule
-from trainer.train import Trainer, mixed_loss, run
+from trainer.step import mixed_loss
+from trainer.train import Trainer, run
 
 RECIPE = """\
 name: tiny
@@ -36,6 +38,8 @@ train:
   epochs: 4
   batch_size: 100
   device: cpu
+log:
+  tensorboard: false
 """
 
 
@@ -62,8 +66,10 @@ def test_a_run_learns_and_leaves_what_it_should(recipe):
     assert 0 <= rows[-1]["wait_share"] < 1
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert {p.name for p in folder.iterdir()} == {
-        "best.safetensors", "last.safetensors", "state.pt", "metrics.jsonl", "curve.png", "recipe.yaml",
+        "best.safetensors", "last.safetensors", "state-000000120.pt", "metrics.jsonl", "curve.png", "recipe.yaml",
+        "summary.json",
     }  # fmt: skip
+    assert 0 < json.loads((folder / "summary.json").read_text())["saturation"] < 2
 
 
 def test_checkpoints_hold_the_model_and_its_recipe(recipe, shapes_dir):
@@ -100,13 +106,13 @@ def test_resume_in_the_middle_changes_nothing(recipe, optimizer, stop_at):
     extra = [f"optim.name={optimizer}", "optim.lr=1e-3", "augment.mixup=0.5", "model.dropout=0.1", "train.epochs=3"]
     whole = go(recipe, *extra, "name=whole")
 
-    def stop(self, batch, original=Trainer._step):
+    def stop(self, batch, original=Trainer.train_step):
         original(self, batch)
-        if self.step == stop_at:
+        if self.step == stop_at and not self.rows[2:]:
             self.stop_signal = signal.SIGINT
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_step", stop)
+        patch.setattr(Trainer, "train_step", stop)
         with pytest.raises(Error, match=rf"stopped and saved at epoch \d, step {stop_at}; .*--resume"):
             go(recipe, *extra, "name=cut")
     cut = go(recipe, *extra, "name=cut", resume=True)
@@ -118,9 +124,10 @@ def test_resume_in_the_middle_changes_nothing(recipe, optimizer, stop_at):
     assert a == b
 
 
-def test_killed_and_resumed_a_run_ends_as_if_nothing_had_happened(recipe):
-    """SIGKILL at any moment: what stands is the last whole state."""
-    extra = ["train.epochs=6", "train.batch_size=20"]
+def kill_and_resume(recipe, kills, epochs):
+    """SIGKILL a run at random moments, resume it to its end: every step's loss is that of an undisturbed run."""
+    extra = [f"train.epochs={epochs}", "train.batch_size=20", "train.record_steps=true", "augment.mixup=0.5"]
+    extra += ["save.every_steps=7", "eval.every=3"]
     whole = go(recipe, *extra, "name=whole")
     code = (
         "import sys; from trainer.train import run\n"
@@ -128,23 +135,40 @@ def test_killed_and_resumed_a_run_ends_as_if_nothing_had_happened(recipe):
         "run(sys.argv[1], overrides, runs=sys.argv[2], resume='--resume' in sys.argv)\n"
     )
     words = [sys.executable, "-c", code, recipe, recipe.parent / "runs", *extra, "name=killed"]
-    resume: list[str] = []
-    for wait in (0.0, 0.4, 0.9):
-        process = subprocess.Popen([*words, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        state = recipe.parent / "runs" / "killed" / "state.pt"
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        deadline = time.monotonic() + 60
+    folder, rng, resume = recipe.parent / "runs" / "killed", random.Random(0), []
+    total, killed = epochs * 75, []
+    for k in range(kills):
+        aim = total * (k + 1) // (kills + 1) + rng.randrange(total // (2 * kills))  # a step to be killed near
+        process = subprocess.Popen([*words, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 100
         while process.poll() is None and time.monotonic() < deadline:
-            if state.exists() and state.stat().st_mtime_ns > before:
+            steps = [int(p.stem[6:]) for p in checkpoint.states(folder)]
+            if steps and steps[-1] >= aim:
                 break
-            time.sleep(0.01)
-        time.sleep(wait / 3)
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        assert process.poll() is None, process.communicate()
         process.kill()
         process.wait()
+        process.stderr.close()
+        killed.append(max(int(p.stem[6:]) for p in checkpoint.states(folder)))
         resume = ["--resume"]
-    killed = go(recipe, *extra, "name=killed", resume=True)
-    a, b = ([r["train_loss"] for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, killed))
-    assert a == b and len(a) == 6
+    assert killed == sorted(set(killed)) and killed[-1] < total
+    go(recipe, *extra, "name=killed", resume=True)
+    a, b = (read_jsonl(f / "steps.jsonl") for f in (whole, folder))
+    assert [r["step"] for r in a] == list(range(1, total + 1)) and a == b
+    same = ("epoch", "step", "train_loss", "train_top1")
+    a, b = ([{k: r[k] for k in same} for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, folder))
+    assert a == b and len(a) == epochs
+
+
+def test_killed_and_resumed_the_losses_are_those_of_an_undisturbed_run(recipe):
+    kill_and_resume(recipe, kills=2, epochs=6)
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_steps(recipe):
+    kill_and_resume(recipe, kills=10, epochs=30)
 
 
 def test_terminate_saves_and_says_how_to_go_on(recipe):
@@ -160,7 +184,7 @@ def test_terminate_saves_and_says_how_to_go_on(recipe):
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "--resume goes on" in out and "Traceback" not in out
-    assert (metrics.parent / "state.pt").exists()
+    assert checkpoint.states(metrics.parent)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(recipe):
@@ -191,16 +215,22 @@ def test_a_finished_run_can_be_prolonged(recipe):
     assert [r["epoch"] for r in read_jsonl(longer / "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_a_state_file_is_replaced_in_one_piece(tmp_path, monkeypatch):
-    path = tmp_path / "state.pt"
-    checkpoint.save_state(path, {"step": 1})
+def test_states_are_replaced_in_one_piece_and_the_last_ones_kept(tmp_path, monkeypatch):
+    for step in range(5):
+        checkpoint.save_state(tmp_path, step, {"step": step}, keep=3)
+    assert [p.name for p in checkpoint.states(tmp_path)] == [f"state-00000000{k}.pt" for k in (2, 3, 4)]
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save_state(path, {"step": 2})
-    assert checkpoint.load_state(path) == {"step": 1}
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(Error, match="cannot be read"):
-        checkpoint.load_state(path)
+        checkpoint.save_state(tmp_path, 4, {"step": 99}, keep=3)
+    assert checkpoint.load_state(tmp_path) == {"step": 4}
+    said = []
+    checkpoint.state_path(tmp_path, 4).write_bytes(b"x" * 50)
+    assert checkpoint.load_state(tmp_path, said.append) == {"step": 3}
+    assert len(said) == 1 and "state-000000004.pt cannot be read" in said[0]
+    for path in checkpoint.states(tmp_path):
+        path.write_bytes(b"")
+    with pytest.raises(Error, match=r"nothing to resume: .* cannot be read"):
+        checkpoint.load_state(tmp_path, said.append)
 
 
 # ----------------------------------------------------------------------------------------------------------- parts
