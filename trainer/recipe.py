@@ -99,7 +99,8 @@ class Train:
     clip_norm: float | None = None  # null: no clipping
     ema: float = 0.0  # decay a step of an average of the weights, which is then evaluated and saved; 0: none
     probe: bool = False  # train the last layer only; features are computed once where augmentation is off
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # bf16 and fp16 by autocast, weights in fp32
+    # bf16 and fp16 by autocast, weights in fp32; auto: bf16 where the hardware multiplies it, else fp32
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: bool = False  # torch.compile of the model
     cuda_graphs: bool = False  # torch.compile's reduce-overhead mode: pays for small models on a GPU
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -19,7 +19,8 @@ from trainer.model import forward_flops
 if TYPE_CHECKING:
     from trainer.train import Trainer
 
-ROUNDS = 5
+TURN_S = 0.05  # a turn lasts at least so long, or one step
+LEAST_TURNS = 5
 # Peak of dense products in bf16, FLOP/s, from the vendors' data sheets; TF32 runs at half of it. First match counts.
 PEAKS = (
     ("B200", 2250e12), ("H200", 989e12), ("H100 NVL", 835e12), ("H100 PCIe", 756e12), ("H100", 989e12),
@@ -62,28 +63,33 @@ def measure(trainer: Trainer, seconds: float) -> dict[str, Any]:
     step_fixed()
     step_shards()
     each = _timed(trainer, step_fixed, 1)
-    # Turns are counted in steps, alike in all processes: one that took one more would wait for the others for ever.
-    steps = max(
-        1, int(float(trainer.world.reduce(torch.tensor(seconds / (2 * ROUNDS * each), device=trainer.device), "min")))
-    )
-    turns = [(_timed(trainer, step_fixed, steps), _timed(trainer, step_shards, steps)) for _ in range(ROUNDS)]
-    whole = [_timed(trainer, lambda: next(with_augment), 1) for _ in range(ROUNDS)]
+    # Counted in steps, alike in all processes: one that took one more would wait for the others for ever.
+    plan = torch.tensor([TURN_S / each, seconds / (2 * max(TURN_S, each))], device=trainer.device)
+    steps, count = (int(x) for x in trainer.world.reduce(plan, "min").tolist())
+    steps, turns = max(1, steps), []
+    for k in range(max(LEAST_TURNS, count)):
+        acts = (step_fixed, step_shards) if k % 2 else (step_shards, step_fixed)
+        took = [_timed(trainer, act, steps) for act in acts]
+        turns.append(took if k % 2 else took[::-1])
+    whole = [_timed(trainer, lambda: next(with_augment), 1) for _ in range(LEAST_TURNS)]
     with_augment.close()
     loader.augment = None
     plain = _endless(loader)
     next(plain)
-    alone = [_timed(trainer, lambda: next(plain), 1) for _ in range(ROUNDS)]
+    alone = [_timed(trainer, lambda: next(plain), 1) for _ in range(LEAST_TURNS)]
     plain.close()
     loader.augment = augment
     trainer.step_losses.clear()
     rate = lambda times: size / statistics.median(times)  # noqa: E731
     return {
         "saturation": statistics.median(f / s for f, s in turns),
+        "saturation_min": min(f / s for f, s in turns),
+        "saturation_max": max(f / s for f, s in turns),
         "shards": rate([s for _, s in turns]),
         "fixed": rate([f for f, _ in turns]),
         "loader": rate(whole),
         "pixels": rate(alone),
-        "steps": steps * ROUNDS,
+        "turns": len(turns),
     }
 
 

@@ -25,7 +25,7 @@ from trainer.model import HEAD, forward_flops, num_parameters
 from trainer.optim import lr_factor, make_optimizer, set_lr
 from trainer.recipe import Recipe, load_recipe
 from trainer.step import NEVER, Average, Totals, mixed_loss, pieces
-from trainer.world import World, device_of, join
+from trainer.world import World, device_of, join, precision_of
 
 AGREE_EVERY = 10  # steps after which several processes agree whether to stop or to save
 
@@ -47,6 +47,8 @@ def run(
     """
     recipe = load_recipe(recipe_path, list(overrides))
     device = device_of(recipe.train.device)
+    precision = precision_of(recipe.train.precision, device)
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
     with join(device.type) as world:
         quiet = quiet or world.rank > 0
         folder = world.from_first(lambda: checkpoint.run_folder(Path(runs), recipe, resume))
@@ -79,8 +81,6 @@ class Trainer:
         """state: what save_state wrote, to go on from."""
         self.recipe, self.folder, self.device, self.quiet = recipe, folder, device, quiet
         self.world, train = world or World(), recipe.train
-        if train.precision == "fp16" and device.type == "cpu":
-            raise Error("train.precision fp16 needs a GPU; use fp32 or bf16 on the CPU")
         if train.precision == "tf32":
             torch.set_float32_matmul_precision("high")
         if train.batch_size % (self.world.size * train.accumulate):
@@ -163,7 +163,8 @@ class Trainer:
             if boards:
                 boards.close()
         self.save()
-        found = saturation.measure(self, seconds=min(3.0, 0.02 * sum(r["seconds"] for r in self.rows)))
+        trained_s = sum(r["seconds"] for r in self.rows)
+        found = saturation.measure(self, seconds=min(3.0, 0.02 * trained_s))
         if first:
             report.write_summary(self.folder, {"best_val_top1": self.best, **found})
             path = report.draw_curve(self.folder, self.recipe.name)

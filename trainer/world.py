@@ -67,6 +67,19 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def precision_of(name: str, device: torch.device) -> str:
+    """The recipe's precision; auto takes bf16 where the hardware multiplies it. Raises Error."""
+    if name == "fp16" and device.type == "cpu":
+        raise Error("train.precision fp16 needs a GPU; use fp32 or bf16 on the CPU")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    # AVX-512 without its bf16 instructions computes bf16 too, but slower than fp32.
+    has = [getattr(torch.cpu, f"_is_{unit}_supported", bool) for unit in ("avx512_bf16", "amx_tile")]
+    return "bf16" if any(ask() for ask in has) else "fp32"
+
+
 @contextlib.contextmanager
 def join(device: str) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone.
