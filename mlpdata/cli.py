@@ -199,6 +199,11 @@ def train(recipe, overrides, resume, profile):
 @click.option(
     "--crop-scale", type=click.FloatRange(0, 1, min_open=True), help="Least area of a crop.  [default: as in training]"
 )
+@click.option(
+    "--normalize",
+    type=click.Choice(["own", "imagenet"]),
+    help="Mean and std: the data set's, or ImageNet's, for the paper's checkpoints.  [default: the checkpoint's, else own]",
+)
 @click.option("--per-class", is_flag=True, help="The accuracy of each class, worst first.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="Parquet file to write: key, label, top five.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=2048, show_default=True)

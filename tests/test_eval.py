@@ -127,6 +127,15 @@ def test_a_checkpoint_of_the_authors_is_evaluated_at_its_own_resolution(shapes_d
         run(Options(checkpoint=tmp_path / "other", shards=shapes_dir))
 
 
+def test_mean_and_std_are_the_checkpoints_unless_asked_otherwise(saved, shapes_dir):
+    manifest = Manifest.load(shapes_dir)
+    losses = [
+        json.loads(run(Options(checkpoint=saved, shards=shapes_dir, normalize=n, as_json=True)))["val_loss"]
+        for n in (None, "own", "imagenet")
+    ]
+    assert manifest.mean != [0.485, 0.456, 0.406] and losses[0] == losses[1] != losses[2]
+
+
 def test_a_model_in_training_is_left_in_training(shapes_dir):
     model = trainer.build("B_1-Wi_8", 16, 10, seed=0).train()
     loader = mlpdata.load(shapes_dir, "val", 500, augment=Augment(crop_scale=None, flip=False), shuffle=False)

@@ -24,6 +24,7 @@ from trainer.data import augment_of
 from trainer.recipe import Augmentation, Recipe
 from trainer.world import World, device_of
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std that the paper uses on all but CIFAR and STL-10
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -131,6 +132,7 @@ class Options:
     tta: int = 0
     average: str = "probabilities"
     crop_scale: float | None = None  # the least; None: as the checkpoint was trained, else the paper's 0.4
+    normalize: str | None = None  # "own" or "imagenet" mean and std; None: the checkpoint's, else the data set's own
     per_class: bool = False
     predictions: Path | None = None
     batch_size: int = 2048
@@ -176,7 +178,9 @@ def _views_of(options: Options, found: Checkpoint, manifest: Manifest) -> tuple[
         scale, ratio = trained.crop_scale, trained.crop_ratio
     if options.crop_scale is not None:
         scale = (options.crop_scale, 1.0)
-    mean, std = (found.facts.get(k) for k in ("mean", "std"))
+    mean, std = {
+        None: (found.facts.get("mean"), found.facts.get("std")), "own": (None, None), "imagenet": IMAGENET,
+    }[options.normalize]  # fmt: skip
     crops = Augmentation(res=found.res, mean=mean, std=std, crop_scale=scale, crop_ratio=ratio, flip=True)
     whole, crop = (augment_of(crops, manifest, options.precision, training=t) for t in (False, True))
     return whole, crop

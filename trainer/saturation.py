@@ -46,19 +46,25 @@ def measure(trainer: Trainer, seconds: float) -> dict[str, Any]:
 
     Gives images/s, each the median of some turns: `shards`, `fixed` (one stored batch, augmented anew each step),
     `loader` (augmented batches, no step), `pixels` (stored batches alone); and `saturation`, the median of each turn's
-    shards over fixed. Every process must call it.
+    shards over fixed. `wait_share` is the time that shards' steps waited for pixels: where nothing is read ahead, a
+    machine that is busy with other work blurs it less than the ratio. Every process must call it.
     """
     loader, size = trainer.train_loader, trainer.recipe.train.batch_size
+    waited = 0.0
     augment = None if isinstance(loader, FeatureLoader) else loader.augment
-    with_augment, plain = _endless(loader), None
-    trainer.model.train()
+    with_augment = _endless(loader)
+    trainer.model.train(not trainer.recipe.train.probe)
     fixed = _stored(loader)
 
     def step_fixed():
         trainer.train_step(augment.apply(fixed, 0, 0) if augment else fixed)
 
     def step_shards():
-        trainer.train_step(next(with_augment))
+        nonlocal waited
+        before = loader.wait_s
+        batch = next(with_augment)
+        waited += loader.wait_s - before
+        trainer.train_step(batch)
 
     step_fixed()
     step_shards()
@@ -66,11 +72,12 @@ def measure(trainer: Trainer, seconds: float) -> dict[str, Any]:
     # Counted in steps, alike in all processes: one that took one more would wait for the others for ever.
     plan = torch.tensor([TURN_S / each, seconds / (2 * max(TURN_S, each))], device=trainer.device)
     steps, count = (int(x) for x in trainer.world.reduce(plan, "min").tolist())
-    steps, turns = max(1, steps), []
+    steps, turns, waited = max(1, steps), [], 0.0
     for k in range(max(LEAST_TURNS, count)):
         acts = (step_fixed, step_shards) if k % 2 else (step_shards, step_fixed)
         took = [_timed(trainer, act, steps) for act in acts]
         turns.append(took if k % 2 else took[::-1])
+    wait_share = waited / (steps * sum(s for _, s in turns))
     whole = [_timed(trainer, lambda: next(with_augment), 1) for _ in range(LEAST_TURNS)]
     with_augment.close()
     loader.augment = None
@@ -85,6 +92,7 @@ def measure(trainer: Trainer, seconds: float) -> dict[str, Any]:
         "saturation": statistics.median(f / s for f, s in turns),
         "saturation_min": min(f / s for f, s in turns),
         "saturation_max": max(f / s for f, s in turns),
+        "wait_share": wait_share,
         "shards": rate([s for _, s in turns]),
         "fixed": rate([f for f, _ in turns]),
         "loader": rate(whole),
@@ -127,7 +135,7 @@ def _wait(device: torch.device) -> None:
 def sentence(found: dict[str, Any]) -> str:
     return (
         f"saturation {found['saturation']:.3f}: {found['shards']:,.0f} images/s from shards, {found['fixed']:,.0f} on "
-        f"one fixed batch; the loader alone {found['loader']:,.0f}"
+        f"one fixed batch, {found['wait_share']:.1%} waiting; the loader alone {found['loader']:,.0f}"
     )
 
 
@@ -137,4 +145,9 @@ def table(found: dict[str, Any]) -> str:
         ("loader with augmentation, no training", "loader"), ("loader alone", "pixels"),
     )  # fmt: skip
     lines = [f"{found[key]:14,.0f} images/s  {what}" for what, key in rows]
-    return "\n".join([*lines, f"{found['saturation']:14.3f} saturation, the first over the second"])
+    return "\n".join(
+        [
+            *lines,
+            f"{found['saturation']:14.3f} saturation, the first over the second; {found['wait_share']:.2%} waiting",
+        ]
+    )

@@ -177,7 +177,7 @@ class Trainer:
         epoch, total_steps = loader.epoch, recipe.train.epochs * len(loader)
         before = self.totals.samples  # from before a resume: not this session's speed
         self._start_clock()
-        self.model.train()
+        self.model.train(not recipe.train.probe)  # a frozen body is one that does not drop out either
         for batch in loader:
             set_lr(self.optimizer, lr_factor(recipe.schedule, self.step, total_steps, len(loader)))
             self.train_step(batch)
