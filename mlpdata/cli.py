@@ -202,7 +202,7 @@ def train(recipe, overrides, resume, profile):
 @click.option(
     "--normalize",
     type=click.Choice(["own", "imagenet"]),
-    help="Mean and std: the data set's, or ImageNet's, for the paper's checkpoints.  [default: the checkpoint's, else own]",
+    help="Mean and std: the data set's, or ImageNet's.  [default: as the checkpoint says, else own]",
 )
 @click.option("--per-class", is_flag=True, help="The accuracy of each class, worst first.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="Parquet file to write: key, label, top five.")
