@@ -58,7 +58,7 @@ def index_path(root: Path, split: str) -> Path:
 
 
 def real_path(root: Path, split: str) -> Path:
-    """ReaL labels of a split, {key: [labels]}, where its source has them."""
+    """{key: labels} of a split whose images have several true labels each (ReaL), in the order of the split."""
     return Path(root) / f"{split}.real.json"
 
 
