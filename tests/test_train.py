@@ -16,6 +16,7 @@ from conftest import read_jsonl
 
 import trainer
 from mlpdata import Error
+from mlpdata.loader import Loader
 from trainer import checkpoint, saturation
 from trainer.model import BMLP
 from trainer.optim import lr_factor, make_optimizer, set_lr
@@ -404,14 +405,14 @@ def test_a_profile_says_what_data_costs_and_leaves_nothing(recipe, capsys):
 def test_waiting_for_data_is_seen(recipe):
     """A loader that sleeps as long as a step takes, or longer: saturation falls to a half or below."""
     trainer_ = Trainer(load_recipe(recipe), recipe.parent, torch.device("cpu"), quiet=True)
-    resident = trainer_.train_loader._resident
 
-    def slow(*arguments):
-        for batch in resident(*arguments):
-            time.sleep(0.1)
-            yield batch
+    class Slow(Loader):
+        def __iter__(self):
+            for batch in super().__iter__():
+                time.sleep(0.1)
+                yield batch
 
-    trainer_.train_loader._resident = slow
+    trainer_.train_loader.__class__ = Slow
     found = saturation.measure(trainer_, 0.1)
     assert found["saturation"] < 0.5 and found["pixels"] < 1000 < found["fixed"]
 

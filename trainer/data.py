@@ -57,7 +57,14 @@ def open_loader(data: Data, split: str, batch_size: int, device: torch.device, *
     if data.pixels != "rgb":
         options["pixels"] = data.pixels
     chosen = {k: None if v == "auto" else v for k, v in (("format", data.format), ("tier", data.tier))}
-    return Loader(data.shards, split, batch_size=batch_size, device=device, **chosen, **options)
+    return of_ours(Loader(data.shards, split, batch_size=batch_size, device=device, **chosen, **options))
+
+
+def of_ours(loader: Loader) -> Loader:
+    """A loader of a shard directory with a manifest: it has the mean, the std and the classes. Raises Error."""
+    if loader.manifest is None:
+        raise Error(f"{loader.root} has no manifest.json: training and evaluation need a directory that convert wrote")
+    return loader
 
 
 class FeatureLoader:

@@ -20,7 +20,7 @@ from mlpdata.augment import Augment
 from mlpdata.loader import Loader
 from mlpdata.manifest import Error, Manifest, index_path, read_classes, real_path
 from trainer.checkpoint import Checkpoint, open_checkpoint
-from trainer.data import augment_of
+from trainer.data import augment_of, of_ours
 from trainer.recipe import Augmentation, Recipe
 from trainer.world import World, device_of
 
@@ -145,7 +145,7 @@ def run(options: Options) -> str:
     """Evaluate a checkpoint on a split and say what was found. Raises Error."""
     device = device_of(options.device)
     found = open_checkpoint(options.checkpoint)
-    loader = Loader(options.shards, options.split, batch_size=options.batch_size, device=device, shuffle=False)
+    loader = of_ours(Loader(options.shards, options.split, batch_size=options.batch_size, device=device, shuffle=False))
     manifest = loader.manifest
     _check_classes(options, found, manifest)
     whole, crop = _views_of(options, found, manifest)
