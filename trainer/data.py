@@ -28,8 +28,8 @@ def augment_of(a: Augmentation, manifest: Manifest, precision: str, *, training:
         if getattr(a, f.name) != f.default:
             changed[f.name] = getattr(a, f.name)
     changed["res"] = a.res or manifest.res
-    changed["mean"] = a.mean or tuple(manifest.mean)
-    changed["std"] = a.std or tuple(max(s, 1e-3) for s in manifest.std)
+    changed["mean"] = tuple(a.mean or manifest.mean)
+    changed["std"] = tuple(a.std or (max(s, 1e-3) for s in manifest.std))
     try:
         return Augment(**changed, dtype=DTYPES.get(precision, "float32"))
     except ValueError as e:
