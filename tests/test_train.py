@@ -218,6 +218,13 @@ def test_a_finished_run_can_be_prolonged(recipe):
     go(recipe, "train.epochs=2", "schedule.name=constant")
     longer = go(recipe, "train.epochs=3", "schedule.name=constant", resume=True)
     assert [r["epoch"] for r in read_jsonl(longer / "metrics.jsonl")] == [1, 2, 3]
+    summary = longer / "summary.json"
+    before = summary.stat().st_mtime_ns
+    go(recipe, "train.epochs=3", "schedule.name=constant", resume=True)
+    assert summary.stat().st_mtime_ns == before  # nothing to do
+    summary.unlink()  # as if killed after the last step and before the end
+    go(recipe, "train.epochs=3", "schedule.name=constant", resume=True)
+    assert summary.exists() and len(read_jsonl(longer / "metrics.jsonl")) == 3
 
 
 def test_no_loss_is_written_that_is_no_number(recipe):

@@ -145,14 +145,14 @@ class Trainer:
 
     def fit(self) -> None:
         """Train the epochs that are left, then draw the curve and say whether data kept up."""
-        epochs = self.recipe.train.epochs
-        first = self.world.rank == 0
+        epochs, first = self.recipe.train.epochs, self.world.rank == 0
+        if self.train_loader.epoch >= epochs and (self.folder / report.SUMMARY).exists():
+            self.say(f"{self.folder} has its {epochs} epochs: nothing to do")
+            return
         if first:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self.folder / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False).encode())
-        if self.train_loader.epoch >= epochs:
-            self.say(f"{self.folder} has its {epochs} epochs: nothing to do")
-            return
+            (self.folder / report.SUMMARY).unlink(missing_ok=True)  # it says that a run is finished
         boards = report.Boards(self.folder, self.recipe, self.step) if first else None
         try:
             while self.train_loader.epoch < epochs:
@@ -239,7 +239,7 @@ class Trainer:
 
     def _decide(self) -> tuple[bool, bool]:
         """(stop now, save now). Several processes must decide alike, so now and then they ask each other."""
-        save, stop, minutes = self.recipe.save, self.stop_signal is not None, False
+        save, stop = self.recipe.save, self.stop_signal is not None
         minutes = time.monotonic() - self.saved_at >= 60 * save.every_minutes
         if self.world.size > 1:
             stop, minutes = self.world.any(stop, minutes) if self.step % AGREE_EVERY == 0 else (False, False)
