@@ -96,7 +96,7 @@ def preview(root: Path, out: Path, split: str = "train", augment: object | None 
     images = loader.read(ids.reshape(-1))
     blocks = [images]
     if augment is not None:
-        shared = {f.name for f in fields(augment)} & {f.name for f in fields(Augment)} - {"compile"}
+        shared = {f.name for f in fields(augment)} & {f.name for f in fields(Augment)} - {"compile", "mean", "std"}
         visible = Augment(**{name: getattr(augment, name) for name in shared}, compile=False)
         flat = torch.from_numpy(ids.reshape(-1))
         batch = Batch(torch.from_numpy(images), torch.from_numpy(loader.labels[ids.reshape(-1)]), flat)

@@ -65,8 +65,10 @@ def test_options():
     assert not torch.equal(model(x), model(x))
     model.eval()
     assert torch.equal(model(x), model(x))
-    wide = trainer.build("B_1-Wi_8-E_2", 4, 5)
-    assert wide.blocks[0].block[0].out_features == 16
+    for name in ("B_1-Wi_8-E_2", "B_1-Wi_8-Ex_2"):  # the authors' code takes any word there
+        assert trainer.build(name, 4, 5).blocks[0].block[0].out_features == 16
+    named = trainer.build(Model(name="B_1-Wi_8", activation="relu", norm="none"), 4, 5)
+    assert isinstance(named.blocks[0].block[1], torch.nn.ReLU) and isinstance(named.layernorms[0], torch.nn.Identity)
 
 
 def test_flops_of_a_known_model():
@@ -102,9 +104,10 @@ def authors_state(expansion=4, depth=3, width=16, inputs=3 * 64, classes=7):
 @pytest.mark.parametrize(
     "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {f"module.{k}": v for k, v in s.items()}]
 )
-def test_the_authors_checkpoints_load_unchanged(tmp_path, wrap):
+@pytest.mark.parametrize("zipped", [True, False])  # torch wrote plain pickles before 1.6
+def test_the_authors_checkpoints_load_unchanged(tmp_path, wrap, zipped):
     state = authors_state()
-    torch.save(wrap(state), tmp_path / "B_3.pt")
+    torch.save(wrap(state), tmp_path / "B_3.pt", _use_new_zipfile_serialization=zipped)
     model = trainer.load(tmp_path / "B_3.pt")
     assert not model.training
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())

@@ -55,7 +55,7 @@ def test_extends(tmp_path):
     ("text", "message"),
     [
         (GOOD.replace("lr:", "lrr:"), r"r.yaml:7: unknown key 'optim.lrr'; did you mean 'lr'\?"),
-        (GOOD.replace("optim:", "optin:"), r"r.yaml:6: unknown key 'optin'; did you mean 'optim'\?"),
+        (GOOD.replace("optim:", "optin:"), r"r.yaml:5: unknown key 'optin'; did you mean 'optim'\?"),
         (GOOD.replace("1e-3", "fast"), "r.yaml:7: optim.lr must be a number, not 'fast'"),
         (GOOD.replace("epochs: 3", "epochs: 3.5"), "r.yaml:9: train.epochs must be a whole number, not '3.5'"),
         (GOOD.replace("epochs: 3", "compile: 1"), "r.yaml:9: train.compile must be true or false"),
@@ -64,7 +64,7 @@ def test_extends(tmp_path):
         (GOOD.replace("[0.5, 1]", "0.5"), "r.yaml:4: augment.crop_scale must be a list of 2 numbers, not '0.5'"),
         (GOOD + "seed: 1\nseed: 2\n", "r.yaml:11: key 'seed' is given twice"),
         (GOOD + "model: B_2\n", "r.yaml:10: model is a section"),
-        (GOOD + "seed:\n  x: 1\n", "r.yaml:11: seed takes a value"),
+        (GOOD + "seed:\n  x: 1\n", "r.yaml:10: seed takes a value"),
         (GOOD.replace("  shards: some/where", "  format: tar"), "data.shards is missing"),
         (GOOD.replace("epochs: 3", "epochs: 0"), "train.epochs must be at least 1"),
         (GOOD + "name: ../evil\n", "does not make a directory name"),

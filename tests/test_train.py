@@ -1,21 +1,29 @@
+import importlib.machinery
+import importlib.util
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
 from conftest import read_jsonl
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer
 from mlpdata import Error
-from trainer import checkpoint
-from trainer.optim import lr_factor, make_optimizer
-from trainer.recipe import Optim, Schedule
-from trainer.train import Trainer, mixed_loss, run
+from mlpdata.loader import Loader
+from trainer import checkpoint, saturation
+from trainer.model import BMLP
+from trainer.optim import lr_factor, make_optimizer, set_lr
+from trainer.recipe import Optim, Schedule, load_recipe
+from trainer.step import Average, mixed_loss
+from trainer.train import Trainer, run
 
 RECIPE = """\
 name: tiny
@@ -36,6 +44,8 @@ train:
   epochs: 4
   batch_size: 100
   device: cpu
+log:
+  tensorboard: false
 """
 
 
@@ -62,8 +72,10 @@ def test_a_run_learns_and_leaves_what_it_should(recipe):
     assert 0 <= rows[-1]["wait_share"] < 1
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert {p.name for p in folder.iterdir()} == {
-        "best.safetensors", "last.safetensors", "state.pt", "metrics.jsonl", "curve.png", "recipe.yaml",
+        "best.safetensors", "last.safetensors", "state-000000120.pt", "metrics.jsonl", "curve.png", "recipe.yaml",
+        "summary.json",
     }  # fmt: skip
+    assert 0 < json.loads((folder / "summary.json").read_text())["saturation"] < 2
 
 
 def test_checkpoints_hold_the_model_and_its_recipe(recipe, shapes_dir):
@@ -94,19 +106,18 @@ def test_the_same_recipe_gives_the_same_losses_and_its_own_folder(recipe):
     assert read_jsonl(other / "metrics.jsonl")[0]["train_loss"] != a[0]["train_loss"]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lion", "sgd"])
-@pytest.mark.parametrize("stop_at", [1, 15, 22])
+@pytest.mark.parametrize(("optimizer", "stop_at"), [("adamw", 1), ("lion", 15), ("sgd", 22)])
 def test_resume_in_the_middle_changes_nothing(recipe, optimizer, stop_at):
     extra = [f"optim.name={optimizer}", "optim.lr=1e-3", "augment.mixup=0.5", "model.dropout=0.1", "train.epochs=3"]
     whole = go(recipe, *extra, "name=whole")
 
-    def stop(self, batch, original=Trainer._step):
+    def stop(self, batch, original=Trainer.train_step):
         original(self, batch)
-        if self.step == stop_at:
+        if self.step == stop_at and not self.rows[2:]:
             self.stop_signal = signal.SIGINT
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_step", stop)
+        patch.setattr(Trainer, "train_step", stop)
         with pytest.raises(Error, match=rf"stopped and saved at epoch \d, step {stop_at}; .*--resume"):
             go(recipe, *extra, "name=cut")
     cut = go(recipe, *extra, "name=cut", resume=True)
@@ -118,9 +129,10 @@ def test_resume_in_the_middle_changes_nothing(recipe, optimizer, stop_at):
     assert a == b
 
 
-def test_killed_and_resumed_a_run_ends_as_if_nothing_had_happened(recipe):
-    """SIGKILL at any moment: what stands is the last whole state."""
-    extra = ["train.epochs=6", "train.batch_size=20"]
+def kill_and_resume(recipe, kills, epochs):
+    """SIGKILL a run at random moments, resume it to its end: every step's loss is that of an undisturbed run."""
+    extra = [f"train.epochs={epochs}", "train.batch_size=20", "train.record_steps=true", "augment.mixup=0.5"]
+    extra += ["save.every_steps=7", "eval.every=3"]
     whole = go(recipe, *extra, "name=whole")
     code = (
         "import sys; from trainer.train import run\n"
@@ -128,23 +140,40 @@ def test_killed_and_resumed_a_run_ends_as_if_nothing_had_happened(recipe):
         "run(sys.argv[1], overrides, runs=sys.argv[2], resume='--resume' in sys.argv)\n"
     )
     words = [sys.executable, "-c", code, recipe, recipe.parent / "runs", *extra, "name=killed"]
-    resume: list[str] = []
-    for wait in (0.0, 0.4, 0.9):
-        process = subprocess.Popen([*words, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        state = recipe.parent / "runs" / "killed" / "state.pt"
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        deadline = time.monotonic() + 60
+    folder, rng, resume = recipe.parent / "runs" / "killed", random.Random(0), []
+    total, killed = epochs * 75, []
+    for k in range(kills):
+        aim = total * (k + 1) // (kills + 1) + rng.randrange(total // (2 * kills))  # a step to be killed near
+        process = subprocess.Popen([*words, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 100
         while process.poll() is None and time.monotonic() < deadline:
-            if state.exists() and state.stat().st_mtime_ns > before:
+            steps = [int(p.stem[6:]) for p in checkpoint.states(folder)]
+            if steps and steps[-1] >= aim:
                 break
-            time.sleep(0.01)
-        time.sleep(wait / 3)
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        assert process.poll() is None, process.communicate()
         process.kill()
         process.wait()
+        process.stderr.close()
+        killed.append(max(int(p.stem[6:]) for p in checkpoint.states(folder)))
         resume = ["--resume"]
-    killed = go(recipe, *extra, "name=killed", resume=True)
-    a, b = ([r["train_loss"] for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, killed))
-    assert a == b and len(a) == 6
+    assert killed == sorted(set(killed)) and killed[-1] < total
+    go(recipe, *extra, "name=killed", resume=True)
+    a, b = (read_jsonl(f / "steps.jsonl") for f in (whole, folder))
+    assert [r["step"] for r in a] == list(range(1, total + 1)) and a == b
+    same = ("epoch", "step", "train_loss", "train_top1")
+    a, b = ([{k: r[k] for k in same} for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, folder))
+    assert a == b and len(a) == epochs
+
+
+def test_killed_and_resumed_the_losses_are_those_of_an_undisturbed_run(recipe):
+    kill_and_resume(recipe, kills=2, epochs=6)
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_steps(recipe):
+    kill_and_resume(recipe, kills=10, epochs=30)
 
 
 def test_terminate_saves_and_says_how_to_go_on(recipe):
@@ -160,7 +189,7 @@ def test_terminate_saves_and_says_how_to_go_on(recipe):
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "--resume goes on" in out and "Traceback" not in out
-    assert (metrics.parent / "state.pt").exists()
+    assert checkpoint.states(metrics.parent)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(recipe):
@@ -189,18 +218,257 @@ def test_a_finished_run_can_be_prolonged(recipe):
     go(recipe, "train.epochs=2", "schedule.name=constant")
     longer = go(recipe, "train.epochs=3", "schedule.name=constant", resume=True)
     assert [r["epoch"] for r in read_jsonl(longer / "metrics.jsonl")] == [1, 2, 3]
+    summary = longer / "summary.json"
+    before = summary.stat().st_mtime_ns
+    go(recipe, "train.epochs=3", "schedule.name=constant", resume=True)
+    assert summary.stat().st_mtime_ns == before  # nothing to do
+    summary.unlink()  # as if killed after the last step and before the end
+    go(recipe, "train.epochs=3", "schedule.name=constant", resume=True)
+    assert summary.exists() and len(read_jsonl(longer / "metrics.jsonl")) == 3
 
 
-def test_a_state_file_is_replaced_in_one_piece(tmp_path, monkeypatch):
-    path = tmp_path / "state.pt"
-    checkpoint.save_state(path, {"step": 1})
+def test_no_loss_is_written_that_is_no_number(recipe):
+    """The run stops with the step, and the checkpoint it names is from before."""
+    real = Trainer.train_step
+
+    def spoil(self, batch):
+        if self.step == 24:
+            batch.images[0, 0, 0, 0] = float("nan")
+        real(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", spoil)
+        with pytest.raises(Error, match=r"from step 25 on; .* the last good checkpoint is .*state-000000020.pt"):
+            go(recipe, "save.every_steps=10", "save.keep=9")
+    for path in checkpoint.states(recipe.parent / "runs" / "tiny"):
+        state = torch.load(path, weights_only=True)
+        assert all(torch.isfinite(t).all() for t in state["model"].values()) and state["step"] <= 20
+
+
+def test_a_checkpoint_is_written_every_so_many_minutes(recipe):
+    folder = go(recipe, "save.every_minutes=0.0001", "save.keep=100", "train.epochs=2")
+    assert len(checkpoint.states(folder)) > 10
+
+
+def test_accumulated_pieces_make_the_same_step(recipe):
+    whole = go(recipe, "train.record_steps=true", "augment.mixup=0.5", "train.epochs=1")
+    cut = go(recipe, "train.record_steps=true", "augment.mixup=0.5", "train.epochs=1", "train.accumulate=5")
+    a, b = ([r["loss"] for r in read_jsonl(f / "steps.jsonl")] for f in (whole, cut))
+    assert len(a) == 15 and b == pytest.approx(a, rel=1e-4)
+
+
+@pytest.mark.parametrize("extra", [["train.precision=bf16"], ["train.clip_norm=0.1"], ["augment.mixup=0.2"]])
+def test_ways_to_train_learn(recipe, extra):
+    rows = read_jsonl(go(recipe, *extra, "train.epochs=5") / "metrics.jsonl")
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] - 0.05
+
+
+class Asked(TorchDispatchMode):
+    """Notes operations that hand a tensor's value to Python: on a GPU each of them waits for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(word in str(function) for word in ("_local_scalar_dense", "nonzero", "is_nonzero", "aten.equal")):
+            self.seen.append(str(function))
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "adamw", "sgd"])
+def test_a_step_asks_the_device_nothing(recipe, optimizer):
+    words = [f"optim.name={optimizer}", "train.clip_norm=1", "train.ema=0.9", "train.accumulate=2", "model.dropout=0.1"]
+    words += ["augment.mixup=0.5", "train.record_steps=true"]
+    trainer_ = Trainer(load_recipe(recipe, words), recipe.parent, torch.device("cpu"), quiet=True)
+    batch = next(iter(trainer_.train_loader))
+    trainer_.train_step(batch)
+    with Asked() as asked:
+        trainer_.train_step(batch)
+    assert asked.seen == [] and trainer_.step == 2
+    with Asked() as asked:
+        float(trainer_.totals.loss)
+    assert asked.seen  # the notes are taken
+
+
+@pytest.mark.slow
+def test_compiled_takes_the_same_steps(recipe):
+    a, b = (
+        [r["loss"] for r in read_jsonl(go(recipe, *x, "train.record_steps=true", "train.epochs=2") / "steps.jsonl")]
+        for x in ([], ["train.compile=true"])
+    )
+    assert b == pytest.approx(a, rel=1e-3)
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(recipe):
+    folder = go(recipe, "train.ema=0.9", "train.epochs=2", "save.every_steps=17")
+    state = checkpoint.load_state(folder)
+    saved = trainer.load(folder / "last.safetensors").state_dict()
+    assert all(torch.equal(saved[k], state["average"][k]) for k in saved)
+    assert not torch.equal(saved["linear_in.weight"], state["model"]["linear_in.weight"])
+
+
+def test_the_average_is_that_of_the_formula():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average, seen = Average(model, 0.8), []
+    for step in range(1, 21):
+        model.weight.data.fill_(float(step))
+        average.update(step)
+        seen.append(float(average.model.weight))
+    assert seen[:5] == pytest.approx([1.0, 1.5, 2.0, 2.5, 3.0])  # the mean so far
+    for k in range(5, 20):
+        assert seen[k] == pytest.approx(0.8 * seen[k - 1] + 0.2 * (k + 1))
+
+
+# ---------------------------------------------------------------------------------------------- from a checkpoint
+
+
+@pytest.fixture
+def pretrained(recipe):
+    return go(recipe, "name=pretrained", "train.epochs=3") / "best.safetensors"
+
+
+def test_fine_tuning_starts_from_the_body(recipe, pretrained, photos_dir):
+    folder = go(
+        recipe, f"init={pretrained}", f"data.shards={photos_dir}", "augment.res=16", "train.epochs=1",
+        "train.batch_size=30", "optim.name=sgd", "optim.lr=1e-12", "optim.head_lr=0.1", "model.depth=6",
+        "model.width=512", "name=tuned",
+    )  # fmt: skip
+    old, new = trainer.load(pretrained).state_dict(), trainer.load(folder / "last.safetensors").state_dict()
+    assert new["linear_out.weight"].shape == (3, 64)  # other classes: another head
+    assert torch.allclose(old["linear_in.weight"], new["linear_in.weight"], atol=1e-6)
+    started = trainer.build("B_2-Wi_64", 16, 3, seed=0).state_dict()["linear_out.weight"]
+    assert not torch.allclose(started, new["linear_out.weight"], atol=1e-4)
+
+
+def test_the_same_classes_keep_their_head_and_a_resume_does_not_need_the_checkpoint(recipe, pretrained):
+    words = [f"init={pretrained}", "name=again", "model.depth=6", "model.width=512", "optim.lr=1e-12"]
+    folder = go(recipe, *words, "train.epochs=1")
+    rows = read_jsonl(folder / "metrics.jsonl")
+    facts = checkpoint.read_facts(pretrained)
+    assert rows[0]["val_top1"] == pytest.approx(facts["metrics"]["val_top1"])
+    assert checkpoint.read_facts(folder / "last.safetensors")["recipe"]["model"]["width"] == 64
+    pretrained.unlink()
+    assert go(recipe, *words, "train.epochs=2", resume=True) == folder
+
+
+def test_init_that_does_not_fit(recipe, pretrained):
+    for words, message in (
+        ([], "model differs from that of"),  # the recipe has a section of its own
+        (["model.depth=6", "model.width=512", "augment.res=32"], "takes 16 px, this recipe gives 32; set augment.res"),
+    ):
+        with pytest.raises(Error, match=message):
+            go(recipe, f"init={pretrained}", "model.depth=3", *words)
+
+
+def test_a_probe_trains_the_head_alone_and_computes_features_once(recipe, pretrained):
+    words = [f"init={pretrained}", "model.depth=6", "model.width=512", "train.probe=true", "train.epochs=3"]
+    words += ["train.record_steps=true", "optim.name=lion", "optim.lr=1e-3"]
+    off = ["augment.crop_scale=null", "augment.flip=false"]
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        features = BMLP.features
+        patch.setattr(BMLP, "features", lambda self, x: calls.append(len(x)) or features(self, x))
+        cached = go(recipe, *words, *off, "name=cached")
+        assert sum(calls) == 3000  # each image of both splits once
+        calls.clear()
+        patch.setattr("trainer.recipe.Augmentation.random", lambda self: True)
+        fresh = go(recipe, *words, *off, "name=fresh")
+        assert sum(calls) > 3 * 3000
+    a, b = ([r["loss"] for r in read_jsonl(f / "steps.jsonl")] for f in (fresh, cached))
+    assert b == pytest.approx(a, rel=1e-4) and a[-1] < a[0]
+    old, new = trainer.load(pretrained).state_dict(), trainer.load(cached / "last.safetensors").state_dict()
+    assert [k for k in old if not torch.equal(old[k], new[k])] == ["linear_out.weight", "linear_out.bias"]
+
+
+def test_a_probe_resumes_in_the_middle(recipe, pretrained):
+    words = [f"init={pretrained}", "model.depth=6", "model.width=512", "train.probe=true", "augment.crop_scale=null"]
+    words += ["augment.flip=false", "train.record_steps=true", "train.epochs=2"]
+    whole = go(recipe, *words, "name=whole")
+    with pytest.MonkeyPatch.context() as patch:
+        step = Trainer.train_step
+        patch.setattr(
+            Trainer,
+            "train_step",
+            lambda self, b: (step(self, b), setattr(self, "stop_signal", self.step == 20 or None)),
+        )
+        with pytest.raises(Error, match="stopped and saved"):
+            go(recipe, *words, "name=cut")
+    cut = go(recipe, *words, "name=cut", resume=True)
+    assert read_jsonl(whole / "steps.jsonl") == read_jsonl(cut / "steps.jsonl")
+
+
+# ---------------------------------------------------------------------------------------------------- seeing it
+
+
+def test_event_files_hold_the_curve(recipe):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = go(recipe, "log.tensorboard=true", "train.epochs=2")
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    rows = read_jsonl(folder / "metrics.jsonl")
+    for tag, key in (("train/loss", "train_loss"), ("val/top1", "val_top1")):
+        found = [(e.step, e.value) for e in events.Scalars(tag)]
+        assert found == [(r["step"], pytest.approx(r[key], rel=1e-5)) for r in rows]
+
+
+def test_weights_and_biases_where_installed_and_asked_for(recipe, monkeypatch):
+    if importlib.util.find_spec("wandb") is None:
+        with pytest.raises(Error, match=r"log\.wandb is true, but wandb is not installed"):
+            go(recipe, "log.wandb=true", "train.epochs=1")
+    logged = []
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    fake.init = lambda **options: types.SimpleNamespace(
+        log=lambda row, step: logged.append((step, row["val_top1"])), finish=lambda: logged.append(options["project"])
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    go(recipe, "log.wandb=true", "train.epochs=2")
+    assert [x[0] for x in logged[:2]] == [15, 30] and logged[2] == "mlpdata"
+
+
+def test_a_profile_says_what_data_costs_and_leaves_nothing(recipe, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        measure = saturation.measure
+        patch.setattr(saturation, "measure", lambda trainer, seconds: measure(trainer, 0.1))
+        assert run(recipe, runs=recipe.parent / "runs", profile=True) is None
+    out = capsys.readouterr().out
+    assert "saturation" in out and "one fixed batch" in out and "loader alone" in out
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_waiting_for_data_is_seen(recipe):
+    """A loader that sleeps as long as a step takes, or longer: saturation falls to a half or below."""
+    trainer_ = Trainer(load_recipe(recipe), recipe.parent, torch.device("cpu"), quiet=True)
+
+    class Slow(Loader):
+        def __iter__(self):
+            for batch in super().__iter__():
+                time.sleep(0.1)
+                yield batch
+
+    trainer_.train_loader.__class__ = Slow
+    found = saturation.measure(trainer_, 0.1)
+    assert found["saturation"] < 0.5 and found["pixels"] < 1000 < found["fixed"]
+
+
+def test_states_are_replaced_in_one_piece_and_the_last_ones_kept(tmp_path, monkeypatch):
+    for step in range(5):
+        checkpoint.save_state(tmp_path, step, {"step": step}, keep=3)
+    assert [p.name for p in checkpoint.states(tmp_path)] == [f"state-00000000{k}.pt" for k in (2, 3, 4)]
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save_state(path, {"step": 2})
-    assert checkpoint.load_state(path) == {"step": 1}
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(Error, match="cannot be read"):
-        checkpoint.load_state(path)
+        checkpoint.save_state(tmp_path, 4, {"step": 99}, keep=3)
+    assert checkpoint.load_state(tmp_path) == {"step": 4}
+    said = []
+    checkpoint.state_path(tmp_path, 4).write_bytes(b"x" * 50)
+    assert checkpoint.load_state(tmp_path, said.append) == {"step": 3}
+    assert len(said) == 1 and "state-000000004.pt cannot be read" in said[0]
+    for path in checkpoint.states(tmp_path):
+        path.write_bytes(b"")
+    with pytest.raises(Error, match=r"nothing to resume: .* cannot be read"):
+        checkpoint.load_state(tmp_path, said.append)
 
 
 # ----------------------------------------------------------------------------------------------------------- parts
@@ -224,10 +492,25 @@ def test_lion_follows_its_paper():
 
 def test_weight_decay_spares_vectors():
     model = trainer.build("B_1-Wi_8", 4, 5, seed=0)
-    decayed, spared = make_optimizer(model, Optim(name="adamw", weight_decay=0.1)).param_groups
-    assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in spared["params"]} == {1}
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
-    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+    groups = make_optimizer(model, Optim(name="adamw", weight_decay=0.1)).param_groups
+    for group in groups:
+        assert {p.ndim for p in group["params"]} == ({2} if group["weight_decay"] else {1})
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+
+
+def test_head_and_body_have_rates_of_their_own():
+    model = trainer.build("B_1-Wi_8", 4, 5, seed=0)
+    optimizer = make_optimizer(model, Optim(name="sgd", lr=0.001, head_lr=0.01, weight_decay=0.1))
+    set_lr(optimizer, 0.5)
+    rate = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert rate[id(model.linear_out.weight)] == (0.005, 0.1) and rate[id(model.linear_out.bias)] == (0.005, 0.0)
+    assert rate[id(model.linear_in.weight)] == (0.0005, 0.1) and len(rate) == len(list(model.parameters()))
+    with torch.no_grad():
+        before = model.linear_in.weight.clone()
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.allclose(model.linear_in.weight, before * (1 - 0.0005 * 0.1))  # weight decay is not ignored
 
 
 def test_schedules():
@@ -236,6 +519,7 @@ def test_schedules():
     cosine = Schedule(name="cosine")
     assert lr_factor(cosine, 0, 100, 10) == 1.0
     assert lr_factor(cosine, 50, 100, 10) == pytest.approx(0.5)
+    assert lr_factor(Schedule(name="linear"), 75, 100, 10) == 0.25
     assert lr_factor(cosine, 99, 100, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
 
 

@@ -11,6 +11,7 @@ State dicts have the keys of the authors' checkpoints.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from trainer.recipe import Model
 
 NORMS = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda width: nn.Identity()}
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
+HEAD = "linear_out"  # the module that fine-tuning replaces and a probe trains
 
 
 class Block(nn.Module):
@@ -48,11 +50,15 @@ class BMLP(nn.Module):
         self.layernorms = nn.ModuleList(NORMS[config.norm](width) for _ in range(config.depth))
         self.linear_out = nn.Linear(width, num_classes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the head reads: (N, m)."""
         z = self.linear_in(images.flatten(1))
         for norm, block in zip(self.layernorms, self.blocks, strict=True):
             z = z + block(norm(z))
-        return self.linear_out(z)
+        return z
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear_out(self.features(images))
 
 
 class SMLP(nn.Module):
@@ -68,16 +74,23 @@ class SMLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.linear_out = nn.Linear(width, num_classes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the head reads: (N, m)."""
         z = self.linear_in(images.flatten(1))
         for norm, layer in zip(self.layernorms, self.layers, strict=True):
             z = layer(self.dropout(self.activation(norm(z))))
-        return self.linear_out(z)
+        return z
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear_out(self.features(images))
 
 
 def parse_name(name: str) -> Model:
-    """`B_12-Wi_1024` or `S_6-Wi_512`, optionally with the expansion: `B_12-Wi_1024-E_2`. Raises Error."""
-    match = re.fullmatch(r"([BS])_(\d+)-Wi_(\d+)(?:-E_(\d+))?", name)
+    """`B_12-Wi_1024` or `S_6-Wi_512`, optionally with the expansion: `B_12-Wi_1024-E_2`. Raises Error.
+
+    The authors' code takes any word for the E, so any is taken here.
+    """
+    match = re.fullmatch(r"([BS])_(\d+)-Wi_(\d+)(?:-[A-Za-z]+_(\d+))?", name)
     if not match or not int(match[2]) or not int(match[3]) or match[4] == "0" or (match[1] == "S" and match[4]):
         raise Error(f"model name {name!r} is not like B_12-Wi_1024, B_12-Wi_1024-E_2 or S_6-Wi_1024")
     kind = "b_mlp" if match[1] == "B" else "s_mlp"
@@ -89,15 +102,23 @@ def build(model: str | Model, res: int, num_classes: int, seed: int | None = Non
 
     model: a name, or the recipe's section. seed: of the initial weights; None takes torch's global generator.
     """
-    config = parse_name(model) if isinstance(model, str) else model
-    if config.name:
-        config = parse_name(config.name)
+    config = config_of(model)
     kind = {"b_mlp": BMLP, "s_mlp": SMLP}[config.kind]
     if seed is None:
         return kind(config, res, num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind(config, res, num_classes)
+
+
+def config_of(model: str | Model) -> Model:
+    """A name or the recipe's section as fields; norm, activation and dropout go with a name too."""
+    if isinstance(model, str):
+        return parse_name(model)
+    if model.name is None:
+        return model
+    named = parse_name(model.name)
+    return replace(model, name=None, kind=named.kind, depth=named.depth, width=named.width, expansion=named.expansion)
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -1,14 +1,19 @@
-"""What a run leaves to look at: metrics.jsonl, curve.png, and the line on the terminal."""
+"""What a run leaves to look at: metrics.jsonl, steps.jsonl, curve.png, event files, and the line on the terminal."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-METRICS, CURVE = "metrics.jsonl", "curve.png"
+from mlpdata.manifest import Error, write_atomic
+from trainer.recipe import Recipe
+
+METRICS, STEPS, CURVE, SUMMARY = "metrics.jsonl", "steps.jsonl", "curve.png", "summary.json"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -28,6 +33,31 @@ def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
     tmp = run / f"{METRICS}.tmp"
     tmp.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tmp.replace(run / METRICS)
+
+
+def append_steps(run: Path, first: int, losses: list[float]) -> None:
+    """Record the losses of steps from `first` on, a JSON object a line."""
+    with open(run / STEPS, "a", encoding="utf-8") as f:
+        f.writelines(json.dumps({"step": first + k, "loss": loss}) + "\n" for k, loss in enumerate(losses))
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def cut_steps(run: Path, last: int) -> None:
+    """Forget the steps after `last`: they came after the state that is gone back to and will come again."""
+    path, end = run / STEPS, 0
+    if not path.exists():
+        return
+    with open(path, "rb") as f:
+        for line in f:
+            if not line.endswith(b"}\n") or json.loads(line)["step"] > last:
+                break
+            end += len(line)
+    os.truncate(path, end)
+
+
+def write_summary(run: Path, summary: dict[str, Any]) -> None:
+    write_atomic(run / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
 
 
 def draw_curve(run: Path, title: str) -> Path:
@@ -57,14 +87,53 @@ def draw_curve(run: Path, title: str) -> Path:
     return path
 
 
+class Boards:
+    """TensorBoard's event files and Weights & Biases, where they are installed and wanted."""
+
+    def __init__(self, run: Path, recipe: Recipe, step: int):
+        """step: the one the run goes on from; what a board has beyond it is struck out."""
+        self._events = self._wandb = None
+        wanted, there = recipe.log.tensorboard, importlib.util.find_spec("tensorboard") is not None
+        if wanted and not there:
+            raise Error("log.tensorboard is true, but tensorboard is not installed: pip install 'mlpdata[tb]'")
+        if recipe.log.wandb and importlib.util.find_spec("wandb") is None:
+            raise Error("log.wandb is true, but wandb is not installed: pip install wandb")
+        if there and wanted is not False:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        if recipe.log.wandb:
+            import wandb
+
+            self._wandb = wandb.init(
+                project="mlpdata", name=run.name, id=run.name, dir=str(run), config=recipe.to_dict(), resume="allow"
+            )
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Show an epoch's row."""
+        if self._events is not None:
+            for key, value in row.items():
+                if key not in ("epoch", "step"):
+                    self._events.add_scalar(key.replace("_", "/", 1), value, row["step"])
+            self._events.flush()
+        if self._wandb is not None:
+            self._wandb.log(row, step=row["step"])
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
 class Line:
     """The live line of an epoch; without a terminal, only its end is printed."""
 
-    EVERY_S = 0.5
+    EVERY_S = 1.0
 
     def __init__(self, quiet: bool = False):
         self.live, self.quiet = sys.stderr.isatty(), quiet
-        self._last = 0.0
+        self._last = time.monotonic()
 
     def due(self) -> bool:
         """Whether it is time to speak again: asking costs nothing, and the numbers are fetched only then."""

@@ -1,33 +1,33 @@
 """Train a recipe: one flat loop that never waits for the device inside a step.
 
 The sequence of batches, augmentations and losses follows from the recipe; `--resume` goes on in the middle of an epoch
-with the very next batch.
+with the very next batch, and any number of processes takes the same steps.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from mlpdata.augment import Augment
-from mlpdata.loader import Loader, load
 from mlpdata.manifest import Error, write_atomic
-from trainer import checkpoint, report
-from trainer.evaluate import evaluate
-from trainer.model import build, forward_flops, num_parameters
+from trainer import checkpoint, report, saturation
+from trainer.data import FeatureLoader, open_loaders
+from trainer.evaluate import autocast_of, evaluate
+from trainer.model import HEAD, forward_flops, num_parameters
 from trainer.optim import lr_factor, make_optimizer, set_lr
 from trainer.recipe import Recipe, load_recipe
+from trainer.step import NEVER, Average, Totals, mixed_loss, pieces
+from trainer.world import World, device_of, join, precision_of
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AGREE_EVERY = 10  # steps after which several processes agree whether to stop or to save
 
 
 def run(
@@ -35,125 +35,105 @@ def run(
     overrides: list[str] = (),
     *,
     resume: bool = False,
+    profile: bool = False,
     runs: str | Path = "runs",
     quiet: bool = False,
-) -> Path:
+) -> Path | None:
     """Train a recipe file and return the run directory.
 
-    overrides: `section.key=value` on top of the file. resume: go on with the recipe's latest run.
-    Raises mlpdata.Error for a bad recipe or shards, when the loss is no number, and when stopped by a signal.
+    overrides: `section.key=value` on top of the file. resume: go on with the recipe's latest run. profile: only
+    measure how fast it would go, and return None. Raises mlpdata.Error for a bad recipe or shards, when the loss is no
+    number, when another process is lost, and when stopped by a signal.
     """
     recipe = load_recipe(recipe_path, list(overrides))
-    folder, state = _run_folder(Path(runs), recipe, resume)
-    trainer = Trainer(recipe, folder, quiet)
-    if state is not None:
-        trainer.restore(state)
-    trainer.say(trainer.describe())
-    with _stopping(trainer):
-        trainer.fit()
+    device = device_of(recipe.train.device)
+    precision = precision_of(recipe.train.precision, device)
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
+    with join(device.type) as world:
+        quiet = quiet or world.rank > 0
+        folder = world.from_first(lambda: checkpoint.run_folder(Path(runs), recipe, resume))
+        state = checkpoint.load_state(folder, print) if resume else None
+        if state:
+            checkpoint.check_same(folder, recipe, state["recipe"])
+        trainer = Trainer(recipe, folder, device, world=world, state=state, quiet=quiet)
+        trainer.say(trainer.describe())
+        if profile:
+            trainer.say(saturation.table(saturation.measure(trainer, seconds=20.0)))
+            return None
+        with _stopping(trainer):
+            trainer.fit()
     return folder
-
-
-def _run_folder(runs: Path, recipe: Recipe, resume: bool) -> tuple[Path, dict | None]:
-    """(run directory, state to resume or None). A name that is taken gets a number, so nothing is overwritten."""
-    taken = [runs / recipe.name] + [runs / f"{recipe.name}-{k}" for k in range(2, 10_000)]
-    free = next(k for k, folder in enumerate(taken) if not folder.exists())
-    if not resume:
-        return taken[free], None
-    if free == 0:
-        raise Error(f"nothing to resume: there is no run {taken[0]}")
-    folder = taken[free - 1]
-    state = checkpoint.load_state(folder / checkpoint.STATE)
-    theirs, ours = state["recipe"], recipe.to_dict()
-    changed = [
-        f"{section}.{key}" if isinstance(value, dict) else section
-        for section, value in ours.items()
-        for key in (value if isinstance(value, dict) else [section])
-        if (value[key] if isinstance(value, dict) else value)
-        != (theirs.get(section, {}).get(key) if isinstance(value, dict) else theirs.get(section))
-    ]
-    # More epochs is how a finished run is prolonged; anything else would be another experiment under the same name.
-    if [c for c in changed if c not in ("train.epochs", "data.shards")]:
-        raise Error(
-            f"{folder} was started with another {', '.join(changed)}; resume with its own recipe, or leave --resume"
-        )
-    return folder, state
-
-
-@dataclass
-class Totals:
-    """Sums over an epoch so far, on the device: reading them waits, so that is done rarely."""
-
-    loss: torch.Tensor
-    correct: torch.Tensor
-    bad_step: torch.Tensor  # the first step whose loss was no number; -1: none
-    samples: int = 0
-
-    @classmethod
-    def zero(cls, device: torch.device) -> Totals:
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        return cls(zero, zero.clone(), torch.full((), -1, dtype=torch.int64, device=device))
 
 
 class Trainer:
     """A recipe at work: model, optimizer, loaders and how far they are."""
 
-    def __init__(self, recipe: Recipe, folder: Path, quiet: bool = False):
-        self.recipe, self.folder, self.quiet = recipe, folder, quiet
-        self.device = torch.device(_device(recipe.train.device))
-        if recipe.train.precision == "fp16" and self.device.type == "cpu":
-            raise Error("train.precision fp16 needs a GPU; use fp32 or bf16 on the CPU")
-        self.train_loader, self.eval_loader = self._loaders()
-        self.res = recipe.augment.res or self.train_loader.manifest.res
-        self.num_classes = self.train_loader.num_classes
-        self.model = build(recipe.model, self.res, self.num_classes, seed=recipe.seed).to(self.device)
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        device: torch.device,
+        *,
+        world: World | None = None,
+        state: dict[str, Any] | None = None,
+        quiet: bool = False,
+    ):
+        """state: what save_state wrote, to go on from."""
+        self.recipe, self.folder, self.device, self.quiet = recipe, folder, device, quiet
+        self.world, train = world or World(), recipe.train
+        if train.precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+        if train.batch_size % (self.world.size * train.accumulate):
+            raise Error(f"train.batch_size {train.batch_size} is not divisible by {self.world.size} processes "
+                        f"times train.accumulate {train.accumulate}")  # fmt: skip
+        self.train_loader, self.eval_loader = open_loaders(recipe, device, self.world)
+        self.manifest = self.train_loader.manifest
+        self.res = recipe.augment.res or self.manifest.res
+        self.config, model = checkpoint.make_model(recipe, self.res, self.manifest, state)
+        self.model = model.to(device)
+        if self.config.norm == "batch" and self.world.size > 1:
+            raise Error("model.norm batch needs a single process: its statistics would depend on their number")
+        self.autocast = autocast_of(device, train.precision)
+        self.net: nn.Module = self.model  # what is trained
+        if train.probe:
+            self._freeze_body()
+        self.net = self.net.to(device)
         self.optimizer = make_optimizer(self.model, recipe.optim)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.train.precision == "fp16")
-        self.forward = torch.compile(self.model) if recipe.train.compile else self.model
-        self.totals = Totals.zero(self.device)
-        self.step = 0
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+        self.average = Average(self.model, train.ema) if train.ema else None
+        self.totals, self.step, self.best = Totals.zero(device), 0, -1.0
         self.rows: list[dict[str, Any]] = []
-        self.best = -1.0
+        self.best_weights: tuple[dict, dict] | None = None  # (tensors, facts) that are not yet on the disk
+        self.step_losses: list[torch.Tensor] = []
         self.stop_signal: int | None = None
-        self.epoch_s = self.wait_s = 0.0  # of the epoch under way, from before a resume
-        if recipe.model.dropout:
-            torch.manual_seed(recipe.seed)
+        self.epoch_s = self.wait_s = 0.0  # of the epoch under way, up to _stop_clock
+        self.saved_at = time.monotonic()
+        if state:
+            self._restore(state)
+        self.forward = self.ddp = self.net
+        if self.world.size > 1:
+            self.forward = self.ddp = nn.parallel.DistributedDataParallel(self.net)
+        if train.compile or train.cuda_graphs:
+            self.forward = torch.compile(self.forward, mode="reduce-overhead" if train.cuda_graphs else None)
 
-    def _loaders(self) -> tuple[Loader, Loader]:
-        recipe = self.recipe
-        train = self._open(recipe.data.train_split, recipe.train.batch_size, shuffle=True, drop_last=True)
-        a, m = recipe.augment, train.manifest
-        common = {"res": a.res or m.res, "mean": tuple(m.mean), "std": tuple(max(s, 1e-3) for s in m.std)}
-        with _recipe_errors("augment"):
-            train.augment = Augment(
-                **common, crop_scale=a.crop_scale, crop_ratio=a.crop_ratio, flip=a.flip, mixup=a.mixup
-            )
-            evaluation = Augment(**common, crop_scale=None, flip=False)
-        held_out = self._open(recipe.data.eval_split, recipe.eval.batch_size, shuffle=False, drop_last=False)
-        held_out.augment = evaluation
-        return train, held_out
-
-    def _open(self, split: str, batch_size: int, *, shuffle: bool, drop_last: bool) -> Loader:
-        data = self.recipe.data
-        return load(
-            data.shards,
-            split,
-            batch_size,
-            self.device,
-            format=None if data.format == "auto" else data.format,
-            tier=None if data.tier == "auto" else data.tier,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            seed=self.recipe.seed,
-        )
+    def _freeze_body(self) -> None:
+        """Train the head only, on features computed once where augmentation and memory allow that."""
+        self.model.requires_grad_(False)
+        getattr(self.model, HEAD).requires_grad_(True)
+        if not self.recipe.augment.random() and not self.recipe.model.dropout and self.train_loader.tier != "stream":
+            loaders = (self.train_loader, self.eval_loader)
+            self.train_loader, self.eval_loader = (FeatureLoader(x, self.model, self.autocast) for x in loaders)
+            self.net = getattr(self.model, HEAD)
 
     def describe(self) -> str:
         r, loader = self.recipe, self.train_loader
+        start = f" from {r.init}" if r.init else ""
+        many = f" in {self.world.size} processes" if self.world.size > 1 else ""
         return (
-            f"{r.name}: {loader.num_samples:,} samples of {loader.manifest.dataset} at {self.res} px, "
-            f"{r.model.name or r.model.kind} with {num_parameters(self.model):,} parameters "
-            f"({forward_flops(self.model) / 1e6:.1f} MFLOP an image), {r.optim.name}, {r.train.epochs} epochs of "
-            f"{len(loader)} steps of {r.train.batch_size} on {self.device}\n"
+            f"{r.name}: {loader.num_samples:,} samples of {self.manifest.dataset} at {self.res} px, "
+            f"{r.model.name or self.config.kind} with {num_parameters(self.model):,} parameters "
+            f"({forward_flops(self.model) / 1e6:.1f} MFLOP an image){start}, {r.optim.name}, {r.train.epochs} epochs "
+            f"of {len(loader)} steps of {r.train.batch_size} on {self.device}{many}\n"
             f"data: {loader.tier_reason}\nrun: {self.folder}"
         )
 
@@ -164,185 +144,218 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------- loop
 
     def fit(self) -> None:
-        """Train the epochs that are left, then draw the curve."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / "recipe.yaml", _yaml(self.recipe).encode())
-        if self.train_loader.epoch >= self.recipe.train.epochs:
-            self.say(f"{self.folder} has its {self.recipe.train.epochs} epochs: nothing to do")
-        while self.train_loader.epoch < self.recipe.train.epochs:
-            self._epoch()
-        if self.rows:
+        """Train the epochs that are left, then draw the curve and say whether data kept up."""
+        epochs, first = self.recipe.train.epochs, self.world.rank == 0
+        if self.train_loader.epoch >= epochs and (self.folder / report.SUMMARY).exists():
+            self.say(f"{self.folder} has its {epochs} epochs: nothing to do")
+            return
+        if first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.folder / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False).encode())
+            (self.folder / report.SUMMARY).unlink(missing_ok=True)  # it says that a run is finished
+        boards = report.Boards(self.folder, self.recipe, self.step) if first else None
+        try:
+            while self.train_loader.epoch < epochs:
+                row = self._epoch()
+                if boards:
+                    boards.write(row)
+        finally:
+            if boards:
+                boards.close()
+        self.save()
+        trained_s = sum(r["seconds"] for r in self.rows)
+        found = saturation.measure(self, seconds=min(3.0, 0.02 * trained_s))
+        if first:
+            report.write_summary(self.folder, {"best_val_top1": self.best, **found})
             path = report.draw_curve(self.folder, self.recipe.name)
-            self.say(f"best val top-1 {self.best:.2%}; {self.folder / checkpoint.BEST}, {path}")
+            self.say(
+                f"{saturation.sentence(found)}\nbest val top-1 {self.best:.2%}; {self.folder / checkpoint.BEST}, {path}"
+            )
 
-    def _epoch(self) -> None:
+    def _epoch(self) -> dict[str, Any]:
         loader, recipe, line = self.train_loader, self.recipe, report.Line(self.quiet)
-        epoch = loader.epoch
-        total_steps = recipe.train.epochs * len(loader)
-        started, waited = time.perf_counter(), loader.wait_s
+        epoch, total_steps = loader.epoch, recipe.train.epochs * len(loader)
         before = self.totals.samples  # from before a resume: not this session's speed
-        self.model.train()
+        self._start_clock()
+        self.model.train(not recipe.train.probe)  # a frozen body is one that does not drop out either
         for batch in loader:
-            factor = lr_factor(recipe.schedule, self.step, total_steps, len(loader))
-            set_lr(self.optimizer, recipe.optim.lr * factor)
-            self._step(batch)
-            if self.stop_signal is not None:
-                self.epoch_s += time.perf_counter() - started
-                self.wait_s += loader.wait_s - waited
-                self._stop()
+            set_lr(self.optimizer, lr_factor(recipe.schedule, self.step, total_steps, len(loader)))
+            self.train_step(batch)
+            stop, due = self._decide()
+            if stop or due:
+                self._stop_clock()
+                self.save()
+                self._start_clock()
+            if stop:
+                where = f"epoch {epoch + 1}, step {self.step}"
+                raise Error(f"stopped and saved at {where}; the same command with --resume goes on from there")
             if line.due():
-                seconds = time.perf_counter() - started
-                loss, top1 = self._read_totals()
+                seconds, waited = time.perf_counter() - self._started, loader.wait_s - self._waited
+                done, n = self.totals.samples - before, max(1, self.totals.samples)
                 line.show(
-                    f"epoch {epoch + 1}/{recipe.train.epochs}  step {self.step}  loss {loss:.4f}  top-1 {top1:.2%}  "
-                    f"{(self.totals.samples - before) / seconds:,.0f} images/s  "
-                    f"wait {(loader.wait_s - waited) / seconds:.1%}"
+                    f"epoch {epoch + 1}/{recipe.train.epochs}  step {self.step}  "
+                    f"loss {float(self.totals.loss) / n:.4f}  top-1 {float(self.totals.correct) / n:.2%}  "
+                    + self._speed(done * self.world.size / seconds, waited / seconds)
                 )
-        loss, top1 = self._read_totals()  # waits for the device: the epoch's time is whole
-        seconds = time.perf_counter() - started + self.epoch_s
-        row = {
-            "epoch": epoch + 1,
-            "step": self.step,
-            "train_loss": loss,
-            "train_top1": top1,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_s": self.totals.samples / seconds,
-            "wait_share": (loader.wait_s - waited + self.wait_s) / seconds,
-            "seconds": seconds,
-        }
+        row = self._row(epoch)
         if (epoch + 1) % recipe.eval.every == 0 or epoch + 1 == recipe.train.epochs:
-            row |= evaluate(self.forward, self.eval_loader, self._autocast)
+            self._evaluate(row)
         self.rows.append(row)
         self.totals, self.epoch_s, self.wait_s = Totals.zero(self.device), 0.0, 0.0
-        self._save(row)
+        if self.world.rank == 0:
+            report.write_metrics(self.folder, self.rows)
         shown = f"  val top-1 {row['val_top1']:.2%} top-5 {row['val_top5']:.2%}" if "val_top1" in row else ""
-        line.end(
-            f"epoch {epoch + 1}/{recipe.train.epochs}  loss {loss:.4f}  top-1 {top1:.2%}{shown}  "
-            f"{row['images_per_s']:,.0f} images/s  wait {row['wait_share']:.1%}"
-        )
+        head = f"epoch {epoch + 1}/{recipe.train.epochs}  loss {row['train_loss']:.4f}  top-1 {row['train_top1']:.2%}"
+        line.end(f"{head}{shown}  {self._speed(row['images_per_s'], row['wait_share'])}")
+        return row
 
-    def _step(self, batch) -> None:
-        train = self.recipe.train
-        with self._autocast():
-            logits = self.forward(batch.images)
-            loss = mixed_loss(logits, batch, train.label_smoothing)
+    def train_step(self, batch) -> None:
+        """Forward, backward, update; nothing here waits for the device."""
+        train, loss, logits = self.recipe.train, 0.0, []
+        if self.config.dropout:  # its draws follow from the step alone, so a resume repeats them
+            torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) * 4_099 + self.world.rank)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        for k, piece in enumerate(pieces(batch, train.accumulate)):
+            alone = self.world.size > 1 and k + 1 < train.accumulate
+            with self.ddp.no_sync() if alone else contextlib.nullcontext():
+                if train.cuda_graphs:
+                    torch.compiler.cudagraph_mark_step_begin()
+                with self.autocast():
+                    out = self.forward(piece.images)
+                    part = mixed_loss(out, piece, train.label_smoothing) / train.accumulate
+                self.scaler.scale(part).backward()
+            loss, logits = loss + part.detach(), [*logits, out.detach().clone() if train.cuda_graphs else out.detach()]
         if train.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm)
+            nn.utils.clip_grad_norm_(self.net.parameters(), train.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        with torch.no_grad():
-            totals, value = self.totals, loss.detach().double()
-            totals.loss += value * len(batch.labels)
-            totals.correct += (logits.argmax(1) == batch.labels).sum()
-            first = (totals.bad_step < 0) & ~torch.isfinite(value)
-            totals.bad_step.masked_fill_(first, self.step)
-            totals.samples += len(batch.labels)
+        if self.average:
+            self.average.update(self.step)
+        self.totals.add(loss, torch.cat(logits), batch.labels, self.step)
+        if train.record_steps:
+            self.step_losses.append(loss)
 
-    def _read_totals(self) -> tuple[float, float]:
-        """Mean loss and top-1 of the epoch so far; waits for the device. Raises Error where a loss was no number."""
-        totals = self.totals
-        bad, loss, correct = int(totals.bad_step), float(totals.loss), float(totals.correct)
-        if bad >= 0:
-            state = self.folder / checkpoint.STATE
-            good = (
-                f"the last good checkpoint is {state.parent / checkpoint.LAST}"
-                if state.exists()
-                else "there is no checkpoint yet"
-            )
+    def _decide(self) -> tuple[bool, bool]:
+        """(stop now, save now). Several processes must decide alike, so now and then they ask each other."""
+        save, stop = self.recipe.save, self.stop_signal is not None
+        minutes = time.monotonic() - self.saved_at >= 60 * save.every_minutes
+        if self.world.size > 1:
+            stop, minutes = self.world.any(stop, minutes) if self.step % AGREE_EVERY == 0 else (False, False)
+        return stop, minutes or (save.every_steps is not None and self.step % save.every_steps == 0)
+
+    def _evaluate(self, row: dict[str, Any]) -> None:
+        """Add the accuracy on the held-out split to an epoch's row, and remember the weights if they are the best."""
+        model = self.average.model if self.average else self.model
+        forward = getattr(model, HEAD) if isinstance(self.eval_loader, FeatureLoader) else model
+        row |= evaluate(model, self.eval_loader, self.autocast, forward=forward, world=self.world).metrics
+        if row["val_top1"] > self.best:
+            self.best = row["val_top1"]
+            self.best_weights = ({k: v.detach().clone() for k, v in model.state_dict().items()}, self._facts(row))
+
+    def _row(self, epoch: int) -> dict[str, Any]:
+        """What is known at the end of an epoch, alike in all processes. Waits for the device."""
+        totals = self._checked_totals()
+        self._stop_clock()
+        seconds, waited = self.world.reduce(
+            torch.tensor([self.epoch_s, self.wait_s], device=self.device), "max"
+        ).tolist()
+        flops = 3 * forward_flops(self.model)  # forward once, backward twice that: the paper's count
+        if self.recipe.train.probe:
+            flops = forward_flops(self.model) * (self.net is self.model) + 3 * forward_flops(getattr(self.model, HEAD))
+        return {
+            "epoch": epoch + 1,
+            "step": self.step,
+            "train_loss": float(totals.loss) / max(1, totals.samples),
+            "train_top1": float(totals.correct) / max(1, totals.samples),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_s": totals.samples / seconds,
+            "wait_share": waited / seconds,
+            "seconds": seconds,
+            "flops": float(flops * self.step * self.recipe.train.batch_size),
+            "parameters": num_parameters(self.model),
+        }
+
+    def _speed(self, images_per_s: float, wait_share: float) -> str:
+        share = saturation.flop_share(self, images_per_s)
+        return f"{images_per_s:,.0f} images/s  wait {wait_share:.1%}" + (f"  MFU {share:.1%}" if share else "")
+
+    def _start_clock(self) -> None:
+        self._started, self._waited = time.perf_counter(), self.train_loader.wait_s
+
+    def _stop_clock(self) -> None:
+        self.epoch_s += time.perf_counter() - self._started
+        self.wait_s += self.train_loader.wait_s - self._waited
+
+    def _checked_totals(self) -> Totals:
+        """The epoch's sums over all processes; waits for the device. Raises Error where a loss was no number."""
+        totals = self.totals.whole(self.world)
+        bad = int(totals.bad_step)
+        if bad != NEVER:
+            last = checkpoint.states(self.folder)
+            good = f"the last good checkpoint is {last[-1]}" if last else "there is no checkpoint yet"
             raise Error(f"the loss is not a finite number from step {bad} on; lower optim.lr; {good}")
-        return loss / max(1, totals.samples), correct / max(1, totals.samples)
-
-    def _autocast(self):
-        kind = AUTOCAST.get(self.recipe.train.precision)
-        return torch.autocast(self.device.type, kind) if kind else contextlib.nullcontext()
+        return totals
 
     # ------------------------------------------------------------------------------------------------------- state
 
-    def _save(self, row: dict[str, Any]) -> None:
-        report.write_metrics(self.folder, self.rows)
-        facts = {"res": self.res, "num_classes": self.num_classes, "epoch": row["epoch"], "step": self.step}
-        manifest = self.train_loader.manifest
-        facts |= {"mean": manifest.mean, "std": manifest.std, "metrics": row}
-        checkpoint.save_weights(self.folder / checkpoint.LAST, self.model, self.recipe, facts)
-        if row.get("val_top1", -1.0) > self.best:
-            self.best = row["val_top1"]
-            checkpoint.save_weights(self.folder / checkpoint.BEST, self.model, self.recipe, facts)
-        self.save_state()
+    def _facts(self, row: dict[str, Any]) -> dict[str, Any]:
+        augment, m = self.recipe.augment, self.manifest
+        facts = {"res": self.res, "num_classes": m.num_classes, "classes_sha256": m.classes_sha256}
+        facts |= {"mean": augment.mean or m.mean, "std": augment.std or [max(s, 1e-3) for s in m.std]}
+        return facts | {"epoch": row.get("epoch", 0), "step": self.step, "metrics": row}
 
-    def save_state(self) -> None:
-        """Write everything a resume needs, in one file."""
-        totals = self.totals
+    def save(self) -> None:
+        """Write everything a resume needs; every process must call it. Raises Error where a loss was no number."""
+        totals = self._checked_totals()
+        losses: list[float] = []
+        if self.step_losses:
+            losses = (self.world.reduce(torch.stack(self.step_losses)) / self.world.size).tolist()
+            self.step_losses.clear()
+        if self.world.rank == 0:
+            if losses:
+                report.append_steps(self.folder, self.step - len(losses) + 1, losses)
+            self._write(totals)
+        self.saved_at = time.monotonic()
+
+    def _write(self, totals: Totals) -> None:
+        recipe = dataclasses.replace(self.recipe, model=self.config)
+        model = self.average.model if self.average else self.model
+        row = self.rows[-1] if self.rows else {}
+        checkpoint.save_weights(self.folder / checkpoint.LAST, model.state_dict(), recipe, self._facts(row))
+        if self.best_weights:
+            checkpoint.save_weights(self.folder / checkpoint.BEST, self.best_weights[0], recipe, self.best_weights[1])
+            self.best_weights = None
         state = {
             "recipe": self.recipe.to_dict(),
+            "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),
+            "average": self.average.model.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loader": self.train_loader.state_dict(),
-            "rng": torch.get_rng_state(),
             "step": self.step,
             "best": self.best,
             "rows": self.rows,
-            "totals": [totals.loss, totals.correct, totals.bad_step, totals.samples],
+            "totals": totals.state(),
             "seconds": [self.epoch_s, self.wait_s],
         }
-        checkpoint.save_state(self.folder / checkpoint.STATE, state)
+        checkpoint.save_state(self.folder, self.step, state, self.recipe.save.keep)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what save_state wrote."""
-        self.model.load_state_dict(state["model"])
+    def _restore(self, state: dict[str, Any]) -> None:
+        if self.average:
+            self.average.model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.train_loader.load_state_dict(state["loader"])
-        torch.set_rng_state(state["rng"])
         self.step, self.best, self.rows = state["step"], state["best"], state["rows"]
-        loss, correct, bad, samples = state["totals"]
-        self.totals = Totals(*(t.to(self.device) for t in (loss, correct, bad)), samples)
+        if self.world.rank == 0:  # the sums are everybody's: one process carries them on
+            *sums, samples = state["totals"]
+            self.totals = Totals(*(t.to(self.device) for t in sums), samples)
+            report.write_metrics(self.folder, self.rows)  # what came after the state will come again
+            report.cut_steps(self.folder, self.step)
         self.epoch_s, self.wait_s = state["seconds"]
-        report.write_metrics(self.folder, self.rows)  # a line from behind the state would be written twice
-
-    def _stop(self) -> None:
-        self._read_totals()
-        self.save_state()
-        where = f"epoch {self.train_loader.epoch + 1}, step {self.step}"
-        raise Error(f"stopped and saved at {where}; the same command with --resume goes on from there")
-
-
-def mixed_loss(logits: torch.Tensor, batch, label_smoothing: float) -> torch.Tensor:
-    """Cross-entropy of (N, C) logits; with mixup lam CE(y) + (1 - lam) CE(y'), lam a sample's own weight."""
-    if batch.mix_lam is None:
-        return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-    own = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing, reduction="none")
-    other = F.cross_entropy(logits, batch.mix_labels, label_smoothing=label_smoothing, reduction="none")
-    return (batch.mix_lam * own + (1 - batch.mix_lam) * other).mean()
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise Error("train.device is cuda, but torch finds no CUDA device; leave it at auto")
-    return name
-
-
-def _yaml(recipe: Recipe) -> str:
-    values = recipe.to_dict()
-    plain = {
-        k: {n: list(x) if isinstance(x, tuple) else x for n, x in v.items()} if isinstance(v, dict) else v
-        for k, v in values.items()
-    }
-    return yaml.safe_dump(plain, sort_keys=False)
-
-
-@contextlib.contextmanager
-def _recipe_errors(section: str):
-    try:
-        yield
-    except ValueError as e:
-        raise Error(f"recipe: {section}: {e}") from None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,47 @@
+"""Training steps on shards against the same steps on one batch that is already on the device: the saturation.
+
+    python tests/bench/step.py RECIPE [--set key=value]... [--seconds S]
+
+The ceiling is the second: a loader that costs nothing. Both are timed in short turns, one after the other, in one
+process. Also the loader alone, with augmentation and without. Prints one JSON row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from trainer import saturation
+from trainer.recipe import load_recipe
+from trainer.train import Trainer
+from trainer.world import device_of, precision_of
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--seconds", type=float, default=20.0)
+    args = parser.parse_args()
+    recipe = load_recipe(args.recipe, args.overrides)
+    device = device_of(recipe.train.device)
+    precision = precision_of(recipe.train.precision, device)
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
+    trainer = Trainer(recipe, Path("unused"), device, quiet=True)
+    found = saturation.measure(trainer, args.seconds)
+    row = {
+        "bench": "step", "recipe": recipe.name, "device": str(device), "precision": precision,
+        "cores": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+        "batch_size": recipe.train.batch_size, **found, "ratio": found["saturation"],
+        "flop_share": saturation.flop_share(trainer, found["shards"]),
+    }  # fmt: skip
+    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+import contextlib
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import run_cli
+
+import mlpdata
+import trainer
+from mlpdata import Augment, Batch, Error
+from mlpdata.manifest import Manifest, index_path, real_path
+from trainer import checkpoint
+from trainer.evaluate import Options, Views, evaluate, read_real, run
+from trainer.recipe import Augmentation, Data, Model, Recipe
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, shapes_dir):
+    """A checkpoint of an untrained model, which is wrong often enough to tell the measures apart."""
+    path = tmp_path_factory.mktemp("saved") / "model.safetensors"
+    manifest = Manifest.load(shapes_dir)
+    config = Model(depth=1, width=16)
+    recipe = Recipe(
+        name="x", data=Data(shards=str(shapes_dir)), model=config, augment=Augmentation(crop_scale=(0.5, 1.0))
+    )
+    facts = {"res": 16, "num_classes": 10, "classes_sha256": manifest.classes_sha256}
+    facts |= {"mean": manifest.mean, "std": manifest.std}
+    checkpoint.save_weights(path, trainer.build(config, 16, 10, seed=1).state_dict(), recipe, facts)
+    return path
+
+
+def scores(saved, shapes_dir, augment=None, epoch=0):
+    """(N, C) probabilities the long way round, and the labels."""
+    manifest = Manifest.load(shapes_dir)
+    augment = augment or Augment(crop_scale=None, flip=False, mean=tuple(manifest.mean), std=tuple(manifest.std))
+    images, labels = mlpdata.load(shapes_dir, "val").arrays()
+    ids = torch.arange(len(labels))
+    batch = augment.apply(Batch(torch.from_numpy(images), torch.from_numpy(labels), ids), epoch, 0)
+    with torch.inference_mode():
+        return trainer.load(saved)(batch.images).softmax(1).numpy(), labels
+
+
+def test_the_measures_are_what_they_say(saved, shapes_dir):
+    probs, labels = scores(saved, shapes_dir)
+    options = Options(checkpoint=saved, shards=shapes_dir, as_json=True, per_class=True, batch_size=700)
+    found = json.loads(run(options))
+    order = np.argsort(-probs, axis=1)
+    right = order[:, 0] == labels
+    assert found["val_top1"] == pytest.approx(right.mean())
+    assert found["val_top5"] == pytest.approx((order[:, :5] == labels[:, None]).any(1).mean())
+    assert found["val_loss"] == pytest.approx(-np.log(probs[range(1500), labels]).mean(), rel=1e-4)
+    of_class = [right[labels == c].mean() for c in range(10)]
+    assert list(found["per_class"].values()) == pytest.approx(of_class) and "val_real" not in found
+
+
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_crops_are_those_of_training_and_averaged_as_asked(saved, shapes_dir, average):
+    manifest = Manifest.load(shapes_dir)
+    crop = Augment(crop_scale=(0.5, 1.0), flip=True, mean=tuple(manifest.mean), std=tuple(manifest.std))
+    probs = [scores(saved, shapes_dir, crop, epoch=k)[0] for k in range(3)]
+    labels = scores(saved, shapes_dir)[1]
+    mean = np.mean(probs, 0) if average == "probabilities" else np.mean(np.log(probs), 0)
+    found = json.loads(run(Options(checkpoint=saved, shards=shapes_dir, tta=3, average=average, as_json=True)))
+    assert found["val_top1"] == pytest.approx((mean.argmax(1) == labels).mean(), abs=0.002)
+    if average == "probabilities":
+        assert found["val_loss"] == pytest.approx(-np.log(mean[range(1500), labels]).mean(), rel=1e-3)
+
+
+def test_it_is_probabilities_that_are_averaged():
+    class View:
+        def apply(self, batch, epoch, seed):
+            return Batch(batch.images + epoch, batch.labels, batch.ids)
+
+    table = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
+    views = Views(whole=View(), crop=View(), crops=2)
+    batch = Batch(torch.zeros(1, dtype=torch.int64), torch.zeros(1), torch.zeros(1))
+    mean = views.logits(lambda x: table[x], batch, contextlib.nullcontext, 0)
+    assert torch.allclose(mean.exp(), (table[:1].softmax(1) + table[1:].softmax(1)) / 2)
+
+
+def test_real_accuracy_counts_only_images_with_labels(saved, shapes_dir, tmp_path):
+    root = tmp_path / "shards"
+    shutil.copytree(shapes_dir, root)
+    keys = pq.read_table(index_path(root, "val"), columns=["key"])["key"].to_pylist()
+    probs, _ = scores(saved, shapes_dir)
+    best = probs.argmax(1)
+    labels = {}
+    for i, key in enumerate(keys):
+        other = int(best[i] + 1) % 10
+        labels[key] = [[], [other, int(best[i])], [other]][i % 3]  # without labels, right by its second, wrong
+    labels.pop(keys[0])  # a key that is not named has no labels either
+    real_path(root, "val").write_text(json.dumps(labels))
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["files"]["val.real.json"] = {"bytes": 0, "sha256": ""}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    found = json.loads(run(Options(checkpoint=saved, shards=root, as_json=True, batch_size=400)))
+    assert found["val_real"] == pytest.approx(500 / 1000)
+    assert "ReaL 50.00%" in run(Options(checkpoint=saved, shards=root))
+    real_path(root, "val").write_text("[1]")
+    with pytest.raises(Error, match=r"val\.real\.json cannot be read"):
+        read_real(root, Manifest.load(root), "val")
+
+
+def test_predictions_and_the_command(saved, shapes_dir, tmp_path):
+    out = tmp_path / "p.parquet"
+    done = run_cli("eval", saved, "--shards", shapes_dir, "--predictions", out, "--per-class", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "top-1" in done.stdout and f"predictions: {out}" in done.stdout
+    assert len(done.stdout.splitlines()) == 12
+    table = pq.read_table(out)
+    probs, labels = scores(saved, shapes_dir)
+    assert table["key"].to_pylist() == pq.read_table(index_path(shapes_dir, "val"))["key"].to_pylist()
+    assert (table["label"].to_numpy() == labels).all()
+    top, prob = (np.stack(table[c].to_pylist()) for c in ("top", "prob"))
+    assert (top[:, 0] == probs.argmax(1)).mean() > 0.999
+    assert np.allclose(prob, np.take_along_axis(probs, top, 1), atol=1e-4)
+
+
+def test_a_checkpoint_of_the_authors_is_evaluated_at_its_own_resolution(shapes_dir, tmp_path):
+    torch.save(trainer.build("B_1-Wi_8", 24, 10, seed=0).state_dict(), tmp_path / "B_1-Wi_8")
+    assert "1,500 samples" in run(Options(checkpoint=tmp_path / "B_1-Wi_8", shards=shapes_dir, tta=1))
+    torch.save(trainer.build("B_1-Wi_8", 16, 11, seed=0).state_dict(), tmp_path / "other")
+    with pytest.raises(Error, match=r"knows 11 classes and .* has 10; the class lists must be equal"):
+        run(Options(checkpoint=tmp_path / "other", shards=shapes_dir))
+
+
+def test_mean_and_std_are_the_checkpoints_unless_asked_otherwise(saved, shapes_dir):
+    manifest = Manifest.load(shapes_dir)
+    losses = [
+        json.loads(run(Options(checkpoint=saved, shards=shapes_dir, normalize=n, as_json=True)))["val_loss"]
+        for n in (None, "own", "imagenet")
+    ]
+    assert manifest.mean != [0.485, 0.456, 0.406] and losses[0] == losses[1] != losses[2]
+
+
+def test_a_model_in_training_is_left_in_training(shapes_dir):
+    model = trainer.build("B_1-Wi_8", 16, 10, seed=0).train()
+    loader = mlpdata.load(shapes_dir, "val", 500, augment=Augment(crop_scale=None, flip=False), shuffle=False)
+    result = evaluate(model, loader, contextlib.nullcontext)
+    assert model.training and result.class_total.sum() == 1500
+    assert result.class_right.sum() / 1500 == pytest.approx(result.metrics["val_top1"])

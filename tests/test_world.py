@@ -1,0 +1,135 @@
+"""Several processes at one model, over gloo on the CPU."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import read_jsonl
+
+from mlpdata import Error
+from trainer import checkpoint
+from trainer.recipe import load_recipe
+from trainer.train import Trainer, run
+from trainer.world import World, join
+
+RECIPE = """\
+name: tiny
+data:
+  shards: {shards}
+augment:
+  mixup: 0.5
+model:
+  depth: 1
+  width: 32
+optim:
+  name: adamw
+  lr: 2e-3
+train:
+  epochs: 2
+  batch_size: 100
+  clip_norm: 1.0
+  device: cpu
+  record_steps: true
+eval:
+  batch_size: 999
+log:
+  tensorboard: false
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, shapes_dir):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE.format(shards=shapes_dir))
+    return path
+
+
+def start(recipe, *words, size=2):
+    """The processes that torchrun would start."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "trainer", recipe, *words],
+            cwd=recipe.parent, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def finish(processes, timeout=120):
+    """[(status, stdout, stderr)]; kills what has not ended by then."""
+    try:
+        return [(p.wait(timeout), *p.communicate()) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+
+
+def losses(folder):
+    return [r["loss"] for r in read_jsonl(folder / "steps.jsonl")]
+
+
+def test_two_processes_take_the_steps_of_one_and_pass_on_checkpoints(recipe, monkeypatch):
+    monkeypatch.chdir(recipe.parent)
+    alone = run(recipe, ["name=alone"], quiet=True)
+    ended = finish(start(recipe, "--set", "train.epochs=1"))
+    assert [status for status, *_ in ended] == [0, 0], ended
+    assert "in 2 processes" in ended[0][1] and "saturation" in ended[0][1] and ended[1][1] == ""
+    together = run(recipe, resume=True, quiet=True)  # the second epoch by one process
+    assert len(losses(alone)) == 30 and losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    for a, b in zip(*(read_jsonl(f / "metrics.jsonl") for f in (alone, together)), strict=True):
+        for key in ("step", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5"):
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=2e-3), key
+
+
+def test_a_process_that_dies_ends_the_others_with_a_message(recipe):
+    processes = start(recipe, "--set", "train.epochs=100000", "--set", "save.every_steps=10")
+    folder, deadline = recipe.parent / "runs" / "tiny", time.monotonic() + 60
+    while not checkpoint.states(folder) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    processes[1].kill()
+    (status, _, err), _ = finish(processes, timeout=30)
+    assert status == 1
+    (line,) = [x for x in err.splitlines() if x.startswith("trainer: error:")]
+    assert "process 0 of 2 lost another one" in line and "--resume" in line
+
+
+def test_asked_to_end_all_processes_save_at_the_same_step(recipe):
+    processes = start(recipe, "--set", "train.epochs=100000", "--set", "save.every_steps=10")
+    folder, deadline = recipe.parent / "runs" / "tiny", time.monotonic() + 60
+    while not checkpoint.states(folder) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    processes[1].terminate()  # one is told; all stop
+    ended = finish(processes, timeout=30)
+    assert [status for status, *_ in ended] == [1, 1]
+    for _, _, err in ended:
+        assert "stopped and saved at epoch" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.batch_size=101", "101 is not divisible by 2 processes"),
+        ("model.norm=batch", "batch needs a single process"),
+    ],
+)
+def test_what_many_processes_cannot_share(recipe, tmp_path, setting, message):
+    with pytest.raises(Error, match=message):
+        Trainer(load_recipe(recipe, [setting]), tmp_path, torch.device("cpu"), world=World(0, 2))
+
+
+def test_alone_there_is_nobody_to_ask(monkeypatch):
+    with join("cpu") as world:
+        assert world == World() and world.any(True, False) == [True, False]
+        assert world.from_first(lambda: 3) == 3
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(Error, match="must be numbers"), join("cpu"):
+        pass
