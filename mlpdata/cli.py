@@ -55,6 +55,26 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
+class _ShardDirectory(click.ParamType):
+    """A shard directory: here, or hf:OWNER/NAME or a URL, of which a verified copy is made."""
+
+    name = "directory"
+
+    def convert(self, value, param, ctx):
+        from mlpdata import remote
+
+        return remote.local_copy(value, lambda line: click.echo(line, err=True))
+
+
+SHARDS = _ShardDirectory()
+
+
+def _path_or_url(text: str):
+    from mlpdata import remote
+
+    return text if remote.is_remote(text) else Path(text)
+
+
 @main.command("list")
 def list_():
     """The data sets: samples, classes, sources, bytes at each resolution.
@@ -69,7 +89,40 @@ def list_():
 
 @main.command()
 @click.argument("dataset")
-@click.option("--source", help="Archive or directory to read; without it, the download folder is searched.")
+@click.option("--to", type=click.Path(path_type=Path), help="Folder.  [default: $MLPDATA_HOME, or the user's cache]")
+@click.option("--only", multiple=True, metavar="FILE", help="Only this of the data set's files; may be repeated.")
+@click.option(
+    "--cookies", type=click.Path(path_type=Path), help="A cookies.txt, as browsers export it, to log in with."
+)
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header to send; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@click.option("--quiet", is_flag=True, help="No progress line.")
+def download(dataset, to, only, cookies, headers, dry_run, quiet):
+    """Fetch the original archive. Interrupted, the same command goes on where it stopped.
+
+    Size and checksum are verified; `convert` finds the file by itself. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are
+    honoured, and servers named in MLPDATA_MIRROR (base URLs, separated by spaces) are tried first.
+
+    \b
+    mlpdata download cifar10
+    mlpdata download imagenet1k --cookies cookies.txt --to /data
+    """
+    from mlpdata import archives, datasets, web
+
+    spec = datasets.get(dataset)
+    if not spec.archives:
+        raise Error(f"{spec.name} has no archive to download")
+    login = web.Login(headers=web.parse_headers(headers), cookies=cookies) if headers or cookies else None
+    folder = to or archives.download_folder()
+    archives.download(spec.archives, folder, only=only, login=login, dry_run=dry_run, say=click.echo, quiet=quiet)
+
+
+@main.command()
+@click.argument("dataset")
+@click.option(
+    "--source",
+    help="Archive, directory, URL or hf:OWNER/NAME[@REVISION].  [default: the official archive, fetched if need be]",
+)
 @click.option("--res", type=click.IntRange(1, 1024), help="Pixels a side.  [default: the data set's own]")
 @click.option("--format", "format_", type=click.Choice(["beton", "tar", "both"]), default="both", show_default=True)
 @click.option(
@@ -88,7 +141,7 @@ def list_():
     default="box",
     show_default=True,
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Shard directory.  [default: shards/NAME-RES]")
+@click.option("--out", help="Shard directory, or a URL of an object storage.  [default: shards/NAME-RES]")
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: the cores]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the shuffle.")
@@ -113,9 +166,12 @@ def list_():
 )
 @click.option("--part", type=_Share(), help="Convert only the K-th of N shares; several machines, one shared disk.")
 @click.option("--assemble", is_flag=True, help="Finish what --part runs prepared; refuses while a share is missing.")
+@click.option("--image-column", help="Of parquet files.  [default: found from their features]")
+@click.option("--label-column", help="Of parquet files.  [default: found from their features]")
 @click.option("--quiet", is_flag=True, help="No progress line.")
 def convert(dataset, source, res, format_, codec, quality, resize, filter_, out, splits, workers, seed, shard_size,
-            limit, max_skipped, min_class_size, val_per_class, classes, engine, part, assemble, quiet):  # fmt: skip
+            limit, max_skipped, min_class_size, val_per_class, classes, image_column, label_column, engine, part,
+            assemble, quiet):  # fmt: skip
     """Turn an archive into a shard directory. Interrupted, the same command goes on where it stopped.
 
     \b
@@ -124,21 +180,23 @@ def convert(dataset, source, res, format_, codec, quality, resize, filter_, out,
     mlpdata convert folder --source photos/ --res 64 --resize crop
     mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --engine ray
     mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --part 1/4
+    mlpdata convert hub --source hf:uoft-cs/cifar10@main --res 32
     """
     from mlpdata.convert import Options
     from mlpdata.convert import convert as run
 
     run(
         Options(dataset=dataset, source=source, res=res, format=format_, codec=codec, quality=quality, resize=resize,
-                filter=filter_, out=out, splits=splits, workers=workers, seed=seed, shard_size=shard_size, limit=limit,
-                max_skipped=max_skipped, min_class_size=min_class_size, val_per_class=val_per_class,
-                classes=classes, engine=engine, part=part, assemble=assemble, quiet=quiet),
+                filter=filter_, out=out and _path_or_url(out), splits=splits, workers=workers, seed=seed,
+                shard_size=shard_size, limit=limit, max_skipped=max_skipped, min_class_size=min_class_size,
+                val_per_class=val_per_class, classes=classes, image_column=image_column, label_column=label_column,
+                engine=engine, part=part, assemble=assemble, quiet=quiet),
         say=click.echo,
     )  # fmt: skip
 
 
 @main.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=SHARDS)
 @click.option("--json", "as_json", is_flag=True, help="The manifest, for programs.")
 def info(directory, as_json):
     """What is in a shard directory.
@@ -153,6 +211,40 @@ def info(directory, as_json):
 
 @main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("name", metavar="OWNER/NAME")
+@click.option("--private", is_flag=True, help="Make the repository a private one, where it is made.")
+def push(directory, name, private):
+    """Upload a finished shard directory to the Hugging Face Hub; load_dataset("OWNER/NAME") then reads it.
+
+    \b
+    mlpdata push shards/cifar10-32 me/cifar10-32
+    """
+    from mlpdata import inspect, remote
+    from mlpdata.manifest import Manifest
+
+    inspect.check_files(directory, Manifest.load(directory))
+    click.echo(remote.push(directory, name, private, click.echo))
+
+
+@main.command()
+@click.argument("name", metavar="OWNER/NAME")
+def pull(name):
+    """Copy a shard directory from the Hub (OWNER/NAME[@REVISION]) or a URL to the cache, and say where it is.
+
+    Training needs no pull: `data.shards: hf:OWNER/NAME` makes and finds the same copy.
+
+    \b
+    mlpdata pull me/cifar10-32
+    mlpdata pull s3://bucket/shards/cifar10-32
+    """
+    from mlpdata import hub, remote
+
+    root = name if remote.is_remote(name) else f"{hub.PREFIX}{name}"
+    click.echo(remote.local_copy(root, lambda line: click.echo(line, err=True)))
+
+
+@main.command()
+@click.argument("directory", type=SHARDS)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The PNG to write.")
 @click.option(
     "--augment", type=click.Path(path_type=Path), metavar="RECIPE", help="Show this recipe's augmentation too."

@@ -13,10 +13,11 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from mlpdata import beton, order, publish, shards
+from mlpdata import beton, order, publish, remote, shards
 from mlpdata.engines import Engine, LocalEngine, RayEngine
 from mlpdata.manifest import Error, Manifest, beton_path, skipped_path, sync_dir, write_atomic
 from mlpdata.parts import Part, cut_off
@@ -33,11 +34,17 @@ CUTS = 64  # parts are cut off so many times in all: more often costs more than 
 def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | None:
     """Convert a data set into a shard directory and return its manifest; None for a share of one.
 
+    options.out may be a URL of an object storage: see remote.staged.
     say: called with a line at a time for the user. Continues an interrupted run of the same options; a finished one is
     left as it is. Raises Error when the work cannot be done or is incomplete; the directory then has no manifest.
     """
+    if remote.is_remote(options.out):
+        if options.part is not None or options.assemble or options.engine != "local":
+            raise Error(f"--out {options.out}: the work of several machines meets on a disk they share")
+        with remote.staged(str(options.out), say) as folder:
+            return convert(replace(options, out=folder), say)
     started = time.monotonic()
-    plan = make_plan(options)
+    plan = make_plan(options, say)
     try:
         if check_directory(plan) is None:
             check_space(plan)

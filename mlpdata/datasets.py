@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import glob
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlpdata import hub, web
+from mlpdata.archives import ACCOUNT, Archive, download_folder, fetch_url, missing
+from mlpdata.download import fetch
 from mlpdata.manifest import Error
 from mlpdata.sources import ClassFilter, Source
-
-
-@dataclass(frozen=True, kw_only=True)
-class Archive:
-    """A file the authors ship."""
-
-    name: str
-    url: str | None = None
-    num_bytes: int | None = None
-    md5: str | None = None
-    note: str = ""  # how to get it where the URL alone does not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +30,13 @@ class DatasetSpec:
     wants_path: bool = True
     takes_filter: bool = False  # whether class filters apply
     has_real_labels: bool = False  # whether its val images have ReaL labels
+    reads_urls: bool = False  # whether `open` takes the URL of an archive, to read it in place
+    repository: str | None = None  # a copy on the Hugging Face Hub
+    hints: Callable[[], dict] = dict  # what is known of that copy: fields of sources.hub.Hints
 
 
-IMAGE_NET = "https://image-net.org/download-images after logging in"
+ILSVRC = "https://image-net.org/data/ILSVRC/2012/"
+REAL = "https://raw.githubusercontent.com/google-research/reassessed-imagenet/master/real.json"
 
 
 def _cifar(layout: str):
@@ -51,6 +46,27 @@ def _cifar(layout: str):
         return cifar.Cifar(path, getattr(cifar, layout))
 
     return open_
+
+
+def _cifar_hints(layout: str, label: str):
+    def hints():
+        from mlpdata.sources import cifar
+
+        return {"label": label, "place": functools.partial(cifar.place, getattr(cifar, layout))}
+
+    return hints
+
+
+def _imagenet1k_hints():
+    from mlpdata import labels
+
+    return {"classes": labels.classes("ilsvrc2012")}
+
+
+def _stl10(path, **_):
+    from mlpdata.sources.stl10 import Stl10
+
+    return Stl10(path)
 
 
 def _tinyimagenet(path, **_):
@@ -82,6 +98,14 @@ def _listings() -> Path:
     return download_folder() / "listings"
 
 
+def _hub(path, *, class_filter, res, **_):
+    from mlpdata.sources import webdataset
+
+    if tars := webdataset.find(path):
+        return webdataset.WebDataset(path, tars, class_filter, res, ())
+    raise Error(f"{path} holds neither parquet files nor WebDataset tars of images")
+
+
 def _shapes(path, *, res, seed, **_):
     from mlpdata.sources.shapes import Shapes
 
@@ -101,11 +125,14 @@ SPECS = {
                 Archive(
                     name="cifar-10-python.tar.gz",
                     url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                    mirrors=("https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",),
                     num_bytes=170_498_071,
                     md5="c58f30108f718f92721af3b95e74349a",
                 ),
             ),
             open=_cifar("CIFAR10"),
+            repository="uoft-cs/cifar10",
+            hints=_cifar_hints("CIFAR10", "label"),
         ),
         DatasetSpec(
             name="cifar100",
@@ -117,11 +144,14 @@ SPECS = {
                 Archive(
                     name="cifar-100-python.tar.gz",
                     url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+                    mirrors=("https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",),
                     num_bytes=169_001_437,
                     md5="eb9058c3a382ffc7106e4002c42a8d85",
                 ),
             ),
             open=_cifar("CIFAR100"),
+            repository="uoft-cs/cifar100",
+            hints=_cifar_hints("CIFAR100", "fine_label"),
         ),
         DatasetSpec(
             name="tinyimagenet",
@@ -137,6 +167,22 @@ SPECS = {
                 ),
             ),
             open=_tinyimagenet,
+            repository="zh-plus/tiny-imagenet",
+        ),
+        DatasetSpec(
+            name="stl10",
+            title="STL-10",
+            num_classes=10,
+            samples={"train": 5_000, "val": 8_000},
+            archives=(
+                Archive(
+                    name="stl10_binary.tar.gz",
+                    url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+                    num_bytes=2_640_397_119,
+                    md5="91f7769df0f17e558f3565bffb0c7dfb",
+                ),
+            ),
+            open=_stl10,
         ),
         DatasetSpec(
             name="imagenet1k",
@@ -146,14 +192,34 @@ SPECS = {
             archives=(
                 Archive(
                     name="ILSVRC2012_img_train.tar",
+                    url=f"{ILSVRC}ILSVRC2012_img_train.tar",
                     num_bytes=147_897_477_120,
                     md5="1d675b47d978889d74fa0da5fadfb00e",
-                    note=f"{IMAGE_NET}; put ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz beside it",
+                    login=True,
+                    beside=(
+                        Archive(
+                            name="ILSVRC2012_img_val.tar",
+                            url=f"{ILSVRC}ILSVRC2012_img_val.tar",
+                            num_bytes=6_744_924_160,
+                            md5="29b22e2961454d5413ddabcf34fc5622",
+                            login=True,
+                        ),
+                        Archive(
+                            name="ILSVRC2012_devkit_t12.tar.gz",
+                            url=f"{ILSVRC}ILSVRC2012_devkit_t12.tar.gz",
+                            md5="fa75699e90414af021442c21a62c3abf",
+                            login=True,
+                        ),
+                        Archive(name="real.json", url=REAL),
+                    ),
                 ),
             ),
             open=_imagenet1k,
             takes_filter=True,
             has_real_labels=True,
+            reads_urls=True,
+            repository="ILSVRC/imagenet-1k",
+            hints=_imagenet1k_hints,
         ),
         DatasetSpec(
             name="imagenet21k",
@@ -161,14 +227,19 @@ SPECS = {
             num_classes=21_841,
             samples={"train": 14_197_122},
             archives=(
-                Archive(name="fall11_whole.tar", num_bytes=1_310_000_000_000, note=IMAGE_NET),
-                Archive(name="winter21_whole.tar.gz", note=IMAGE_NET),
-                Archive(name="imagenet21k_resized.tar.gz", note=IMAGE_NET),
+                Archive(name="fall11_whole.tar", num_bytes=1_310_000_000_000, note=ACCOUNT),
+                Archive(
+                    name="winter21_whole.tar.gz", url="https://image-net.org/data/winter21_whole.tar.gz", login=True
+                ),
+                Archive(name="imagenet21k_resized.tar.gz", note=ACCOUNT),
             ),
             open=_imagenet21k,
             takes_filter=True,
+            reads_urls=True,
+            repository="timm/imagenet-22k-wds",
         ),
         DatasetSpec(name="folder", title="Folder of class sub-folders", open=_folder, takes_filter=True),
+        DatasetSpec(name="hub", title="Data set of the Hugging Face Hub", open=_hub),
         DatasetSpec(
             name="shapes",
             title="Shapes, made on the spot",
@@ -190,13 +261,7 @@ def get(name: str) -> DatasetSpec:
     return SPECS[name]
 
 
-def download_folder() -> Path:
-    """Where archives are looked for without --source: $MLPDATA_HOME, else the user's cache folder."""
-    if home := os.environ.get("MLPDATA_HOME"):
-        return Path(home)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mlpdata"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlpdata"
+# ----------------------------------------------------------------------------------------------------------- open
 
 
 def open_source(
@@ -206,11 +271,15 @@ def open_source(
     res: int,
     seed: int,
     class_filter: ClassFilter = ClassFilter(),  # noqa: B008
+    image_column: str | None = None,
+    label_column: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Source:
-    """Open what `--source` names, or what lies in the download folder.
+    """Open what `--source` names, or what lies in the download folder or may be fetched into it.
 
-    given: a file, a directory that holds the official file, or a pattern of files. Raises Error that says what to get,
-    and where to put it.
+    given: a file, a directory that holds the official file, a pattern of files, a URL, or hf:OWNER/NAME[@REVISION].
+    image_column, label_column: of parquet files. say: told about a fetch. Raises Error that says what to get, and where
+    to put it.
     """
     if class_filter and not spec.takes_filter:
         raise Error(
@@ -218,13 +287,33 @@ def open_source(
         )
     if not spec.wants_path and given:
         raise Error(f"{spec.name} is made on the spot and takes no --source")
-    path = _locate(spec, given) if spec.wants_path else None
+    path = _locate(spec, given, say) if spec.wants_path else None
+    if isinstance(path, hub.Repository) or (isinstance(path, Path) and path.is_dir()):
+        from mlpdata.sources.hub import Hints, Parquet, holds_parquet
+
+        repository = isinstance(path, hub.Repository)
+        if any(name.endswith(".parquet") for name in path.files) if repository else holds_parquet(path):
+            if class_filter:
+                raise Error(f"class filters do not apply to {path}: it has splits and classes of its own")
+            hints = {**spec.hints(), **({"image": image_column} if image_column else {})}
+            return Parquet(path, Hints(**{**hints, **({"label": label_column} if label_column else {})}))
+        if repository and not (spec.reads_urls or spec.open is _hub):
+            raise Error(f"{path} holds no parquet files of {spec.title}")
+    if image_column or label_column:
+        raise Error(f"--image-column and --label-column are for parquet files; {path} is none")
     return spec.open(path, res=res, seed=seed, class_filter=class_filter)
 
 
-def _locate(spec: DatasetSpec, given: str | None) -> Path:
-    if given and ("://" in given or given.startswith("hf:")):
-        raise Error(f"cannot read {given}: this version reads local files; download it and pass its path as --source")
+def _locate(spec: DatasetSpec, given: str | None, say: Callable[[str], None]) -> Path | str | hub.Repository:
+    """What is to be read: a path, the URL of an archive to be read in place, or a repository."""
+    if given and hub.is_repository(given):
+        return hub.open_repository(given)
+    if given and web.is_url(given):
+        if spec.reads_urls:
+            return given
+        return fetch_url(given, say)  # such archives are read here and there
+    if given and "://" in given:
+        raise Error(f"cannot read {given}: expected a path, http(s)://... or hf:OWNER/NAME")
     if given:
         path = Path(given)
         if not path.exists() and not glob.glob(given):
@@ -234,32 +323,43 @@ def _locate(spec: DatasetSpec, given: str | None) -> Path:
                 return path / archive.name
         return path
     if not spec.archives:
-        raise Error(f"{spec.name} needs --source: the folder to convert")
+        raise Error(f"{spec.name} needs --source: {'hf:OWNER/NAME' if spec.open is _hub else 'the folder to convert'}")
     for archive in spec.archives:
         if (download_folder() / archive.name).exists():
             return download_folder() / archive.name
     first = spec.archives[0]
-    facts = [f"{first.num_bytes:,} bytes"] if first.num_bytes else []
-    facts += [f"MD5 {first.md5}"] if first.md5 else []
-    said = f" ({', '.join(facts)})" if facts else ""
-    others = f" (or {' or '.join(a.name for a in spec.archives[1:])})" if len(spec.archives) > 1 else ""
-    raise Error(
-        f"{spec.name} needs {first.name}{said}{others}: "
-        f"get it from {first.url or first.note} and put it into {download_folder()}, or pass its path as --source"
-    )
+    if first.wanted().urls and not first.login:
+        say(f"{first.name} is not there yet: fetching it into {download_folder()}")
+        try:
+            return fetch(first.wanted(), download_folder(), say=say)
+        except Error as e:
+            raise Error(f"{e}; or put {first.facts} into {download_folder()}, or pass its path as --source") from None
+    copy = f"; its copy on the Hub, --source hf:{spec.repository}, wants an account there" if spec.repository else ""
+    raise Error(f"{spec.name}: {missing(spec.archives, download_folder())}, or pass its path as --source{copy}")
 
 
 def table() -> str:
     """The data sets as `mlpdata list` prints them."""
-    rows = [("NAME", "IMAGES", "CLASSES", "RAW AT 32 PX", "RAW AT 64 PX", "SOURCE")]
+    rows = [("NAME", "IMAGES", "CLASSES", "RAW AT 32 PX", "RAW AT 64 PX", "DOWNLOAD", "ACCESS", "SOURCE")]
     for spec in SPECS.values():
         n = sum(spec.samples.values())
         images = ", ".join(f"{split} {count:,}" for split, count in spec.samples.items()) or "-"
         sizes = [f"{n * 3 * res * res / 1e6:,.0f} MB" if n else "-" for res in (32, 64)]
-        source = "made on the spot" if not spec.wants_path else "--source DIRECTORY"
-        if spec.archives:
-            here = " (here)" if any((download_folder() / a.name).exists() for a in spec.archives) else ""
-            source = f"{spec.archives[0].name}, {spec.archives[0].num_bytes / 1e6:,.0f} MB{here}"
-        rows.append((spec.name, images, str(spec.num_classes or "-"), *sizes, source))
+        rows.append((spec.name, images, str(spec.num_classes or "-"), *sizes, *_access(spec)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _access(spec: DatasetSpec) -> tuple[str, str, str]:
+    """(download size, what it takes to get it, where it comes from) of a data set."""
+    if not spec.wants_path:
+        return "-", "free", "made on the spot"
+    if not spec.archives:
+        return "-", "-", "--source hf:OWNER/NAME" if spec.open is _hub else "--source DIRECTORY"
+    first = spec.archives[0]
+    there = [a.name for a in spec.archives if (download_folder() / a.name).exists()]
+    begun = [a.name for a in spec.archives if (download_folder() / f"{a.name}.part").exists()]
+    state = f" (here: {there[0]})" if there else f" (here in part: {begun[0]})" if begun else ""
+    access = "free" if first.url and not first.login else "account"
+    copy = f", hf:{spec.repository}" if spec.repository else ""
+    return f"{first.num_bytes / 1e6:,.0f} MB", access, f"{first.name}{copy}{state}"

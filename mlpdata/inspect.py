@@ -24,7 +24,7 @@ SHEET_ROWS, SHEET_COLUMNS = 10, 8
 def info(root: Path, as_json: bool = False) -> str:
     """What a shard directory holds, for people or (the whole manifest) for programs."""
     manifest = Manifest.load(root)
-    _check_files(root, manifest)
+    check_files(root, manifest)
     if as_json:
         return json.dumps(asdict(manifest), indent=1, ensure_ascii=False)
     size = sum(f["bytes"] for f in manifest.files.values())
@@ -56,7 +56,7 @@ def info(root: Path, as_json: bool = False) -> str:
     return "\n".join(f"{name:<12} {value}" for name, value in rows)
 
 
-def _check_files(root: Path, manifest: Manifest) -> None:
+def check_files(root: Path, manifest: Manifest) -> None:
     for name, entry in manifest.files.items():
         path = Path(root) / name
         if not path.is_file():

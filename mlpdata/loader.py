@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mlpdata import tiers
+from mlpdata import remote, tiers
 from mlpdata.augment import Augment, Batch
 from mlpdata.epoch import Order, permute
 from mlpdata.index import open_split
@@ -39,8 +39,9 @@ def load(root, split="train", batch_size=1024, device="cpu", **options):
 class Loader:
     """Iterating it is one epoch of Batches; `len` is their number.
 
-    root:        shard directory; or a `.beton` file of ours or of ffcv's own writer (the first image and the first int
-                 field are taken); or a WebDataset tar, a pattern of tars, or a directory of nothing but tars.
+    root:        shard directory, also as hf:OWNER/NAME or a URL, of which a verified copy is made in the cache; or a
+                 `.beton` file of ours or of ffcv's own writer (the first image and the first int field are taken); or a
+                 WebDataset tar, a pattern of tars, or a directory of nothing but tars.
     split:       its name; `val` and `test` stand for each other. Without meaning for single files.
     batch_size:  samples a global batch.
     format:      "beton" or "tar"; None takes the beton where there is one.
@@ -96,7 +97,7 @@ class Loader:
             raise Error(f"tier {tier!r} is none of {', '.join(tiers.TIERS)}")
         if pixels not in tiers.PIXELS:
             raise Error(f"pixels {pixels!r} is neither 'rgb' nor 'ycc420'")
-        self.root, self.device = Path(root), _device(device)
+        self.root, self.device = remote.local_copy(root), _device(device)
         opened = open_split(self.root, split, format)
         self.manifest, self.split, self.num_classes = opened.manifest, opened.split, opened.num_classes
         self.batch_size, self.augment = batch_size, augment

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
 import mlpdata
-from mlpdata import datasets, image
+from mlpdata import datasets, image, web
 from mlpdata.manifest import FORMAT_VERSION, Error, work_path
 from mlpdata.sources import ClassFilter, Source
+from mlpdata.sources.blob import fingerprint
 from mlpdata.units import Recipe, Task
 
 DURABLE_FROM_BYTES = 2 << 30  # smaller outputs are not synced part by part: a power cut costs them seconds
@@ -33,7 +35,7 @@ class Options:
     quality: int = 90
     resize: str = "squash"
     filter: str = "box"
-    out: Path | None = None
+    out: Path | str | None = None  # a string is a URL
     splits: tuple[str, ...] = ()
     workers: int | None = None  # None: the cores of this machine, or of the cluster
     seed: int = 0
@@ -42,6 +44,8 @@ class Options:
     max_skipped: float = 0.01
     min_class_size: int = 0  # classes with fewer images are left out
     val_per_class: int = 0  # images of each class, first by name, that become the split `val`
+    image_column: str | None = None  # of parquet files; None: found from their features
+    label_column: str | None = None
     classes: Path | None = None  # file whose lines begin with the names of the classes to take, in label order
     engine: str = "local"
     part: tuple[int, int] | None = None  # (K, N): convert only the K-th of N shares of the units, and stop there
@@ -136,7 +140,7 @@ class Plan:
         return self.work / "assembling"
 
 
-def make_plan(options: Options) -> Plan:
+def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
     """Open the source, list its units and settle every choice. Raises Error for a bad source or impossible options."""
     spec = datasets.get(options.dataset)
     res = options.res or spec.res
@@ -145,7 +149,16 @@ def make_plan(options: Options) -> Plan:
     if options.engine == "ray":  # its workers start elsewhere
         root = root.absolute()
         archive = os.path.abspath(archive) if archive and os.path.exists(archive) else archive
-    source = datasets.open_source(spec, archive, res=res, seed=options.seed, class_filter=class_filter)
+    source = datasets.open_source(
+        spec,
+        archive,
+        res=res,
+        seed=options.seed,
+        class_filter=class_filter,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        say=say,
+    )
     units = source.units()
     available = list(source.splits or dict.fromkeys(unit.split for unit in units))
     splits = [_split_name(name, available, spec.name) for name in dict.fromkeys(options.splits)] or available
@@ -171,7 +184,7 @@ def make_plan(options: Options) -> Plan:
         "tool_version": mlpdata.__version__,
         "command": _command(spec, options, res, splits),
         "release": source.release,
-        "source_files": {Path(f).name: _fingerprint(Path(f)) for f in source.files},
+        "source_files": {web.file_name(f): fingerprint(f) for f in source.files},
         "units": _digest(tasks),
         "classes": xxhash.xxh3_64_hexdigest(repr(source.classes).encode()),
         "image_library": image.library_versions(),
@@ -247,20 +260,10 @@ def _command(spec: datasets.DatasetSpec, options: Options, res: int, splits: lis
     words += [f"--limit {options.limit}"] if options.limit else []
     words += [f"--min-class-size {options.min_class_size}"] if options.min_class_size else []
     words += [f"--val-per-class {options.val_per_class}"] if options.val_per_class else []
+    words += [f"--image-column {options.image_column}"] if options.image_column else []
+    words += [f"--label-column {options.label_column}"] if options.label_column else []
     words += [f"--classes {Path(options.classes).name}"] if options.classes else []
     return " ".join(words)
-
-
-def _fingerprint(path: Path) -> dict:
-    """Enough of a file to notice another one under its name, without reading a terabyte: its size and both ends."""
-    if path.is_dir():
-        return {}
-    size = path.stat().st_size
-    with open(path, "rb") as f:
-        ends = f.read(1 << 20)
-        f.seek(max(0, size - (1 << 20)))
-        ends += f.read(1 << 20)
-    return {"bytes": size, "xxh3_of_ends": xxhash.xxh3_64_hexdigest(ends)}
 
 
 def size(num_bytes: float) -> str:

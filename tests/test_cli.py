@@ -128,12 +128,13 @@ def test_broken_images_are_counted_and_named(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- rules
 
 ORDER = [
-    {"manifest", "image", "progress", "labels", "engines", "draws", "pixels", "memory", "epoch"},
+    {"manifest", "image", "progress", "labels", "engines", "draws", "pixels", "memory", "epoch"}
+    | {"web", "download", "hub", "archives"},
     {"sources", "tar", "beton", "parts", "reader"},
+    {"remote"},
     {"datasets", "units", "order", "augment", "publish", "index"},
     {"shards", "plan", "tiers", "dataset"},
     {"seal", "workdir", "loader"},
-    {"convert", "inspect", "bench"},
     {"cli"},
 ]
 
@@ -174,4 +175,6 @@ def test_names_of_data_sets_stand_in_one_module():
             continue  # the command line has them in its examples
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                assert node.value not in ("cifar10", "cifar100", "tinyimagenet", "shapes", "folder"), path
+                assert node.value not in ("cifar10", "cifar100", "tinyimagenet", "shapes", "folder", "stl10", "hub"), (
+                    path
+                )

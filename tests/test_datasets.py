@@ -11,6 +11,7 @@ def test_unknown_name_gives_the_nearest():
 
 def test_missing_archive_says_what_to_get_and_where_to_put_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     with pytest.raises(Error) as caught:
         datasets.open_source(datasets.get("cifar10"), None, res=32, seed=0)
     for part in ("cifar-10-python.tar.gz", "https://", "170,498,071", str(tmp_path), "--source"):
@@ -23,7 +24,7 @@ def test_archive_in_the_download_folder_or_in_a_given_one_is_found(tmp_path, mon
     spec = datasets.get("cifar10")
     assert datasets.open_source(spec, None, res=32, seed=0).classes
     assert datasets.open_source(spec, str(tmp_path), res=32, seed=0).classes
-    assert "(here)" in datasets.table()
+    assert "(here: cifar-10-python.tar.gz)" in datasets.table()
 
 
 def test_sources_that_make_no_sense(tmp_path):
@@ -33,8 +34,10 @@ def test_sources_that_make_no_sense(tmp_path):
         datasets.open_source(datasets.get("shapes"), "x", res=32, seed=0)
     with pytest.raises(Error, match="needs --source"):
         datasets.open_source(datasets.get("folder"), None, res=32, seed=0)
-    with pytest.raises(Error, match="local files"):
-        datasets.open_source(datasets.get("cifar10"), "https://x/y.tar.gz", res=32, seed=0)
+    with pytest.raises(Error, match="cannot read ftp:"):
+        datasets.open_source(datasets.get("cifar10"), "ftp://x/y.tar.gz", res=32, seed=0)
+    with pytest.raises(Error, match="needs --source: hf:OWNER/NAME"):
+        datasets.open_source(datasets.get("hub"), None, res=32, seed=0)
 
 
 def test_table_has_every_name():

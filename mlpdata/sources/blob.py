@@ -1,4 +1,4 @@
-"""One large file, plain or gzip, read at offsets by many processes at once. Nothing is extracted."""
+"""One large file, plain, gzip or behind a URL, read at offsets by many processes at once. Nothing is extracted."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import re
 import weakref
 from pathlib import Path
 
+import xxhash
+
+from mlpdata import web
 from mlpdata.manifest import Error
+from mlpdata.sources.url import UrlFile
 
 READ_BYTES = 8 << 20
 SPACING_BYTES = 4 << 20  # between places where decompression can start
 LARGE_BYTES = 64 << 30  # gzip files from this size on have them at four times the distance: less to load
+END_BYTES = 1 << 20
 
 
 class PlainFile:
@@ -200,11 +205,32 @@ def _close_in(pid: int, handle) -> None:
         handle.close()
 
 
-def open_blob(path: Path) -> PlainFile | GzipFile:
+Blob = PlainFile | GzipFile | UrlFile
+
+
+def open_blob(path: Path | str) -> Blob:
     """Open by content, not by name. Raises Error where the file cannot be read."""
+    if web.is_url(str(path)):
+        blob = UrlFile(str(path))
+        if blob.read_at(0, 2) == b"\x1f\x8b":
+            raise Error(f"{path} is a gzip stream, which cannot be read in place; download it first")
+        return blob
     try:
         with open(path, "rb") as f:
             magic = f.read(2)
     except OSError as e:
         raise Error(f"cannot read {path}: {e.strerror}") from None
     return GzipFile(path) if magic == b"\x1f\x8b" else PlainFile(path)
+
+
+def fingerprint(path: str) -> dict:
+    """Enough of a file to notice another one under its name, without reading a terabyte: its size and both ends.
+
+    The same for a file on disk and behind a URL; {} for a directory and for a repository, whose revision says it all.
+    """
+    if path.startswith("hf:") or os.path.isdir(path):
+        return {}
+    blob = UrlFile(path) if web.is_url(path) else PlainFile(Path(path))
+    ends = blob.read_at(0, END_BYTES) + blob.read_at(max(0, blob.size - END_BYTES), END_BYTES)
+    blob.close()
+    return {"bytes": blob.size, "xxh3_of_ends": xxhash.xxh3_64_hexdigest(ends)}

@@ -45,6 +45,27 @@ CIFAR10 = Layout(
 CIFAR100 = Layout(
     "cifar-100-python", {"train": ("train", 50_000), "test": ("val", 10_000)}, "meta", "fine_labels", "fine_label_names"
 )
+# The batches in the order in which they lie in the authors' archive: copies made by reading it front to back, as the
+# Hub's, have their rows in this order.
+ARCHIVE_ORDER = ("data_batch_4", "data_batch_3", "data_batch_2", "data_batch_5", "data_batch_1")
+
+
+def place(layout: Layout, split: str, row: int) -> tuple[str, str]:
+    """(key, origin) of a row of a split that has all batches one after the other: those of the archive's own image."""
+    names = [name for name, (of, _) in layout.batches.items() if of == split]
+    for name in sorted(names, key=ARCHIVE_ORDER.index) if len(names) > 1 else names:
+        if row < layout.batches[name][1]:
+            return _key(name, row), _origin(layout, name, row)
+        row -= layout.batches[name][1]
+    raise Error(f"{layout.folder}: split {split!r} has more rows than the archive has images")
+
+
+def _key(batch: str, row: int) -> str:
+    return f"{batch}_{row:05d}"
+
+
+def _origin(layout: Layout, batch: str, row: int) -> str:
+    return f"{layout.folder}/{batch}[{row}]"
 
 
 class Cifar(Source):
@@ -140,7 +161,7 @@ class Cifar(Source):
         stop = start + ROWS_A_UNIT
         images = pixels[start:stop].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy()
         for i, label in enumerate(labels[start:stop].tolist(), start):
-            yield Sample(f"{name}_{i:05d}", images[i - start], label, f"{self.layout.folder}/{name}[{i}]")
+            yield Sample(_key(name, i), images[i - start], label, _origin(self.layout, name, i))
 
     def _batch(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(N, 3072) uint8 planar pixels and (N,) labels; the last batch read is kept for its next unit."""

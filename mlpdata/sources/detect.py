@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mlpdata.hub import Repository
+from mlpdata.manifest import Error
 from mlpdata.sources import ClassFilter, Source, downsampled, webdataset
 from mlpdata.sources.folder import Folder
 from mlpdata.sources.ilsvrc import TRAIN, ImageNet1k, flat_val
 from mlpdata.sources.imagenet import ImageNetTars, recognise
 
 
-def open_imagenet1k(path: Path, class_filter: ClassFilter, res: int, cache: Path) -> Source:
-    """ILSVRC2012: the official tars, Downsampled-ImageNet, WebDataset tars, or class folders or tars in a directory."""
+def open_imagenet1k(path: Path | str | Repository, class_filter: ClassFilter, res: int, cache: Path) -> Source:
+    """ILSVRC2012: the official tars, Downsampled-ImageNet, WebDataset tars, or class folders or tars in a directory.
+
+    Of a URL (a string) it is the train tar, of a repository its WebDataset tars.
+    """
+    if not isinstance(path, Path):
+        return _remote(path, class_filter, res, cache, ("ilsvrc2012",))
     if path.is_dir() and (path / TRAIN).exists():
         return ImageNet1k(path, class_filter, res, cache)
     if batches := downsampled.find(path):
@@ -24,12 +31,25 @@ def open_imagenet1k(path: Path, class_filter: ClassFilter, res: int, cache: Path
     return ImageNet1k(path, class_filter, res, cache)
 
 
-def open_imagenet21k(path: Path, class_filter: ClassFilter, res: int, cache: Path) -> Source:
-    """ImageNet-21k: fall11, winter21 or -P in one tar, plain or gzip, WebDataset tars, or class folders or tars."""
+def open_imagenet21k(path: Path | str | Repository, class_filter: ClassFilter, res: int, cache: Path) -> Source:
+    """ImageNet-21k: fall11, winter21 or -P in one tar, plain or gzip, WebDataset tars, or class folders or tars.
+
+    Of a URL (a string) it is the one plain tar, of a repository its WebDataset tars.
+    """
+    lists = ("fall11", "fall11-12k", "fall11-p", "winter21-p")
+    if not isinstance(path, Path):
+        return _remote(path, class_filter, res, cache, lists)
     if tars := webdataset.find(path):
-        lists = ("fall11", "fall11-12k", "fall11-p", "winter21-p")
         return webdataset.WebDataset(path, tars, class_filter, res, lists)
     return _classes(path, class_filter, res) if path.is_dir() else ImageNetTars(path, class_filter, res, cache)
+
+
+def _remote(path: str | Repository, class_filter: ClassFilter, res: int, cache: Path, lists: tuple[str, ...]) -> Source:
+    if isinstance(path, str):
+        return ImageNetTars(path, class_filter, res, cache)
+    if tars := webdataset.find(path):
+        return webdataset.WebDataset(path, tars, class_filter, res, lists)
+    raise Error(f"{path} holds neither parquet files nor WebDataset tars")
 
 
 def _classes(path: Path, class_filter: ClassFilter, res: int, flat: dict[str, dict[str, str]] | None = None) -> Source:

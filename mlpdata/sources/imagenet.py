@@ -39,6 +39,7 @@ class Share:
 class ImageNetTars(Source):
     """An archive of classes, or a directory of class tars.
 
+    path: a string is a URL, read in place.
     res: pixels a side of what is made of it; bounds how many images are one unit.
     class_filter: see ClassFilter; classes are counted as listed in the archive, readable or not.
     cache: folder that keeps the listing of gzip streams between runs; None: nowhere.
@@ -50,19 +51,19 @@ class ImageNetTars(Source):
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         class_filter: ClassFilter = ClassFilter(),  # noqa: B008 - it is frozen
         res: int = 64,
         cache: Path | None = None,
     ):
-        self.path, self.class_filter, self._res = Path(path), class_filter, res
-        if self.path.is_dir():
-            self._blobs, listing = list_directory(self.path)
+        self.path, self.class_filter, self._res = path, class_filter, res
+        if isinstance(path, Path) and path.is_dir():
+            self._blobs, listing = list_directory(path)
         else:
-            self._blobs = [open_blob(self.path)]
+            self._blobs = [open_blob(path)]
             listing = list_archive(self._blobs[0], cache)
-        self.files = [str(self.path)]
-        self._damage = [Broken(self.path.name, reason) for reason in listing.damage]
+        self.files = [str(path)]
+        self._damage = [Broken(posixpath.basename(str(path)), reason) for reason in listing.damage]
         found = sorted({s.class_name for s in listing.stretches})
         if not found:
             damage = f" ({listing.damage[0]})" if listing.damage else ""

@@ -103,7 +103,9 @@ def _scan_archive(blob: PlainFile | GzipFile) -> Listing:
     run: list | None = None  # the class folder under way: [class, split, start, end, images]
     parts: Counter[str] = Counter()
     name = posixpath.basename(blob.path)
-    progress = Progress(f"listing {name}", os.stat(blob.path).st_size // 10**6, unit="MB")
+    progress = Progress(
+        f"listing {name}", (os.stat(blob.path).st_size if blob.compressed else blob.size) // 10**6, unit="MB"
+    )
     read_at = _peeking(blob)
     for item in scan(read_at, 0, end):
         if isinstance(item, Damage):

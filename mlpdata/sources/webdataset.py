@@ -12,10 +12,12 @@ from itertools import islice
 from pathlib import Path
 
 from mlpdata import labels
+from mlpdata.hub import Repository
 from mlpdata.manifest import Error, info_path
 from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, most_samples
 from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.tarscan import BLOCK, Damage, Member, next_member, scan
+from mlpdata.sources.url import UrlFile
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val|test)(?=[-_.])")
@@ -28,21 +30,24 @@ MAX_INFO_BYTES = 64 << 20
 MAX_CLASSES = 21_841
 
 
-def find(path: Path) -> list[Path]:
+def find(path: Path | Repository) -> list[Path]:
     """The tars of a directory, of a pattern like `imagenet1k-train-*.tar`, or the one at `path`; [] if they are none.
 
-    They are told by the first members of the first tar: a sample's class or JSON lies beside its image.
+    They are told by the first members of the first tar: a sample's class or JSON lies beside its image. Those of a
+    repository are given by their paths in it.
     """
-    if path.is_dir():
+    if isinstance(path, Repository):
+        tars = [Path(name) for name in sorted(path.files) if name.endswith(".tar")]
+    elif path.is_dir():
         with os.scandir(path) as entries:
             tars = sorted(path / e.name for e in entries if e.name.endswith(".tar") and not e.name.startswith("."))
     elif path.exists():
         tars = [path]
     else:
         tars = sorted(Path(p) for p in glob.glob(str(path)))
-    if not tars or not tars[0].is_file():
+    if not tars or not (isinstance(path, Repository) or tars[0].is_file()):
         return []
-    blob = PlainFile(tars[0])
+    blob = _open(path, tars[0])
     first = list(islice(scan(blob.read_at, 0, blob.size), 4))
     blob.close()
     names = [_split_name(m.name) for m in first if isinstance(m, Member)]
@@ -60,14 +65,16 @@ class WebDataset(Source):
     class_filter: only `classes`; class sizes are not known before everything was read.
     """
 
-    def __init__(self, path: Path, tars: list[Path], class_filter: ClassFilter, res: int, lists: tuple[str, ...]):
+    def __init__(
+        self, path: Path | Repository, tars: list[Path], class_filter: ClassFilter, res: int, lists: tuple[str, ...]
+    ):
         self.path = path
-        self.files = [str(path if path.exists() else path.parent)]
+        self.files = [str(path if isinstance(path, Repository) or path.exists() else path.parent)]
         if class_filter.min_class_size or class_filter.val_per_class:
             raise Error(f"{path} holds shuffled WebDataset tars: of the class filters it takes only --classes")
         self._most = most_samples(res)
-        self._tars = _with_splits(tars)
-        self._blobs = {name: PlainFile(tar) for name, tar, _, _ in self._tars}
+        self._tars = _with_splits(path, tars)
+        self._blobs = {name: _open(path, tar) for name, tar, _, _ in self._tars}
         self._peek(lists)
         self._names = {name: i for i, name in enumerate(self._list)}
         wanted = class_filter.classes
@@ -116,7 +123,8 @@ class WebDataset(Source):
             self._list = [str(i) for i in range(MAX_CLASSES)]
             told = "unknown release, classes by number"
         self.drops_empty_classes = not known
-        self.release = f"WebDataset tars ({told})"
+        kind = f"{self.path}, " if isinstance(self.path, Repository) else ""
+        self.release = f"{kind}WebDataset tars ({told})"
 
     # ----------------------------------------------------------------------------------------------------- units
 
@@ -154,7 +162,7 @@ class WebDataset(Source):
                 yield Sample(key, blob.read_at(files[image].offset, files[image].size), label, origin)
         blob.close()
 
-    def _label(self, blob: PlainFile, key: str, files: dict[str, Member]) -> int | str | None:
+    def _label(self, blob: PlainFile | UrlFile, key: str, files: dict[str, Member]) -> int | str | None:
         """The label, None for a class that was not asked for, or why there is none."""
         if self._by_wnid:
             wnid = self._wnid(blob, key, files)
@@ -166,14 +174,14 @@ class WebDataset(Source):
             return "has no class" if number is None else f"is of class {number}, beyond {len(self._list) - 1}"
         return self._labels.get(self._list[number])
 
-    def _number(self, blob: PlainFile, files: dict[str, Member]) -> int | None:
+    def _number(self, blob: PlainFile | UrlFile, files: dict[str, Member]) -> int | None:
         if "cls" in files:
             text = blob.read_at(files["cls"].offset, min(files["cls"].size, 32)).strip()
             return int(text) if text.isdigit() and len(text) < 10 else None
         label = _json(blob, files).get("label")
         return label if type(label) is int and label >= 0 else None
 
-    def _wnid(self, blob: PlainFile, key: str, files: dict[str, Member]) -> str | None:
+    def _wnid(self, blob: PlainFile | UrlFile, key: str, files: dict[str, Member]) -> str | None:
         if match := WNID.search(key):
             return match[1]
         name = _json(blob, files).get("filename")
@@ -181,7 +189,9 @@ class WebDataset(Source):
         return match[1] if match else None
 
 
-def _groups(blob: PlainFile, start: int, stop: int, end: int) -> Iterator[tuple[str, dict[str, Member]] | Broken]:
+def _groups(
+    blob: PlainFile | UrlFile, start: int, stop: int, end: int
+) -> Iterator[tuple[str, dict[str, Member]] | Broken]:
     """Samples, (key, members by extension), of a range of a tar.
 
     Ranges that meet have no sample in common and leave none out: one belongs to the range in which it begins, but for
@@ -217,7 +227,7 @@ def _split_name(name: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), extension.lower()
 
 
-def _json(blob: PlainFile, files: dict[str, Member]) -> dict:
+def _json(blob: PlainFile | UrlFile, files: dict[str, Member]) -> dict:
     member = files.get("json")
     if member is None or member.size > MAX_JSON_BYTES:
         return {}
@@ -228,13 +238,23 @@ def _json(blob: PlainFile, files: dict[str, Member]) -> dict:
     return record if isinstance(record, dict) else {}
 
 
-def _with_splits(tars: list[Path]) -> list[tuple[str, Path, str, int]]:
+def _open(path: Path | Repository, tar: Path) -> PlainFile | UrlFile:
+    if isinstance(path, Repository):
+        return UrlFile(path.url(tar.as_posix()), path.login(), path.files[tar.as_posix()])
+    return PlainFile(tar)
+
+
+def _with_splits(path: Path | Repository, tars: list[Path]) -> list[tuple[str, Path, str, int]]:
     """(name, path, split, samples or 0) of each tar."""
     told: dict[str, tuple[str, int]] = {}
     info = info_path(tars[0].parent)
     try:
-        if info.is_file() and info.stat().st_size < MAX_INFO_BYTES:
-            for name, split in json.loads(info.read_text())["splits"].items():
+        there = info.as_posix() in path.files if isinstance(path, Repository) else info.is_file()
+        table = _open(path, info) if there else None
+        if table is not None and table.size < MAX_INFO_BYTES:
+            text = table.read_at(0, table.size)
+            table.close()
+            for name, split in json.loads(text)["splits"].items():
                 lengths = split.get("shard_lengths") or [0] * len(split["filenames"])
                 for file, n in zip(split["filenames"], lengths, strict=True):
                     told.setdefault(file, (SPLITS.get(name, name), int(n)))

@@ -1,0 +1,609 @@
+import hashlib
+import http.server
+import io
+import json
+import multiprocessing as mp
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import convert_quietly, encoded, make_cifar, picture, run_cli
+from servers import FileServer, cut, replaced, stall, status
+
+from mlpdata import Error, archives, datasets, download, engines, web
+from mlpdata.download import Wanted, fetch
+from mlpdata.sources import stl10, url
+
+ROOT = Path(__file__).parents[1]
+
+DATA = np.random.default_rng(0).bytes(3_000_000)
+OTHER = np.random.default_rng(1).bytes(2_500_000)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """The same manners as ever, in a hundredth of the time."""
+    for name, value in (("CONNECT_S", 1.0), ("STALL_S", 0.3), ("FIRST_PAUSE_S", 0.01)):
+        monkeypatch.setattr(web, name, value)
+    # Workers take over the shorter pauses only when forked, which the server's thread would speak against.
+    monkeypatch.setattr(engines, "_context", lambda: mp.get_context("fork"))
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server():
+    with FileServer({"/a.bin": DATA}) as running:
+        yield running
+
+
+SIZE, MD5 = len(DATA), hashlib.md5(DATA).hexdigest()
+
+
+def wanted(server, name="a.bin", size=SIZE, md5=MD5, mirrors=()):
+    return Wanted(name=name, urls=(f"{server.url}/{name}", *mirrors), num_bytes=size, md5=md5)
+
+
+def fetched(what, folder, **options):
+    lines = []
+    path = fetch(what, folder, say=lines.append, quiet=True, **options)
+    assert sorted(p.name for p in folder.iterdir()) == [f".{what.name}.lock", what.name]
+    return path.read_bytes(), lines
+
+
+# ------------------------------------------------------------------------------------------------- the right file
+
+
+def test_a_file_is_fetched_once_and_then_checked(server, tmp_path):
+    assert fetched(wanted(server), tmp_path)[0] == DATA
+    assert fetched(wanted(server), tmp_path)[0] == DATA
+    assert server.sent == len(DATA) and len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [cut(1_000_000), cut(0), cut(500_000)],
+        [stall(700_000), stall(0)],
+        [status(503), status(429, Retry_After="0"), status(500)],
+        [cut(100), status(503), stall(100), status(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")],
+    ],
+    ids=["cut", "stalled", "busy", "all of it"],
+)
+def test_faults_that_pass_cost_no_byte_twice(server, tmp_path, faults):
+    server.faults = list(faults)
+    data, lines = fetched(wanted(server), tmp_path)
+    assert data == DATA and not server.faults
+    assert server.sent == len(DATA)
+    assert len(lines) == len(faults) and all("trying again in" in line and "\n" not in line for line in lines)
+
+
+def test_retry_after_is_honoured(server, tmp_path):
+    server.faults = [status(429, Retry_After="1")]
+    started = time.monotonic()
+    fetched(wanted(server), tmp_path)
+    assert time.monotonic() - started >= 1
+    server.faults = [status(503, Retry_After="86400")]
+    with pytest.raises(Error, match=r"503 .*; the server asks to come back in 86,400 s"):
+        fetch(wanted(server), tmp_path / "x")
+
+
+def test_a_later_call_fetches_only_what_is_missing(server, tmp_path):
+    server.faults = [cut(1_200_000)] + [status(503)] * 5
+    with pytest.raises(Error, match=r"503 .*; gave up after 5 attempts"):
+        fetch(wanted(server), tmp_path)
+    assert not (tmp_path / "a.bin").exists()
+    assert server.sent == 1_200_000
+    data, lines = fetched(wanted(server), tmp_path)
+    assert data == DATA and server.sent == len(DATA)
+    assert any("going on at 1,200,000 of 3,000,000" in line for line in lines)
+
+
+@pytest.mark.parametrize("tags", [True, False])
+@pytest.mark.parametrize("md5", [True, False])
+def test_a_file_that_changed_is_begun_anew(server, tmp_path, tags, md5):
+    server.tags = tags
+    what = wanted(server, size=None, md5=None)
+    server.faults = [cut(1_200_000), replaced(OTHER)]
+    server.faults += [replaced(OTHER)] * 2
+    data, lines = (
+        fetched(what, tmp_path)
+        if not md5
+        else fetched(wanted(server, size=None, md5=hashlib.md5(OTHER).hexdigest()), tmp_path)
+    )
+    assert data == OTHER
+    assert any("starting again" in line for line in lines)
+
+
+def test_a_file_that_became_shorter_is_begun_anew(server, tmp_path):
+    server.faults = [cut(2_900_000)] + [replaced(OTHER)] * 3
+    server.tags = False
+    assert fetched(wanted(server, size=None, md5=None), tmp_path)[0] == OTHER
+
+
+def test_a_server_without_ranges_is_asked_for_the_whole(server, tmp_path):
+    server.ranges = False
+    server.faults = [cut(1_000_000)]
+    data, lines = fetched(wanted(server), tmp_path)
+    assert data == DATA
+    assert any("does not go on in the middle; starting again" in line for line in lines)
+    server.faults = [cut(1_000_000)] * 50
+    with pytest.raises(Error, match="could not be had in one piece in 5 attempts"):
+        fetch(wanted(server), tmp_path / "x")
+
+
+def test_a_body_without_a_length(server, tmp_path):
+    def chunked(handler, body):
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for at in range(0, len(body), 100_000):
+            piece = body[at : at + 100_000]
+            handler.wfile.write(b"%x\r\n" % len(piece) + piece + b"\r\n")
+            if handler.cut and at > 1_000_000:
+                handler.close_connection = True
+                return
+        handler.wfile.write(b"0\r\n\r\n")
+
+    def cut_short(handler, body):
+        handler.cut = 1
+        return chunked(handler, body)
+
+    server.faults = [chunked]
+    assert fetched(wanted(server), tmp_path / "a")[0] == DATA
+    server.faults = [cut_short, chunked]
+    assert fetched(wanted(server), tmp_path / "b")[0] == DATA
+
+
+def test_mirrors_go_on_with_what_the_first_gave(server, tmp_path):
+    with FileServer({"/m.bin": DATA}) as mirror:
+        server.faults = [cut(1_000_000)] + [status(503)] * 5
+        data, lines = fetched(wanted(server, mirrors=[f"{mirror.url}/m.bin"]), tmp_path)
+        assert data == DATA
+        assert server.sent == 1_000_000 and mirror.sent == 2_000_000
+        assert any("trying the next mirror" in line for line in lines)
+
+
+def test_bytes_of_a_bad_mirror_are_not_kept(server, tmp_path):
+    with FileServer({"/a.bin": OTHER + DATA[len(OTHER) :]}) as bad:
+        bad.faults = [cut(1_000_000)] + [status(503)] * 5
+        what = wanted(bad, mirrors=[f"{server.url}/a.bin"])
+        data, lines = fetched(what, tmp_path)
+        assert data == DATA
+        assert any("some of it was of an earlier attempt; starting again" in line for line in lines)
+
+
+def test_a_slow_connection_gets_company(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "SLOW_AFTER_S", 0.3)
+    monkeypatch.setattr(download, "SPLIT_BYTES", 100_000)
+    server.bytes_per_s = 1_000_000
+    refused = []
+
+    def refuse(handler, body):  # the first companion is sent away: the others take its part
+        refused.append(1)
+        handler.answer(403)
+
+    server.faults = [None, refuse]
+    data, lines = fetched(wanted(server), tmp_path)
+    assert data == DATA and refused
+    assert "this is slow; going on with 4 connections" in lines[0]
+    assert server.sent < len(DATA) + 4 * (1 << 19)  # what was on the way when a stretch ended
+
+
+def test_stretches_of_several_connections_are_resumed(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "SLOW_AFTER_S", 0.2)
+    monkeypatch.setattr(download, "SPLIT_BYTES", 100_000)
+    server.bytes_per_s = 500_000
+    original = web.Answer.chunks
+
+    def failing(self):
+        for chunk in original(self):
+            if server.sent > 1_500_000:
+                raise Error("no more today")
+            yield chunk
+
+    monkeypatch.setattr(web.Answer, "chunks", failing)
+    with pytest.raises(Error, match="no more today"):
+        fetch(wanted(server), tmp_path, quiet=True)
+    monkeypatch.setattr(web.Answer, "chunks", original)
+    missing = json.loads((tmp_path / "a.bin.part.json").read_text())["missing"]
+    assert len(missing) > 1
+    with FileServer({"/a.bin": DATA}) as again:
+        # Another host with the same checksum, as a mirror is.
+        data, _ = fetched(wanted(again), tmp_path)
+        assert data == DATA
+        assert again.sent == sum(stop - at for at, stop in missing)
+
+
+# ---------------------------------------------------------------------------------------------------- one clear line
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ([status(404)], "the server answers 404 Not Found"),
+        ([status(410)], "the server answers 410 Gone"),
+        ([status(403)], "403 Forbidden; it wants a login"),
+        ([status(401)], "401 Unauthorized; it wants a login"),
+        ([replaced(b"<html>log in</html>")], "has 19 bytes instead of 3,000,000"),
+        ([replaced(OTHER + DATA[len(OTHER) :])], r"has MD5 \w+ instead of \w+; it has been deleted"),
+        ([status(302, Location="/a.bin")] * 100, "(?i)redirects"),
+        ([status(503)] * 5, "503 Service Unavailable; gave up after 5 attempts"),
+        ([stall(0)] * 5, "nothing arrived in time; gave up after 5 attempts"),
+        ([cut(0)] * 5, "the connection was cut; gave up after 5 attempts"),
+    ],
+)
+def test_what_does_not_pass_is_one_line(server, tmp_path, faults, message):
+    server.faults = list(faults)
+    with pytest.raises(Error, match=message) as caught:
+        fetch(wanted(server), tmp_path)
+    assert "\n" not in str(caught.value) and "127.0.0.1" in str(caught.value)
+    assert not (tmp_path / "a.bin").exists()
+    server.faults = []
+    assert fetched(wanted(server), tmp_path)[0] == DATA
+
+
+def test_nobody_there(tmp_path):
+    with pytest.raises(Error, match=r"(?i)refused.*gave up"):
+        fetch(Wanted(name="a", urls=("http://127.0.0.1:9/a",)), tmp_path)
+    with pytest.raises(Error, match="cannot fetch"):
+        fetch(Wanted(name="a", urls=("http://[::bad/a",)), tmp_path)
+
+
+def test_another_file_in_its_place_is_left_alone(server, tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"mine")
+    with pytest.raises(Error, match=r"is there, but has 4 bytes instead of 3,000,000"):
+        fetch(wanted(server), tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == b"mine" and not server.requests
+
+
+def test_a_folder_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(Error, match="cannot write"):
+        fetch(wanted(server), tmp_path / "file" / "x")
+
+
+def test_no_space(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(Error, match="no space for"):
+        fetch(wanted(server), tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b'{"url": 1}', b'{"url":"u","tag":"","size":9,"missing":[[0,99]]}'])
+def test_a_damaged_journal_costs_what_had_arrived(server, tmp_path, damage):
+    (tmp_path / "a.bin.part").write_bytes(DATA[:1000])
+    (tmp_path / "a.bin.part.json").write_bytes(damage)
+    assert fetched(wanted(server), tmp_path)[0] == DATA
+
+
+# ----------------------------------------------------------------------------------------------------------- login
+
+
+def test_headers_and_cookies_go_to_their_host_only(server, tmp_path):
+    cookies = tmp_path / "cookies.txt"
+    cookies.write_text("# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\tsession\tabc\n")
+    login = web.Login(headers={"X-Key": "secret"}, cookies=cookies)
+    with FileServer({"/a.bin": DATA}) as other:
+        elsewhere = other.url.replace("127.0.0.1", "localhost")
+        server.faults = [status(302, Location=f"{elsewhere}/a.bin")]
+        fetched(wanted(server), tmp_path / "x", login=login)
+        _, _, first = server.requests[0]
+        assert first["X-Key"] == "secret" and first["Cookie"] == "session=abc"
+        assert "X-Key" not in other.requests[0][2] and "Cookie" not in other.requests[0][2]
+    (tmp_path / "bad.txt").write_text("hello")
+    for name in ("bad.txt", "none.txt"):
+        with pytest.raises(Error, match=f"cannot read --cookies .*{name}"):
+            web.Login(cookies=tmp_path / name).session()
+    with pytest.raises(Error, match="'nonsense' is no header"):
+        web.parse_headers(("nonsense",))
+
+
+def test_proxy_variables_are_honoured(tmp_path, monkeypatch):
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+        def log_message(self, *_):
+            pass
+
+    seen = []
+    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", "")
+    fetch(Wanted(name="a", urls=("http://data.example/a",)), tmp_path, quiet=True)
+    proxy.shutdown()
+    proxy.server_close()
+    assert seen == ["http://data.example/a"] and (tmp_path / "a").read_bytes() == b"ok"
+
+
+# ------------------------------------------------------------------------------------------------------- processes
+
+FETCH = """
+import sys
+from pathlib import Path
+from mlpdata.download import Wanted, fetch
+url, md5, folder = sys.argv[1:]
+fetch(Wanted(name="a.bin", urls=(url,), md5=md5), Path(folder), say=lambda line: print(line, flush=True), quiet=True)
+"""
+
+
+def start(server, folder):
+    words = [sys.executable, "-c", FETCH, f"{server.url}/a.bin", hashlib.md5(DATA).hexdigest(), str(folder)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_fetch_one_file_once(server, tmp_path):
+    server.bytes_per_s = 3_000_000
+    both = [start(server, tmp_path) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert server.sent == len(DATA)
+    assert sum("another process is fetching a.bin" in text for text in said) <= 1
+    assert (tmp_path / "a.bin").read_bytes() == DATA
+
+
+def test_killed_in_the_middle_then_again(server, tmp_path):
+    server.bytes_per_s = 600_000
+    process = start(server, tmp_path)
+    deadline = time.monotonic() + 30
+    while server.sent < 1_500_000 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    sent = server.sent
+    assert sent < len(DATA) and not (tmp_path / "a.bin").exists()
+    server.bytes_per_s = None
+    data, _ = fetched(wanted(server), tmp_path)
+    assert data == DATA
+    # At most what the journal was behind, and what was in the sockets, comes twice.
+    assert server.sent - len(DATA) < 1_300_000
+    assert server.sent < sent + len(DATA)
+
+
+# ----------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """A server with a small CIFAR-10 archive, and a spec that knows its size and checksum."""
+    make_cifar(tmp_path / "made.tar.gz")
+    data = (tmp_path / "made.tar.gz").read_bytes()
+    with FileServer({"/mirror/cifar-10-python.tar.gz": data}) as running:
+        monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("MLPDATA_MIRROR", f"{running.url}/mirror")
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        official = datasets.SPECS["cifar10"].archives[0]
+        small = replace(official, num_bytes=len(data), md5=hashlib.md5(data).hexdigest())
+        monkeypatch.setitem(datasets.SPECS, "cifar10", replace(datasets.SPECS["cifar10"], archives=(small,)))
+        yield running
+
+
+def test_convert_fetches_what_is_not_there(archive, tmp_path):
+    manifest, lines = convert_quietly(dataset="cifar10", out=tmp_path / "a", workers=2)
+    assert manifest.splits["train"].num_samples == 150
+    assert any("not there yet: fetching it" in line for line in lines)
+    again, _ = convert_quietly(dataset="cifar10", out=tmp_path / "b", workers=2)
+    assert again.files == manifest.files
+    assert len(archive.requests) == 1
+    assert "(here: cifar-10-python.tar.gz)" in datasets.table()
+
+
+def test_download_of_the_wrong_file_is_one_line(archive, tmp_path):
+    official = run_cli("download", "cifar10", "--quiet")  # the real size and checksum
+    assert official.returncode == 1 and "bytes instead of 170,498,071" in official.stderr
+    assert "Traceback" not in official.stderr and official.stderr.count("\n") == 1
+    assert not (tmp_path / "home" / "cifar-10-python.tar.gz").exists()
+
+
+def test_dry_run_and_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = run_cli("download", "cifar100", "--dry-run", "--to", tmp_path)
+    assert done.returncode == 0
+    assert "would fetch https://" in done.stdout and "169.0 MB" in done.stdout and str(tmp_path) in done.stdout
+    done = run_cli("download", "imagenet1k", "--dry-run", "--only", "real.json", "--to", tmp_path)
+    assert done.returncode == 0 and "real.json" in done.stdout and "train.tar" not in done.stdout
+    done = run_cli("download", "imagenet1k", "--only", "x.tar")
+    assert done.returncode == 1 and "there is no file 'x.tar'" in done.stderr
+    assert not list(tmp_path.iterdir())
+    done = run_cli("download", "shapes")
+    assert done.returncode == 1 and "has no archive to download" in done.stderr
+
+
+def test_imagenet_says_which_file_from_where_to_where_and_how_large(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
+    only = ("--only", "ILSVRC2012_img_train.tar", "--only", "ILSVRC2012_img_val.tar")
+    for words in (["download", "imagenet1k", *only], ["convert", "imagenet1k"]):
+        done = run_cli(*words)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        for part in (
+            "ILSVRC2012_img_train.tar",
+            "147,897,477,120 bytes",
+            "https://image-net.org",
+            str(tmp_path),
+            "--cookies",
+        ):
+            assert part in done.stderr
+    done = run_cli("convert", "imagenet21k")
+    assert done.returncode == 1 and "fall11_whole.tar" in done.stderr and str(tmp_path) in done.stderr
+
+
+def test_a_login_fetches_imagenet(tmp_path, monkeypatch):
+    def guarded(handler, body):
+        if handler.headers.get("Cookie") == "session=abc":
+            return body
+        handler.answer(403)
+
+    with FileServer({"/d/ILSVRC2012_img_val.tar": DATA}) as running:
+        running.faults = [guarded] * 2
+        spec = datasets.get("imagenet1k").archives
+        val = replace(spec[0].beside[0], url=f"{running.url}/d/ILSVRC2012_img_val.tar", num_bytes=SIZE, md5=MD5)
+        lines = []
+        with pytest.raises(Error, match="403 Forbidden; it wants a login"):
+            archives.download([val], tmp_path, login=web.Login(headers={"X": "y"}), say=lines.append, quiet=True)
+        login = web.Login(headers={"Cookie": "session=abc"})
+        archives.download([val], tmp_path, login=login, say=lines.append, quiet=True)
+        assert "checksum right" in lines[-1]
+
+
+# -------------------------------------------------------------------------------------------------- read in place
+
+
+@pytest.fixture
+def tar_of_tars(tmp_path):
+    """A small fall11_whole.tar with two classes, and its bytes."""
+    path = tmp_path / "fall11_whole.tar"
+    with tarfile.open(path, "w") as outer:
+        for c, wnid in enumerate(("n01440764", "n01443537")):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as tar:
+                for i in range(8):
+                    add(tar, f"{wnid}_{i}.JPEG", encoded(picture(300, 200, 10 * c + i)))
+            add(outer, f"{wnid}.tar", inner.getvalue())
+    return path
+
+
+def add(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def test_a_tar_behind_a_url_gives_the_same_directory_as_on_disk(tar_of_tars, tmp_path):
+    data = tar_of_tars.read_bytes()
+    options = {"dataset": "imagenet21k", "res": 32, "workers": 2}
+    local, _ = convert_quietly(source=str(tar_of_tars), out=tmp_path / "a", **options)
+    with FileServer({"/fall11_whole.tar": data}) as running:
+        running.faults = [None, cut(3000), status(503)]
+        remote, _ = convert_quietly(source=f"{running.url}/fall11_whole.tar", out=tmp_path / "b", **options)
+        assert running.sent < 5 * len(data) + 10 * (64 << 10)
+    assert remote == local
+    assert [p for p in tmp_path.rglob("*.tar") if p.name.startswith("fall11")] == [tar_of_tars]
+
+
+def test_a_url_is_read_piece_by_piece(monkeypatch):
+    monkeypatch.setattr(url, "PIECE_BYTES", 400_000)
+    with FileServer({"/a.bin": DATA}) as running:
+        blob = pickle.loads(pickle.dumps(url.UrlFile(f"{running.url}/a.bin")))
+        assert blob.size == SIZE
+        running.sent = 0
+        blob.will_read(100_000, 2_000_000)
+        for at in [*range(100_000, 2_100_000, 300_000), 100_000]:
+            size = min(300_000, 2_100_000 - at)
+            assert blob.read_at(at, size) == DATA[at : at + size]
+        assert running.sent == 2_000_000
+        for at, size in ((SIZE - 10, 100), (SIZE, 5), (0, 3), (2_500_000, 450_000), (2_950_000, 50_000)):
+            assert blob.read_at(at, size) == DATA[at : at + size]
+        running.faults = [cut(100), stall(50), status(500)]
+        assert blob.read_at(1_000_000, 200_000) == DATA[1_000_000:1_200_000]
+        blob.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "faults", "message"),
+    [
+        ({"ranges": False}, [], "serves no ranges: it cannot be read in place; download it first"),
+        ({}, [None, None, replaced(OTHER)], "has changed on the server while it was read"),
+        ({}, [status(404)], "404 Not Found"),
+        ({}, [status(503)] * 5, "gave up after 5 attempts"),
+        ({}, [replaced(b"\x1f\x8b" + DATA)] * 3, "gzip stream, which cannot be read in place; download it first"),
+    ],
+)
+def test_what_cannot_be_read_in_place_is_one_line(tar_of_tars, tmp_path, options, faults, message):
+    data = tar_of_tars.read_bytes()
+    with FileServer({"/fall11_whole.tar": data}, **options) as running:
+        running.faults = list(faults)
+        with pytest.raises(Error, match=message) as caught:
+            convert_quietly(
+                dataset="imagenet21k", source=f"{running.url}/fall11_whole.tar", out=tmp_path / "x", res=16, workers=1
+            )
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x" / "manifest.json").exists()
+
+
+def test_another_archive_behind_a_url_is_fetched_to_the_cache(archive, tmp_path):
+    address = f"{archive.url}/mirror/cifar-10-python.tar.gz"
+    for out in ("a", "b"):
+        convert_quietly(dataset="cifar10", source=address, out=tmp_path / out, workers=1)
+    assert len(archive.requests) == 1
+    assert len(list((tmp_path / "home" / "urls").rglob("cifar-10-python.tar.gz"))) == 1
+
+
+# --------------------------------------------------------------------------------------------------------- STL-10
+
+
+def make_stl10(path, change=None):
+    """A small stl10_binary.tar.gz; returns {split: (uint8 (N, 96, 96, 3), labels from 0)}."""
+    rng = np.random.default_rng(5)
+    names = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+    files, expected = {"class_names.txt": "\n".join(names).encode() + b"\n", "fold_indices.txt": b"0 1\n"}, {}
+    for theirs, ours, n in (("train", "train", 30), ("test", "val", 20)):
+        images, found = rng.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8), rng.integers(0, 10, n)
+        # In the file each channel is a plane of columns.
+        files[f"{theirs}_X.bin"] = images.transpose(0, 3, 2, 1).tobytes()
+        files[f"{theirs}_y.bin"] = (found + 1).astype(np.uint8).tobytes()
+        expected[ours] = (images, found)
+    files["unlabeled_X.bin"] = b"\0" * (3 * 96 * 96)
+    if change:
+        change(files)
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in files.items():
+            add(tar, f"stl10_binary/{name}", data)
+    return expected
+
+
+def test_stl10(tmp_path, monkeypatch):
+    monkeypatch.setattr(stl10, "ROWS_A_UNIT", 7)
+    expected = make_stl10(tmp_path / "stl10_binary.tar.gz")
+    source = pickle.loads(pickle.dumps(stl10.Stl10(tmp_path / "stl10_binary.tar.gz")))
+    assert source.classes[3] == ("cat", "cat")
+    for split, (images, found) in expected.items():
+        samples = [s for unit in source.units() if unit.split == split for s in source.samples(unit)]
+        assert np.array_equal(np.stack([s.data for s in samples]), images)
+        assert [s.label for s in samples] == found.tolist()
+        assert len({s.key for s in samples}) == len(samples)
+    manifest, _ = convert_quietly(
+        dataset="stl10", source=str(tmp_path), out=tmp_path / "out", res=96, codec="png", workers=1
+    )
+    assert manifest.splits["val"].num_samples == 20 and manifest.res == 96
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda files: files.pop("test_y.bin"), "lacks test_y.bin"),
+        (
+            lambda files: files.update({"train_y.bin": b"\1"}),
+            "train_X.bin has 30 images and 0 bytes, train_y.bin 1 labels",
+        ),
+        (lambda files: files.update({"train_y.bin": b"\0" * 30}), "labels outside 1 to 10"),
+    ],
+)
+def test_stl10_damage_is_one_line(tmp_path, change, message):
+    make_stl10(tmp_path / "s.tar.gz", change)
+    with pytest.raises(Error, match=message):
+        stl10.Stl10(tmp_path / "s.tar.gz")
+
+
+def test_stl10_other_files(tmp_path):
+    make_stl10(tmp_path / "s.tar.gz")
+    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "s.tar.gz").read_bytes()[:200_000])
+    (tmp_path / "text.tar.gz").write_bytes(b"hello" * 300)
+    for name in ("cut.tar.gz", "text.tar.gz", "none.tar.gz", "."):
+        with pytest.raises(Error):
+            stl10.Stl10(tmp_path / name)

@@ -1,0 +1,510 @@
+"""`hf:` against a server on 127.0.0.1 that speaks the part of the Hub's interface that huggingface_hub calls."""
+
+import io
+import json
+import multiprocessing as mp
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import convert_quietly, encoded, make_cifar, picture, run_cli
+from PIL import Image
+from servers import HubServer, cut, stall, status
+
+import mlpdata
+from mlpdata import Error, engines, remote, web
+from mlpdata.manifest import Manifest
+from mlpdata.sources import cifar
+from mlpdata.sources import hub as hub_source
+
+ROOT = Path(__file__).parents[1]
+ROWS = 30  # images a batch of the small CIFAR archives
+
+
+@pytest.fixture
+def serve(monkeypatch, tmp_path):
+    """Start a Hub with these repositories, and make huggingface_hub talk to it."""
+    running = []
+
+    def start(repos, gated=()):
+        server = HubServer(repos, gated)
+        running.append(server)
+        server.__enter__()
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        return server
+
+    for name, value in (("STALL_S", 0.3), ("FIRST_PAUSE_S", 0.01)):
+        monkeypatch.setattr(web, name, value)
+    # Workers take over the shorter pauses only when forked, which the server's thread would speak against.
+    monkeypatch.setattr(engines, "_context", lambda: mp.get_context("fork"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield start
+    for server in running:
+        server.__exit__()
+
+
+# ------------------------------------------------------------------------------------------------ repositories made
+
+
+def parquet(images, labels, features, names=("img", "label"), group=16, metadata=True):
+    """A parquet file as `datasets` writes it: struct of bytes and path, features in the schema's metadata."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": data, "path": None} for data in images]
+    table = pa.table({names[0]: pa.array(rows, kind), **{n: pa.array(v) for n, v in labels.items()}})
+    if metadata:
+        info = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": info})
+    out = io.BytesIO()
+    pq.write_table(table, out, row_group_size=group)
+    return out.getvalue()
+
+
+def png(pixels):
+    return encoded(Image.fromarray(pixels), "PNG")
+
+
+def class_label(names):
+    return {"names": list(names), "_type": "ClassLabel"}
+
+
+CARD = """---
+license: unknown
+dataset_info:
+  config_name: plain_text
+  features:
+  - name: img
+    dtype: image
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': class0
+          '1': class1
+  splits:
+  - name: train
+    num_bytes: 1
+    num_examples: 150
+configs:
+- config_name: plain_text
+  data_files:
+  - split: train
+    path: plain_text/train-*
+  - split: test
+    path: plain_text/test-*
+  default: true
+---
+# Dataset Card
+"""
+
+
+def cifar_repo(tmp_path, monkeypatch):
+    """(archive, repository files) with the same small CIFAR-10, the latter with rows as the Hub's copy has them."""
+    small = {name: (split, ROWS) for name, (split, _) in cifar.CIFAR10.batches.items()}
+    monkeypatch.setattr(cifar, "CIFAR10", replace(cifar.CIFAR10, batches=small))
+    made = make_cifar(tmp_path / "c.tar.gz", rows=ROWS)
+    features = {"img": {"_type": "Image"}, "label": class_label(f"class{i}" for i in range(10))}
+    order = np.concatenate([np.arange(ROWS) + (int(name[-1]) - 1) * ROWS for name in cifar.ARCHIVE_ORDER])
+    files = {"README.md": CARD.encode(), ".gitattributes": b""}
+    for ours, theirs in (("train", "train"), ("val", "test")):
+        images, labels = made[ours]
+        rows = order if ours == "train" else np.arange(len(images))
+        data = parquet([png(images[i]) for i in rows], {"label": [labels[i] for i in rows]}, features)
+        files[f"plain_text/{theirs}-00000-of-00001.parquet"] = data
+    return tmp_path / "c.tar.gz", files
+
+
+def photos(n, seed=0):
+    return [encoded(picture(70 + 10 * (i % 3), 60, seed + i)) for i in range(n)]
+
+
+# ---------------------------------------------------------------------------------------------------------- cifar10
+
+
+@pytest.mark.parametrize("codec", ["png", "raw"])
+def test_parquet_and_the_archive_give_identical_shards(serve, tmp_path, monkeypatch, codec):
+    archive, files = cifar_repo(tmp_path, monkeypatch)
+    server = serve({"uoft-cs/cifar10": files})
+    monkeypatch.setattr(hub_source, "ROWS_A_UNIT", 40)
+    options = {"dataset": "cifar10", "codec": codec, "workers": 2, "shard_size": 60}
+    ours, _ = convert_quietly(source=str(archive), out=tmp_path / "a", **options)
+    theirs, _ = convert_quietly(source="hf:uoft-cs/cifar10", out=tmp_path / "b", **options)
+    sha, _ = server.tree("uoft-cs/cifar10")
+    assert theirs.release == f"hf:uoft-cs/cifar10@{sha}"
+    same = {name for name in ours.files if not name.endswith("README.md")}
+    assert {n: theirs.files[n] for n in same} == {n: ours.files[n] for n in same}
+    assert any(n.endswith(".tar") for n in same) and any(n.endswith(".beton") for n in same)
+    # And from a local copy of the repository.
+    for name, data in files.items():
+        path = tmp_path / "copy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    local, _ = convert_quietly(source=str(tmp_path / "copy"), out=tmp_path / "c", **options)
+    assert {n: local.files[n] for n in same} == {n: ours.files[n] for n in same}
+
+
+def test_faults_on_the_way_change_nothing(serve, tmp_path, monkeypatch):
+    _, files = cifar_repo(tmp_path, monkeypatch)
+    server = serve({"uoft-cs/cifar10": files})
+    options = {"dataset": "cifar10", "source": "hf:uoft-cs/cifar10", "workers": 2}
+    ours, _ = convert_quietly(out=tmp_path / "a", **options)
+    server.faults = [cut(100), status(503), stall(20), None, status(429, Retry_After="0"), cut(2000)]
+    theirs, _ = convert_quietly(out=tmp_path / "b", **options)
+    assert theirs.files == ours.files and not server.faults
+    server.faults = [status(503)] * 1000
+    with pytest.raises(Error, match=r"503 .*gave up after 5 attempts"):
+        convert_quietly(out=tmp_path / "c", **options)
+
+
+def test_a_run_that_failed_goes_on_at_the_files_it_had_not(serve, tmp_path):
+    features = {"image": {"_type": "Image"}, "label": class_label("ab")}
+    files = {
+        f"data/train-{k:05d}-of-00004.parquet": parquet(
+            photos(10, 20 * k), {"label": [i % 2 for i in range(10)]}, features, ("image", "label")
+        )
+        for k in range(4)
+    }
+    server = serve({"me/photos": files})
+    options = {"dataset": "hub", "source": "hf:me/photos", "res": 16, "workers": 1}
+    expected, _ = convert_quietly(out=tmp_path / "a", **options)
+    needed, hit = server.sent, server.hit
+    server.hit = lambda path: path.endswith("00003-of-00004.parquet")
+    server.faults = [None] + [status(503)] * 1000  # its footer is had, its rows are not
+    with pytest.raises(Error, match="503"):
+        convert_quietly(out=tmp_path / "b", **options)
+    server.faults, server.hit, server.sent = [], hit, 0
+    manifest, lines = convert_quietly(out=tmp_path / "b", **options)
+    assert manifest.files == expected.files
+    assert any("going on: 3 of 4 units are done" in line for line in lines)
+    assert server.sent < needed
+
+
+def test_a_revision_is_pinned_and_recorded(serve, tmp_path):
+    features = {"image": {"_type": "Image"}, "label": class_label("ab")}
+    made = parquet(photos(6), {"label": [0, 1] * 3}, features, ("image", "label"))
+    server = serve({"me/photos": {"train.parquet": made}})
+    old, _ = server.tree("me/photos")
+    server.commit(
+        "me/photos", {"train.parquet": parquet(photos(4, 50), {"label": [0, 1] * 2}, features, ("image", "label"))}
+    )
+    options = {"dataset": "hub", "res": 16, "workers": 1}
+    new, _ = convert_quietly(source="hf:me/photos", out=tmp_path / "new", **options)
+    pinned, _ = convert_quietly(source=f"hf:me/photos@{old}", out=tmp_path / "old", **options)
+    assert new.splits["train"].num_samples == 4 and pinned.splits["train"].num_samples == 6
+    assert pinned.release.endswith(f"@{old}") and not new.release.endswith(f"@{old}")
+    with pytest.raises(Error, match="me/photos has no revision 'nope'"):
+        convert_quietly(source="hf:me/photos@nope", out=tmp_path / "x", **options)
+
+
+# ------------------------------------------------------------------------------------------------- any data set
+
+
+def converted(tmp_path, files, name="me/photos", **options):
+    """Convert a local copy of a repository; returns the manifest and its classes."""
+    for path, data in files.items():
+        (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / path).write_bytes(data)
+    options = {"dataset": "hub", "res": 16, "workers": 1, **options}
+    manifest, _ = convert_quietly(source=str(tmp_path / "in"), out=tmp_path / "out", **options)
+    return manifest, (tmp_path / "out" / "classes.txt").read_text().split()
+
+
+def test_columns_and_splits_from_the_features(tmp_path):
+    features = {
+        "id": {"dtype": "int64", "_type": "Value"},
+        "photo_of_it": {"_type": "Image"},
+        "fine": class_label(["x", "y", "z"]),
+        "coarse": class_label(["p", "q"]),
+    }
+
+    def part(n, seed):
+        labels = {"id": list(range(n)), "fine": [i % 3 for i in range(n)], "coarse": [i % 2 for i in range(n)]}
+        return parquet(photos(n, seed), labels, features, ("photo_of_it", ""))
+
+    withheld = parquet(photos(4), {"id": [0] * 4, "fine": [-1] * 4, "coarse": [-1] * 4}, features, ("photo_of_it", ""))
+    files = {
+        "data/train-0.parquet": part(9, 0),
+        "data/validation-0.parquet": part(6, 20),
+        "data/test-0.parquet": withheld,
+    }
+    manifest, classes = converted(tmp_path, files)
+    assert {s: i.num_samples for s, i in manifest.splits.items()} == {"train": 9, "val": 6}
+    assert classes == ["x", "y", "z"]
+    assert manifest.splits["train"].class_counts == [3, 3, 3]
+    manifest, _ = convert_quietly(
+        dataset="hub", source=str(tmp_path / "in"), out=tmp_path / "coarse", res=16, workers=1, label_column="coarse"
+    )
+    assert manifest.num_classes == 2 and "--label-column coarse" in manifest.command
+    for option, value, message in (
+        ("label_column", "none", "has no column 'none'; it has"),
+        ("image_column", "id", "column 'id' holds int64, not images"),
+    ):
+        with pytest.raises(Error, match=message):
+            convert_quietly(dataset="hub", source=str(tmp_path / "in"), out=tmp_path / "x", **{option: value})
+
+
+def test_columns_and_classes_from_the_card(tmp_path):
+    table = parquet(photos(6), {"label": [0, 1] * 3}, {}, metadata=False)
+    _, classes = converted(tmp_path, {"README.md": CARD.encode(), "plain_text/train-0.parquet": table})
+    assert classes == ["class0", "class1"]
+
+
+@pytest.mark.parametrize(("labels", "expected"), [(["dog", "cat"] * 3, ["cat", "dog"]), ([0, 2] * 3, ["0", "1", "2"])])
+def test_classes_from_the_values(tmp_path, labels, expected):
+    table = parquet(photos(6), {"label": labels}, {}, metadata=False)
+    manifest, classes = converted(tmp_path, {"train.parquet": table})
+    assert classes == expected and manifest.splits["train"].num_samples == 6
+
+
+def test_images_as_plain_bytes_and_rows_that_are_broken(tmp_path):
+    images = [*photos(200), b"", None, encoded(picture(30, 30, 1))[:200]]
+    table = pa.table({"jpg": pa.array(images, pa.binary()), "cls": pa.array([1] * 202 + [7], pa.int64())})
+    table = table.set_column(1, "cls", pa.array([0] * 200 + [0, 0, 7], pa.int64()))
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    manifest, _ = converted(tmp_path, {"train.parquet": out.getvalue()}, max_skipped=0.1)
+    assert manifest.splits["train"].num_samples == 200 and manifest.splits["train"].num_skipped == 3
+    skipped = (tmp_path / "out" / "skipped.jsonl").read_text()
+    assert "train.parquet[200]" in skipped and "has no image bytes" in skipped
+
+
+def test_damage_in_a_file(tmp_path):
+    features = {"image": {"_type": "Image"}, "label": class_label("ab")}
+    data = bytearray(parquet(photos(40), {"label": [0, 1] * 20}, features, ("image", "label"), group=10))
+    footer = pq.ParquetFile(io.BytesIO(bytes(data))).metadata
+    column = footer.row_group(1).column(0)
+    at = column.dictionary_page_offset or column.data_page_offset
+    data[at : at + 20] = b"\xff" * 20
+    manifest, _ = converted(tmp_path, {"train.parquet": bytes(data)}, max_skipped=0.5)
+    assert manifest.splits["train"].num_samples == 30 and manifest.splits["train"].num_skipped == 10
+    (tmp_path / "in" / "train.parquet").write_bytes(bytes(data[: len(data) // 2]))
+    with pytest.raises(Error, match=r"train.parquet is no whole parquet file"):
+        convert_quietly(dataset="hub", source=str(tmp_path / "in"), out=tmp_path / "x", res=16)
+
+
+def test_many_files_are_counted_when_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_source, "FOOTERS_READ", 2)
+    features = {"image": {"_type": "Image"}, "label": class_label("ab")}
+    files = {
+        f"data/train-{k}.parquet": parquet(photos(5, 9 * k), {"label": [0, 1, 0, 1, 1]}, features, ("image", "label"))
+        for k in range(4)
+    }
+    manifest, _ = converted(tmp_path, files)
+    assert manifest.splits["train"].num_samples == 20
+
+
+# -------------------------------------------------------------------------------------------------- one clear line
+
+
+def test_closed_and_missing_repositories_are_one_line(serve, tmp_path, monkeypatch):
+    features = {"image": {"_type": "Image"}, "label": class_label("ab")}
+    made = {"train.parquet": parquet(photos(6), {"label": [0, 1] * 3}, features, ("image", "label"))}
+    server = serve({"ILSVRC/imagenet-1k": made, "me/text": {"README.md": b"hello"}}, gated=["ILSVRC/imagenet-1k"])
+
+    def line(source, dataset="hub"):
+        done = run_cli("convert", dataset, "--source", source, "--out", tmp_path / "x", "--res", 16)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("mlpdata: error: ")
+        return done.stderr
+
+    gated = line("hf:ILSVRC/imagenet-1k", "imagenet1k")
+    assert "is gated" in gated and f"{server.url}/datasets/ILSVRC/imagenet-1k" in gated and "HF_TOKEN" in gated
+    assert "no data set me/none on the Hub" in line("hf:me/none")
+    assert "me/text@" in line("hf:me/text") and "holds no parquet files" in line("hf:me/text")
+    assert "names no repository" in line("hf:nonsense")
+    monkeypatch.setenv("HF_TOKEN", HubServer.TOKEN)
+    done = run_cli("convert", "hub", "--source", "hf:ILSVRC/imagenet-1k", "--out", tmp_path / "x", "--res", 16)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "cannot reach http://127.0.0.1:9" in line("hf:me/none")
+
+
+# ---------------------------------------------------------------------------------------------------- push and pull
+
+LOAD = """
+import sys
+from datasets import load_dataset
+for split in load_dataset(sys.argv[1]).values():
+    print(split.split, len(split), split.features["cls"].names if hasattr(split.features["cls"], "names") else "")
+print(load_dataset(sys.argv[1], split="train", streaming=True).take(1).__iter__().__next__()["png"].size)
+"""
+
+
+def test_a_directory_goes_to_the_hub_and_comes_back(serve, tmp_path, monkeypatch, shapes_dir):
+    server = serve({})
+    monkeypatch.setenv("HF_TOKEN", HubServer.TOKEN)
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
+    assert remote.push(shapes_dir, "me/shapes-16") == f"{server.url}/datasets/me/shapes-16"
+    manifest = Manifest.load(shapes_dir)
+    _, tree = server.tree("me/shapes-16")
+    assert set(tree) == {*manifest.files, "manifest.json", ".gitattributes"}
+    assert "manifest.json" not in server.commits["me/shapes-16"][-2][1], "the manifest is the last to come"
+    # The same again uploads nothing and changes nothing.
+    uploads = len([r for r in server.requests if r[0] == "PUT"])
+    assert run_cli("push", shapes_dir, "me/shapes-16").returncode == 0
+    assert server.tree("me/shapes-16")[1] == tree
+    assert len([r for r in server.requests if r[0] == "PUT"]) == uploads
+    # Hugging Face's own library reads it from there.
+    done = subprocess.run([sys.executable, "-c", LOAD, "me/shapes-16"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "train 1500" in done.stdout and "val 1500" in done.stdout and "(16, 16)" in done.stdout
+    # And so does ours, of which the second time nothing is copied.
+    loader = mlpdata.load("hf:me/shapes-16", "val", batch_size=500)
+    assert np.array_equal(loader.arrays()[0], mlpdata.load(shapes_dir, "val", batch_size=500).arrays()[0])
+    sent = server.sent
+    pulled = run_cli("pull", "me/shapes-16")
+    assert pulled.returncode == 0 and Path(pulled.stdout.strip()) == loader.root
+    assert server.sent - sent < 2 * len(tree["manifest.json"])
+
+
+def test_a_push_replaces_what_was_there(serve, tmp_path, monkeypatch, shapes_dir):
+    server = serve({"me/x": {"notes.txt": b"mine", "train-000999.tar": b"old", "manifest.json": b"old"}})
+    monkeypatch.setenv("HF_TOKEN", HubServer.TOKEN)
+    remote.push(shapes_dir, "me/x", say=lambda line: None)
+    _, tree = server.tree("me/x")
+    assert "train-000999.tar" not in tree and tree["notes.txt"] == b"mine"
+    assert tree["manifest.json"] == (shapes_dir / "manifest.json").read_bytes()
+
+
+def test_copies_are_verified_and_go_on_after_faults(serve, tmp_path, monkeypatch, shapes_dir):
+    files = {p.name: p.read_bytes() for p in shapes_dir.iterdir() if p.is_file()}
+    server = serve({"me/x": files, "me/bad": {**files, "train.beton": files["train.beton"][:-1] + b"x"}})
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
+    server.faults = [None, cut(1000), status(503), stall(5)]
+    server.faults += [None] * 3 + [status(503)] * 1000
+    with pytest.raises(Error, match="503"):
+        remote.local_copy("hf:me/x")
+    assert {p.parent.name for p in tmp_path.rglob("manifest.json")} == {".remote"}
+    with pytest.raises(Error, match="503"):
+        mlpdata.load("hf:me/x", batch_size=10)
+    server.faults, server.sent = [], 0
+    copy = remote.local_copy("hf:me/x")
+    assert {p.name: p.read_bytes() for p in copy.iterdir()} == files
+    assert server.sent < sum(map(len, files.values())) + len(files["manifest.json"])
+    with pytest.raises(Error, match=r"train.beton gave has SHA256 \w+ instead of"):
+        remote.local_copy("hf:me/bad")
+    with pytest.raises(Error, match=r"me/empty@\w+ has no manifest.json; it is not a finished shard directory"):
+        server.commit("me/empty", {"README.md": b""})
+        remote.local_copy("hf:me/empty")
+
+
+def test_what_cannot_be_pushed_is_one_line(serve, tmp_path, shapes_dir):
+    serve({})
+    (tmp_path / "x").mkdir()
+    for directory, message in (
+        (tmp_path / "x", "has no manifest.json"),
+        (tmp_path / "none", "no shard directory at"),
+        (shapes_dir, "that may do this"),  # without a token
+    ):
+        done = run_cli("push", directory, "me/x")
+        assert done.returncode == 1 and message in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+# -------------------------------------------------------------------------------------------------- object storage
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """moto's S3 with one empty bucket; the address is in the environment, where every S3 client looks for it."""
+    pytest.importorskip("s3fs", reason="object storage needs s3fs (the extra `remote`)")
+    moto_server = pytest.importorskip("moto.server", reason="the S3 of these tests is moto's")
+    import boto3
+
+    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        yield client
+    server.stop()
+
+
+def test_convert_list_and_train_with_object_storage(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    options = {"dataset": "shapes", "res": 16, "workers": 1, "limit": 300, "shard_size": 100}
+    local, _ = convert_quietly(out=tmp_path / "local", **options)
+    there = {**options, "out": "s3://bucket/shards/a"}
+    convert_quietly(**there)
+    listed = {o["Key"].removeprefix("shards/a/"): o["Size"] for o in s3.list_objects(Bucket="bucket")["Contents"]}
+    assert listed == {p.name: p.stat().st_size for p in (tmp_path / "local").iterdir()}
+    assert not list((tmp_path / "home" / "staging").iterdir())
+    again, lines = convert_quietly(**there)
+    assert again == local and any("already holds exactly this: nothing to do" in line for line in lines)
+    with pytest.raises(Error, match="s3://bucket/shards/a holds another conversion"):
+        convert_quietly(**there, seed=1)
+    loader = mlpdata.load("s3://bucket/shards/a", "train", batch_size=100)
+    assert np.array_equal(loader.arrays()[0], mlpdata.load(tmp_path / "local", "train", batch_size=100).arrays()[0])
+    assert loader.manifest == local
+    recipe = ROOT / "recipes" / "shapes.yaml"
+    settings = ["data.shards=s3://bucket/shards/a", "train.epochs=1"]
+    done = run_cli("train", recipe, *[w for s in settings for w in ("--set", s)], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_object_storage_copies_are_verified(s3, tmp_path, monkeypatch, shapes_dir):
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
+    for path in shapes_dir.iterdir():
+        s3.upload_file(str(path), "bucket", f"bad/{path.name}")
+    s3.put_object(Bucket="bucket", Key="bad/val.beton", Body=(shapes_dir / "val.beton").read_bytes()[:-1] + b"x")
+    for url, message in (
+        ("s3://bucket/bad", "val.beton is not what the manifest says"),
+        ("s3://bucket/none", "has no manifest.json"),
+        ("s3://nobucket/none", "s3://nobucket/none"),
+        ("nonsense://x/y", "cannot use nonsense://x/y"),
+    ):
+        with pytest.raises(Error, match=message) as caught:
+            remote.local_copy(url)
+        assert "\n" not in str(caught.value)
+    assert {p.parent.name for p in tmp_path.rglob("manifest.json")} == {".remote"}
+    with pytest.raises(Error, match="is not empty and no conversion of ours"):
+        s3.put_object(Bucket="bucket", Key="mine/letter.txt", Body=b"dear")
+        convert_quietly(dataset="shapes", res=16, limit=50, workers=1, out="s3://bucket/mine")
+
+
+def test_an_upload_that_failed_goes_on(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
+    options = {"dataset": "shapes", "res": 16, "workers": 1, "limit": 200, "out": "s3://bucket/again"}
+    put, names = remote._Storage.put, []
+
+    def failing(self, path):
+        if len(names) == 3:
+            raise Error("the line is dead")
+        names.append(path.name)
+        put(self, path)
+
+    monkeypatch.setattr(remote._Storage, "put", failing)
+    with pytest.raises(Error, match="the line is dead"):
+        convert_quietly(**options)
+
+    def counting(self, path):
+        names.append(path.name)
+        put(self, path)
+
+    monkeypatch.setattr(remote._Storage, "put", counting)
+    convert_quietly(**options)
+    assert len(names) == len(set(names)) and names[-1] == "manifest.json"
+    assert not list((tmp_path / "staging").iterdir())
