@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from mlpdata import web
 from mlpdata.manifest import Error, sync_dir, write_atomic
-from mlpdata.progress import Progress
+from mlpdata.progress import Progress, duration
 
 SLOW_AFTER_S, SLOW_BYTES_PER_S = 5.0, 4e6  # one connection this slow after so long gets company
 CONNECTIONS = 4  # at most, to one server
@@ -156,7 +156,7 @@ class ByteProgress(Progress):
             parts[0] += f" ({min(1.0, self.done / self.total):.0%})"
         parts.append(f"{rate / 1e6:,.2f} MB/s")
         if self.total and rate > 0:
-            parts.append(f"{max(0.0, (self.total - self.done) / rate):,.0f} s left")
+            parts.append(f"{duration(max(0.0, (self.total - self.done) / rate))} left")
         return ", ".join(parts)
 
 
@@ -226,7 +226,7 @@ class _Transfer:
             self._progress = ByteProgress(self._wanted.name, self._size or 0, quiet=self._quiet)
             if resumed and self._size:
                 self._say(f"going on at {self._size - missing:,} of {self._size:,} bytes of {self._wanted.name}")
-                self._progress.resume_at(self._size - missing, 0)
+                self._progress.resume(self._size - missing)
             self._waiting = self._stretches[1:]
             self._received, self._workers, self._errors = 0, 0, []
             try:

@@ -212,7 +212,7 @@ def _upload(store: _Storage, folder: Path, journal: Path, say: Callable[[str], N
     files = Manifest.load(folder).files
     done = set(journal.read_text().splitlines()) if journal.exists() else set()
     progress = ByteProgress(f"uploading to {store.where}", sum(entry["bytes"] for entry in files.values()))
-    progress.resume_at(sum(entry["bytes"] for name, entry in files.items() if name in done), 0)
+    progress.resume(sum(entry["bytes"] for name, entry in files.items() if name in done))
     with open(journal, "a") as f:
         for name, entry in files.items():
             if name not in done:

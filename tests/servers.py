@@ -30,6 +30,7 @@ class FileServer:
 
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.httpd.daemon_threads = True
+        self.httpd.handle_error = lambda *_: None  # clients that are killed leave without a word
         self.url = f"http://127.0.0.1:{self.httpd.server_port}"
 
     def __enter__(self):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import fnmatch
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,6 +45,7 @@ ROWS_A_UNIT = 10_000
 ROWS_A_BATCH = 64  # images decoded from parquet pages at a time: bounds memory
 BUFFER_BYTES = 8 << 20  # read from a column at a time, however large its row groups are
 READERS = 8
+LOOKED_AT = 200  # entries of a folder, to tell what it holds: it may have millions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,5 +350,12 @@ def _stretches(footer: pq.FileMetaData) -> Iterator[tuple[tuple[int, int], int, 
 
 
 def holds_parquet(folder: Path) -> bool:
-    """Whether a folder is a data set in parquet files, at its top or below its first level."""
-    return any(folder.glob("*.parquet")) or any(folder.glob("*/*.parquet"))
+    """Whether a folder is a data set in parquet files, at its top or one level below. Looks at few entries only."""
+
+    def some(path: Path) -> bool:
+        with os.scandir(path) as entries:
+            return any(entry.name.endswith(".parquet") for entry in islice(entries, LOOKED_AT))
+
+    with os.scandir(folder) as entries:
+        below = [folder / e.name for e in islice(entries, LOOKED_AT) if e.is_dir() and not e.name.startswith(".")]
+    return some(folder) or (len(below) < LOOKED_AT // 10 and any(map(some, below)))
