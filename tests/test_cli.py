@@ -135,6 +135,7 @@ ORDER = [
     {"datasets", "units", "order", "augment", "publish", "index"},
     {"shards", "plan", "tiers", "dataset"},
     {"seal", "workdir", "loader"},
+    {"convert", "inspect", "bench"},
     {"cli"},
 ]
 
