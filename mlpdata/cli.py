@@ -178,6 +178,8 @@ def convert(dataset, source, res, format_, codec, quality, resize, filter_, out,
     mlpdata convert cifar10 --source cifar-10-python.tar.gz --res 32 --format both
     mlpdata convert tinyimagenet --source tiny-imagenet-200.zip --out shards/tiny
     mlpdata convert folder --source photos/ --res 64 --resize crop
+    mlpdata convert imagenet1k --source ILSVRC2012/
+    mlpdata convert imagenet21k --source winter21_whole.tar.gz --min-class-size 500 --val-per-class 50
     mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --engine ray
     mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --part 1/4
     mlpdata convert hub --source hf:uoft-cs/cifar10@main --res 32

@@ -15,7 +15,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -120,31 +120,28 @@ class Downsampled(Source):
         sizes = "/".join(str(r) for r in sorted({r.res for r in self._rows}))
         self.release = f"Downsampled-ImageNet {sizes}x{sizes} (ILSVRC2012, 1,000 synsets)"
 
-    def __getstate__(self):
-        return {**self.__dict__, "_rows": []}
-
     def units(self) -> list[Unit]:
         units = []
-        for rows in self._rows:
+        for k, rows in enumerate(self._rows):
             for start in range(0, len(rows.labels), UNIT_ROWS):
-                part = rows.labels[start : start + UNIT_ROWS]
-                at = (replace(rows, labels=part), start)
+                stop = min(start + UNIT_ROWS, len(rows.labels))
+                num_bytes = (stop - start) * 3 * rows.res**2
                 name = f"{rows.batch.name}-{start:07d}"
-                units.append(Unit(name, rows.batch.split, len(part), len(part) * 3 * rows.res**2, at))
+                units.append(Unit(name, rows.batch.split, stop - start, num_bytes, (k, start, stop)))
         return units
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
-        rows, start = unit.at
-        name, res = rows.batch.name, rows.res
+        k, start, stop = unit.at
+        rows, name, res = self._rows[k], self._rows[k].batch.name, self._rows[k].res
         row_bytes = 3 * res * res
         with open(rows.batch.path, "rb") as file:
             stream = _below(file, rows.layers)
             _skip(stream, rows.offset + start * row_bytes)
-            for i, number in enumerate(rows.labels.tolist(), start):
+            for i in range(start, stop):
                 data = stream.read(row_bytes)
                 if len(data) < row_bytes:
                     raise Error(f"{rows.batch.path} ends inside row {i} of {name}; it changed while it was read")
-                if (label := self._label_of[number]) >= 0:
+                if (label := self._label_of[rows.labels[i]]) >= 0:
                     image = np.frombuffer(data, np.uint8).reshape(3, res, res).transpose(1, 2, 0)
                     yield Sample(f"{name}_{i:07d}", np.ascontiguousarray(image), label, f"{name}[{i}]")
 

@@ -155,7 +155,8 @@ class ImageNetTars(Source):
             if isinstance(item, Broken):
                 yield item
                 continue
-            for s in (*item.stretches, *(following.stretches if isinstance(following, Share) else ())):
+            # What comes next is announced first: a file that keeps one announcement keeps that of what is read now.
+            for s in (*(following.stretches if isinstance(following, Share) else ()), *item.stretches):
                 self._blobs[s.blob].will_read(s.start, s.end - s.start)
             yield from self._class_samples(item)
             if len(self._blobs) > 1:
