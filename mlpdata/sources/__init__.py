@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-UNIT_PIXELS_BYTES = 256 << 20
+UNIT_PIXELS_BYTES = 192 << 20  # with what is encoded of them, what a worker holds in memory
 
 
 @dataclass(frozen=True, slots=True)

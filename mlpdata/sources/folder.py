@@ -124,7 +124,7 @@ class Folder(Source):
         def close():
             nonlocal group, count
             if group:
-                units.append(Unit(f"{group[0].split}-{len(units):06d}", group[0].split, count, 0, tuple(group)))
+                units.append(Unit(f"{group[0].split}-{len(units):08d}", group[0].split, count, 0, tuple(group)))
             group, count = [], 0
 
         for piece in self._pieces:
