@@ -21,6 +21,7 @@ from conftest import (
     read_jsonl,
     run_cli,
     sums,
+    tar_bytes,
 )
 from PIL import Image
 
@@ -339,13 +340,12 @@ def test_unknown_split_and_option_values(tmp_path):
             convert_quietly(dataset="shapes", out=tmp_path / "x", **bad)
 
 
-def test_two_images_with_one_key_are_an_error(tmp_path, monkeypatch):
-    from mlpdata.sources import folder
-
-    make_folder(tmp_path / "in", splits=("train",))
-    monkeypatch.setattr(folder, "_safe", lambda name: "same")
-    with pytest.raises(Error, match=r"two images have the key 'same/.*': .* and "):
-        convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out", workers=1)
+def test_two_images_with_one_key_are_an_error(tmp_path):
+    for i in range(2):  # WebDataset tars put together by somebody
+        members = {"n01440764_1.jpg": encoded(picture(20, 20, i)), "n01440764_1.cls": b"0"}
+        (tmp_path / f"train-{i}.tar").write_bytes(tar_bytes(members))
+    with pytest.raises(Error, match=r"two images have the key 'n01440764_1': .* and "):
+        convert_quietly(dataset="imagenet1k", source=str(tmp_path), res=8, out=tmp_path / "out", workers=1)
 
 
 def test_fidelity_is_measured_on_scaled_decodes_only():
