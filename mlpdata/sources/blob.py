@@ -161,7 +161,8 @@ class GzipFile:
             self.damage = "its checksum (CRC-32) is wrong: some bytes are not what they were, gzip cannot say which"
             self.close()
             data = self._read_indexed(end, self.size - end)
-        self._before, self._buffer, self._buffer_at = self._buffer, data, end
+        if data:
+            self._before, self._buffer, self._buffer_at = self._buffer, data, end
         return bool(data)
 
     def _make_index(self) -> None:

@@ -67,7 +67,8 @@ class Folder(Source):
         if (class_filter.min_class_size or class_filter.val_per_class) and folders != {"train": ""}:
             raise Error(f"{path} has split folders of its own; of the class filters it takes only --classes")
         if class_filter.classes is not None:
-            missing = [n for n in class_filter.classes if n not in set(names)]
+            known = set(names)
+            missing = [n for n in class_filter.classes if n not in known]
             if missing:
                 raise Error(f"{path} lacks {len(missing)} of the classes asked for: {missing[0]}, ...")
             names = list(class_filter.classes)

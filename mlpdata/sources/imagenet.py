@@ -71,14 +71,14 @@ class ImageNetTars(Source):
         if strange := next((n for n in found if n.startswith(".") or not n.isprintable()), None):
             raise Error(f"{self.path} has a class called {strange!r}, which is no name for one")
         self._take_classes(found, listing)
-        self.release = recognise(found, listing.parts, len(listing.stretches) and listing.stretches[0].inner)
+        self.release = recognise(found, listing.parts, listing.stretches[0].inner)
         if self._blobs[0].compressed and self._blobs[0].damage:
             self.warnings = (f"{self.path}: {self._blobs[0].damage}",)
 
     def _take_classes(self, found: list[str], listing: Listing) -> None:
-        wanted, size_of = self.class_filter.classes, Counter()
+        wanted, size_of, known = self.class_filter.classes, Counter(), set(found)
         if wanted is not None:
-            missing = [c for c in wanted if c not in set(found)]
+            missing = [c for c in wanted if c not in known]
             if missing:
                 cut = f" (it is cut short: {listing.cut})" if listing.cut else ""
                 raise Error(

@@ -48,7 +48,8 @@ def load(file: BinaryIO) -> dict[str, object]:
             raise ValueError(f"it holds a {type(batch).__name__}, not a batch")
         values = {k: v.value() if isinstance(v, _Array) else v for k, v in batch.items()}
     except Exception as e:  # damaged pickles raise nearly anything
-        raise ValueError(f"cannot be read: {str(e)[:200] or type(e).__name__}".splitlines()[0]) from None
+        told = str(e) if isinstance(e, (ValueError, pickle.UnpicklingError)) else f"{type(e).__name__} {e}"
+        raise ValueError(f"cannot be read: {told[:200]}".splitlines()[0]) from None
     return {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in values.items()}
 
 
