@@ -7,7 +7,8 @@
   a gzip stream the checksum verified and the index made for reading at offsets
 - peer: `tarfile` naming the members of the outer tar, through `gzip` where it is packed; it counts no image
 
-Prints one JSON row; a plain tar takes us one larger read a class, to see how large images are. `again_s` is our second opening of the same file, from what the first left in the cache.
+Prints one JSON row; a plain tar takes us one larger read a class, to see how large images are. `again_s` is our second
+opening of the same file, from what the first left in the cache.
 """
 
 from __future__ import annotations
