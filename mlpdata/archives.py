@@ -30,9 +30,10 @@ class Archive:
 
     @property
     def facts(self) -> str:
-        """Name, size and checksum, for people."""
-        facts = [f"{self.num_bytes:,} bytes"] if self.num_bytes else []
-        facts += [f"MD5 {self.md5}"] if self.md5 else []
+        """Name, size and checksum, for people. Without a checksum the size is not exact either."""
+        facts = [f"MD5 {self.md5}"] if self.md5 else []
+        if self.num_bytes:
+            facts.insert(0, f"{self.num_bytes:,} bytes" if self.md5 else f"about {self.num_bytes / 1e9:,.0f} GB")
         return f"{self.name} ({', '.join(facts)})" if facts else self.name
 
     def wanted(self) -> Wanted:
@@ -43,7 +44,7 @@ class Archive:
             *([self.url] if self.url else []),
             *self.mirrors,
         )
-        return Wanted(name=self.name, urls=urls, num_bytes=self.num_bytes, md5=self.md5)
+        return Wanted(name=self.name, urls=urls, num_bytes=self.num_bytes if self.md5 else None, md5=self.md5)
 
 
 def download_folder() -> Path:
@@ -81,7 +82,7 @@ def download(
     if unknown:
         raise Error(f"there is no file {min(unknown)!r} here, only {', '.join(a.name for a in offered)}")
     chosen = [a for a in offered if a.name in only] if only else [archives[0], *archives[0].beside]
-    closed = []
+    closed, failures = [], []
     for archive in chosen:
         wanted, path = archive.wanted(), folder / archive.name
         if not path.exists() and (not wanted.urls or (archive.login and login is None)):
@@ -89,18 +90,27 @@ def download(
         elif dry_run:
             say(_plan(wanted, path))
         else:
-            fetch(wanted, folder, login or web.Login(), say, quiet)
-            checked = "checksum right" if wanted.md5 else "no checksum of it is published"
-            say(f"{path}: {path.stat().st_size:,} bytes, {checked}")
+            try:
+                fetch(wanted, folder, login or web.Login(), say, quiet)
+                checked = "checksum right" if wanted.md5 else "no checksum of it is published"
+                say(f"{path}: {path.stat().st_size:,} bytes, {checked}")
+            except Error as e:
+                failures.append(str(e))
     if closed:
-        raise Error(missing(closed, folder, " and "))
+        failures.insert(0, missing(closed, folder, " and "))
+    if failures:
+        raise Error("; ".join(failures))
 
 
-def missing(archives: Sequence[Archive], folder: Path, word: str = " or ") -> str:
+def missing(archives: Sequence[Archive], folder: Path, word: str = " or ", otherwise: str = "") -> str:
     """What a person has to do who wants these files, which no program may fetch just so."""
     names, sources = word.join(a.facts for a in archives), word.join(dict.fromkeys(a.url or a.note for a in archives))
     how = "; `mlpdata download` can do it with --cookies FILE of your browser" if any(a.login for a in archives) else ""
-    return f"{names} wants an account: register at {ACCOUNT}, get it from {sources}, put it into {folder}{how}"
+    them = "it" if len(archives) == 1 or word == " or " else "them"
+    return (
+        f"for {names} an account is needed: register at {ACCOUNT}, get {them} from {sources} and put {them} into "
+        f"{folder}{otherwise}{how}"
+    )
 
 
 def _plan(wanted: Wanted, path: Path) -> str:

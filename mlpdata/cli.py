@@ -269,7 +269,7 @@ def preview(directory, out, augment, split):
 
 
 @main.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=SHARDS)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes the GPU if any.")
 @click.option("--split", default="train", show_default=True)
 @click.option("--format", "format_", type=click.Choice(["beton", "tar"]), help="[default: the beton if there is one]")
@@ -314,7 +314,7 @@ def train(recipe, overrides, resume, profile):
 
 @main.command("eval")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--shards", type=click.Path(path_type=Path), required=True, help="Shard directory.")
+@click.option("--shards", type=SHARDS, required=True, help="Shard directory.")
 @click.option("--split", default="val", show_default=True)
 @click.option("--tta", type=click.IntRange(min=0), default=0, help="Average over N random crops; the paper: 100.")
 @click.option("--average", type=click.Choice(["probabilities", "logits"]), default="probabilities", show_default=True)

@@ -335,7 +335,8 @@ def _locate(spec: DatasetSpec, given: str | None, say: Callable[[str], None]) ->
         except Error as e:
             raise Error(f"{e}; or put {first.facts} into {download_folder()}, or pass its path as --source") from None
     copy = f"; its copy on the Hub, --source hf:{spec.repository}, wants an account there" if spec.repository else ""
-    raise Error(f"{spec.name}: {missing(spec.archives, download_folder())}, or pass its path as --source{copy}")
+    told = missing(spec.archives, download_folder(), otherwise=", or pass its path as --source")
+    raise Error(f"{spec.name} is not there: {told}{copy}")
 
 
 def table() -> str:

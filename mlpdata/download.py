@@ -65,6 +65,7 @@ def fetch(
     wanted; what has arrived stays for the next call.
     """
     path = folder / wanted.name
+    login.session().close()  # a login that cannot be read is no matter of mirrors
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with only_one(folder / f".{wanted.name}.lock", say):
@@ -74,6 +75,8 @@ def fetch(
             fetch_alone(wanted, path, login, say, quiet)
     except OSError as e:
         raise Error(f"cannot write {e.filename or path}: {e.strerror or e}") from None
+    except KeyboardInterrupt:
+        raise Error(f"stopped; what has arrived of {path} stays: the same command goes on from here") from None
     return path
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import convert_quietly, encoded, make_cifar, picture, run_cli
+from conftest import convert_quietly, encoded, make_cifar, picture, run_cli, tar_bytes
 from PIL import Image
 from servers import HubServer, cut, stall, status
+from test_sources_mirrors import make_wds
 
 import mlpdata
-from mlpdata import Error, engines, remote, web
+from mlpdata import Error, engines, labels, remote, web
 from mlpdata.manifest import Manifest
 from mlpdata.sources import cifar
 from mlpdata.sources import hub as hub_source
@@ -210,6 +211,43 @@ def test_a_revision_is_pinned_and_recorded(serve, tmp_path):
         convert_quietly(source="hf:me/photos@nope", out=tmp_path / "x", **options)
 
 
+# ------------------------------------------------------------------------------------------------- WebDataset tars
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "list_name", "info"),
+    [
+        ("imagenet21k", "timm/imagenet-22k-wds", "fall11", True),
+        ("imagenet21k", "timm/imagenet-12k-wds", "fall11-12k", False),
+        ("imagenet1k", "timm/imagenet-1k-wds", "ilsvrc2012", True),
+    ],
+)
+def test_webdataset_tars_of_a_repository(serve, tmp_path, monkeypatch, dataset, name, list_name, info):
+    make_wds(tmp_path / "w", labels.classes(list_name), info=info)
+    files = {p.name: p.read_bytes() for p in (tmp_path / "w").iterdir()}
+    server = serve({name: files}, gated=[name])
+    options = {"dataset": dataset, "res": 16, "workers": 2}
+    local, _ = convert_quietly(source=str(tmp_path / "w"), out=tmp_path / "local", **options)
+    with pytest.raises(Error, match=f"{name} is gated"):
+        convert_quietly(source=f"hf:{name}", out=tmp_path / "remote", **options)
+    monkeypatch.setenv("HF_TOKEN", HubServer.TOKEN)
+    server.faults = [cut(1000), status(503), None, stall(10)]
+    remote, _ = convert_quietly(source=f"hf:{name}", out=tmp_path / "remote", **options)
+    same = {n for n in local.files if not n.endswith("README.md")}
+    assert {n: remote.files[n] for n in same} == {n: local.files[n] for n in same}
+    assert list_name in remote.release and server.tree(name)[0] in remote.release
+    assert remote.splits["train"].num_samples == 30 and remote.splits["val"].num_samples == 10
+
+
+def test_webdataset_tars_of_any_classes(serve, tmp_path):
+    members = {}
+    for i in range(6):
+        members |= {f"x{i}.jpg": photos(1, i)[0], f"x{i}.cls": str(i % 2).encode()}
+    serve({"me/tars": {"data/train-0000.tar": tar_bytes(members)}})
+    manifest, _ = convert_quietly(dataset="hub", source="hf:me/tars", res=16, workers=1, out=tmp_path / "a")
+    assert manifest.num_classes == 2 and manifest.splits["train"].num_samples == 6
+
+
 # ------------------------------------------------------------------------------------------------- any data set
 
 
@@ -324,7 +362,8 @@ def test_closed_and_missing_repositories_are_one_line(serve, tmp_path, monkeypat
     gated = line("hf:ILSVRC/imagenet-1k", "imagenet1k")
     assert "is gated" in gated and f"{server.url}/datasets/ILSVRC/imagenet-1k" in gated and "HF_TOKEN" in gated
     assert "no data set me/none on the Hub" in line("hf:me/none")
-    assert "me/text@" in line("hf:me/text") and "holds no parquet files" in line("hf:me/text")
+    assert "me/text@" in line("hf:me/text") and "holds neither parquet files nor" in line("hf:me/text")
+    assert "holds no parquet files of CIFAR-10" in line("hf:me/text", "cifar10")
     assert "names no repository" in line("hf:nonsense")
     monkeypatch.setenv("HF_TOKEN", HubServer.TOKEN)
     done = run_cli("convert", "hub", "--source", "hf:ILSVRC/imagenet-1k", "--out", tmp_path / "x", "--res", 16)
