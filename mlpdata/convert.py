@@ -228,9 +228,9 @@ def _assemble(plan: Plan, engine: Engine, found: Found) -> dict[str, list[shards
 
 
 def _cut_off(plan: Plan, tasks: list[shards.ShardTask]) -> None:
-    """Give back the space of what made shards were made of. Their renames are on disk before it goes."""
-    sync_dir(plan.root)
-    sync_dir(plan.work / shards.SHARDS)
+    """Give back the space of what made shards were made of. Their names are on disk before it goes."""
+    for folder in (plan.root, plan.work, plan.work / shards.SHARDS):
+        sync_dir(folder)
     firsts: dict[int, int] = {}  # part -> its first row that is of no use any more
     for task in tasks:
         used, starts, _ = _order(plan, task.split).stretches(task.number)

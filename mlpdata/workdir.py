@@ -100,10 +100,11 @@ def check_plan(plan: Plan) -> None:
             os.fsync(f.fileno())
         try:
             os.link(tmp, path)  # of several machines that start at once, one is first
-        except FileExistsError:
-            pass
-        finally:
             tmp.unlink()
+        except FileExistsError:
+            tmp.unlink()
+        except OSError:  # a file system without links
+            os.replace(tmp, path)
         sync_dir(plan.work)
     try:
         theirs = json.loads(path.read_text())

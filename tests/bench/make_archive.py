@@ -25,7 +25,7 @@ DIFFERENT = 2_000  # made images that differ; a prime stride keeps neighbours ap
 
 
 def repeat_photos(source: Path, out: Path, images: int) -> int:
-    """A tar of class tars (fall11, ILSVRC2012 train) whose classes grow alike until there are at least `images`."""
+    """A tar of class tars (fall11, ILSVRC2012 train), again and again under other wnids, with at least `images`."""
     with tarfile.open(source) as outer:
         inner = [m for m in outer.getmembers() if m.name.endswith(".tar")]
         classes = {}
@@ -33,15 +33,16 @@ def repeat_photos(source: Path, out: Path, images: int) -> int:
             with tarfile.open(fileobj=outer.extractfile(member)) as archive:
                 classes[member.name] = [(m.name, archive.extractfile(m).read()) for m in archive if m.isfile()]
     rounds = -(-images // sum(map(len, classes.values())))
+    unused = iter([name for name in labels.classes("fall11") if f"{name}.tar" not in classes])
     with tarfile.open(out, "w", format=tarfile.GNU_FORMAT) as outer:
-        for name, files in classes.items():
-            body = io.BytesIO()
-            with tarfile.open(fileobj=body, mode="w", format=tarfile.GNU_FORMAT) as archive:
-                for r in range(rounds):
+        for r in range(rounds):
+            for tar_name, files in classes.items():
+                wnid = next(unused) if r else tar_name.removesuffix(".tar")
+                body = io.BytesIO()
+                with tarfile.open(fileobj=body, mode="w", format=tarfile.GNU_FORMAT) as archive:
                     for file, data in files:
-                        stem, dot, extension = file.rpartition(".")
-                        _add(archive, f"{stem}{r:03d}{dot}{extension}", data)
-            _add(outer, name, body.getvalue())
+                        _add(archive, f"{wnid}_{file.partition('_')[2]}", data)
+                _add(outer, f"{wnid}.tar", body.getvalue())
     return rounds * sum(map(len, classes.values()))
 
 
