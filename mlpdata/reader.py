@@ -102,7 +102,7 @@ class Reader:
         if data is None or len(data) < total:
             # A buffer that comes again gets some room for stretches that are a little longer.
             total += 0 if data is None else total // 16
-            data = aligned_empty(total) if direct else np.empty(total, np.uint8)
+            data = aligned_empty(total) if direct else torch.empty(total, dtype=torch.uint8).numpy()
         which = new.cumsum() - 1
         reads = _Reads(self, memoryview(data), direct)
         groups, size = [[]], 0
