@@ -22,7 +22,7 @@ from trainer import checkpoint, saturation
 from trainer.model import BMLP
 from trainer.optim import lr_factor, make_optimizer, set_lr
 from trainer.recipe import Optim, Schedule, load_recipe
-from trainer.step import Average, mixed_loss
+from trainer.step import Average, Totals, mixed_loss
 from trainer.train import Trainer, run
 
 RECIPE = """\
@@ -530,5 +530,9 @@ def test_mixed_loss_is_the_weighted_sum():
     y, other, lam = torch.tensor([0, 1, 2, 3]), torch.tensor([1, 0, 3, 2]), torch.tensor([1.0, 0.0, 0.3, 0.5])
     log = logits.log_softmax(1)
     expected = -(lam * log[range(4), y] + (1 - lam) * log[range(4), other]).mean()
-    assert torch.allclose(mixed_loss(logits, Batch(None, y, None, other, lam), 0.0), expected)
+    batch = Batch(None, y, None, other, lam)
+    assert torch.allclose(mixed_loss(logits, batch, 0.0), expected)
+    totals, found = Totals.zero(torch.device("cpu")), torch.nn.functional.one_hot(torch.tensor([0, 0, 2, 4]), 5)
+    totals.add(expected, found.float(), batch, 1)
+    assert float(totals.correct) == pytest.approx(1.0 + 1.0 + 0.3 + 0.0)
     assert json.dumps(float(expected))

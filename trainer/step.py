@@ -51,11 +51,14 @@ class Totals:
         return cls(zero, zero.clone(), torch.full((), NEVER, dtype=torch.int64, device=device))
 
     @torch.no_grad()
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, step: int) -> None:
-        """Count a batch: its mean loss and (n, C) logits."""
-        value = loss.double()
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, batch: Batch, step: int) -> None:
+        """Count a batch: its mean loss and (n, C) logits. A mixed image is right by the weight of the label found."""
+        labels, value, best = batch.labels, loss.double(), logits.argmax(1)
+        right = (best == labels).double()
+        if batch.mix_lam is not None:
+            right = batch.mix_lam * right + (1 - batch.mix_lam) * (best == batch.mix_labels)
         self.loss += value * len(labels)
-        self.correct += (logits.argmax(1) == labels).sum()
+        self.correct += right.sum()
         self.bad_step.masked_fill_((self.bad_step == NEVER) & ~torch.isfinite(value), step)
         self.samples += len(labels)
 

@@ -233,7 +233,7 @@ class Trainer:
         self.step += 1
         if self.average:
             self.average.update(self.step)
-        self.totals.add(loss, torch.cat(logits), batch.labels, self.step)
+        self.totals.add(loss, torch.cat(logits), batch, self.step)
         if train.record_steps:
             self.step_losses.append(loss)
 
