@@ -323,8 +323,8 @@ class _Runner:
                 raise
             except Exception as e:
                 self.allowed = False
-                reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
-                warnings.warn(f"augmentation is not compiled, which makes it slower: {reason}", RuntimeWarning, 1)
+                reason = " ".join([line for line in str(e).splitlines() if line.strip()][:2]) or type(e).__name__
+                _say_once(f"augmentation runs uncompiled, which is slower: {reason}")
         started = time.perf_counter()
         plan, lam = self.augment._plan(values, *self.kind)
         step = CHUNK if self.on_cpu else max(n, 1)
@@ -337,6 +337,11 @@ class _Runner:
 
 
 _runner = cache(_Runner)
+
+
+@cache
+def _say_once(line: str) -> None:
+    warnings.warn(line, RuntimeWarning, stacklevel=2)
 
 
 def _compiled(method):

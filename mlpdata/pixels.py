@@ -58,7 +58,7 @@ def products(image, which, rows, columns) -> list[torch.Tensor]:
     across, down = (_hat(p, size) for p, size in ((columns, image.shape[2]), (rows, image.shape[1])))
     n, height, width, channels = image.shape
     x = image.permute(0, 3, 1, 2).float().reshape(n, channels * height, width)
-    x = torch.bmm(x, across.transpose(1, 2)).view(n, channels, height, -1)
+    x = torch.bmm(x, across.transpose(1, 2)).view(n, channels, height, columns.shape[1])
     return list(torch.matmul(down.unsqueeze(1), x).mul_(1 / 65536).unbind(1))
 
 
