@@ -119,6 +119,9 @@ class Augment:
     compile: bool | None = None
 
     def __post_init__(self):
+        for name in ("crop_scale", "crop_ratio", "mean", "std"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))  # lists do not hash
         if self.res is not None and self.res < 1:
             raise ValueError(f"res must be positive, not {self.res}")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -144,7 +147,8 @@ class Augment:
         """Augment a batch of uint8 (N, H, W, 3) images, or of luma and chroma. Never waits for the device."""
         run = _runner(self, *batch.images.shape[1:3], batch.chroma is not None, batch.images.device)
         draw = Draws.of(batch.ids, seed, epoch, run.purposes)
-        x, lam = run(batch.images, batch.chroma, draw.values)
+        with torch.autocast(batch.images.device.type, enabled=False):  # which would round the products
+            x, lam = run(batch.images, batch.chroma, draw.values)
         mix_labels = None if lam is None else batch.labels.index_select(0, _neighbour(batch.ids))
         return Batch(x, batch.labels, batch.ids, mix_labels, lam)
 
@@ -308,17 +312,19 @@ class _Runner:
         self.purposes = augment._purposes()
         self.kind = self.purposes, augment._tables(device), height, width, ycc
         self.on_cpu = device.type == "cpu"
-        self.allowed = augment.compile is not False
-        self.plan, self.pixels = (_compiled(f) for f in (augment._plan, augment._pixels))
+        self.allowed, self.compiled = augment.compile is not False, None
 
     def __call__(self, images, chroma, values) -> tuple[torch.Tensor, torch.Tensor | None]:
         n = len(images)
         pays = self.augment.compile or not self.on_cpu or self.eager_s > COMPILE_PAYS_S
         if self.allowed and pays and n > FEW:
             try:
+                if self.compiled is None:  # importing the compiler takes seconds: not before it is needed
+                    self.compiled = _compiled(self.augment._plan), _compiled(self.augment._pixels)
+                make_plan, make_pixels = self.compiled
                 images, chroma, values = _any_length(images, chroma, values)
-                plan, lam = self.plan(values, *self.kind)
-                return self.pixels(images, chroma, _Plan(*_any_length(*plan))), lam
+                plan, lam = make_plan(values, *self.kind)
+                return make_pixels(images, chroma, _Plan(*_any_length(*plan))), lam
             except torch.OutOfMemoryError:
                 raise
             except Exception as e:

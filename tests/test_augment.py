@@ -193,6 +193,14 @@ def test_everything_is_equal_to_the_bit_however_batches_are_cut(options, ycc):
         assert same(joined, together)
 
 
+def test_neither_autocast_nor_lists_change_anything():
+    plain = Augment(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)).apply(batch(), 0, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert same(
+            Augment(mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3], crop_scale=[0.08, 1]).apply(batch(), 0, 0), plain
+        )
+
+
 def check_compiled(options, make):
     """One compilation serves every batch, seed and epoch, and gives the eager pass's bits."""
     compiled, eager = (Augment(**options, compile=c) for c in (True, False))
