@@ -6,7 +6,8 @@ Random resized crop, flip and normalise of uint8 (N, res, res, 3) batches in mem
 sets of operations of ours without a peer. torchvision works image by image on --threads processes (its v2 classes,
 and its functions with boxes drawn beforehand), everything else on as many threads; ours is compiled (`ours`) and not
 (`ours eager`). Contestants take turns, so that a machine that slows down slows all of them: a rate is the median of
-the rounds, a ratio the median of each round's ratio. `copy_share` is the time of a plain copy that reads and writes as
+the rounds, a ratio the median of each round's ratio; `cpu_ratio` compares the CPU time that each spent, which other
+work on the machine hardly touches. `copy_share` is the time of a plain copy that reads and writes as
 many bytes (half of uint8 in plus bf16 out, each way) over ours. Peers that are missing are left out and said: run it
 in the environment that has them. Prints one JSON row a set.
 """
@@ -46,9 +47,10 @@ def per_image(transform, images, threads):
     def work(part, tasks, done):
         torch.set_num_threads(1)
         while tasks.get():
+            started = time.process_time()
             for i in range(*part):
                 out[i] = transform(i, images[i])
-            done.put(None)
+            done.put(time.process_time() - started)
 
     context = multiprocessing.get_context("fork")
     ends = [len(images) * k // threads for k in range(threads + 1)]
@@ -59,8 +61,7 @@ def per_image(transform, images, threads):
     def step():
         for tasks, _ in queues:
             tasks.put(True)
-        for _, done in queues:
-            done.get()
+        return sum(done.get() for _, done in queues)
 
     return step
 
@@ -135,9 +136,9 @@ def copy(num_bytes, device):
 
 
 def race(contestants, args):
-    """{name: seconds of one batch, a value a round}."""
+    """{name: (seconds, CPU seconds) of one batch, a value a round}."""
     wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
-    running, seconds = {}, {}
+    running, seconds, cpu = {}, {}, {}
     for name, start in contestants.items():
         try:
             running[name] = start()
@@ -149,18 +150,20 @@ def race(contestants, args):
             print(f"{name} left out: {e}", file=sys.stderr)
     for _ in range(args.rounds):
         for name, step in running.items():
-            n = 0
-            started = time.perf_counter()
+            n, used, started = 0, -time.process_time(), time.perf_counter()
             while not n or time.perf_counter() - started < args.seconds / args.rounds:
                 for _ in range(args.repeat):
-                    step()
+                    elsewhere = step()
+                    used += elsewhere if isinstance(elsewhere, float) else 0
                 wait()
                 n += args.repeat
             seconds.setdefault(name, []).append((time.perf_counter() - started) / n)
-    return {name: np.array(s) for name, s in seconds.items()}
+            cpu.setdefault(name, []).append((used + time.process_time()) / n)
+    return {name: (np.array(seconds[name]), np.array(cpu[name])) for name in running}
 
 
-def row(name, seconds, num_bytes, args):
+def row(name, times, num_bytes, args):
+    seconds, cpu = ({n: t[k] for n, t in times.items()} for k in (0, 1))
     out = {"bench": "augment", "set": name, "batch": args.batch, "res": args.res, "device": args.device}
     out |= {
         "rounds": args.rounds,
@@ -177,15 +180,14 @@ def row(name, seconds, num_bytes, args):
             out[package] = None
     rates = {n: args.batch / s for n, s in seconds.items() if n != "copy"}
     out["images_per_s"] = {
-        n: {"median": round(float(np.median(r))), "min": round(r.min()), "max": round(r.max())}
+        n: {"median": round(float(np.median(r))), "min": round(r.min()), "max": round(r.max()),
+            "cpu_us_per_image": round(float(np.median(cpu[n])) / args.batch * 1e6, 1)}
         for n, r in rates.items()
-    }
-    out["ratio"] = {
-        f"{n} / {peer}": round(float(np.median(rates[n] / rates[peer])), 2)
-        for n in rates
-        for peer in rates
-        if n.startswith("ours") and not peer.startswith("ours")
-    }
+    }  # fmt: skip
+    pairs = [(n, peer) for n in rates for peer in rates if n.startswith("ours") and not peer.startswith("ours")]
+    out["ratio"] = {f"{n} / {peer}": round(float(np.median(rates[n] / rates[peer])), 2) for n, peer in pairs}
+    if args.device == "cpu":
+        out["cpu_ratio"] = {f"{n} / {peer}": round(float(np.median(cpu[peer] / cpu[n])), 2) for n, peer in pairs}
     out["megabytes_a_batch"] = round(num_bytes / 1e6, 1)
     out["copy_gb_per_s"] = round(float(np.median(num_bytes / seconds["copy"])) / 1e9, 1)
     out["copy_share"] = {n: round(float(np.median(seconds["copy"] / seconds[n])), 3) for n in rates if "ours" in n}
