@@ -229,7 +229,10 @@ SPECS = {
             archives=(
                 Archive(name="fall11_whole.tar", num_bytes=1_310_000_000_000, note=ACCOUNT),
                 Archive(
-                    name="winter21_whole.tar.gz", url="https://image-net.org/data/winter21_whole.tar.gz", login=True
+                    name="winter21_whole.tar.gz",
+                    url="https://image-net.org/data/winter21_whole.tar.gz",
+                    num_bytes=1_100_000_000_000,
+                    login=True,
                 ),
                 Archive(name="imagenet21k_resized.tar.gz", note=ACCOUNT),
             ),
