@@ -56,10 +56,10 @@ def download_folder() -> Path:
     return user_cache_path("mlpdata", appauthor=False)
 
 
-def fetch_url(url: str, say: Callable[[str], None]) -> Path:
+def fetch_url(url: str, say: Callable[[str], None], quiet: bool = False) -> Path:
     """Have the file behind a URL that is in no table, in a place of its own in the download folder."""
     folder = download_folder() / "urls" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    return fetch(Wanted(name=web.file_name(url) or "archive", urls=(url,)), folder, say=say)
+    return fetch(Wanted(name=web.file_name(url) or "archive", urls=(url,)), folder, say=say, quiet=quiet)
 
 
 def download(

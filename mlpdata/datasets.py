@@ -277,11 +277,12 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
     say: Callable[[str], None] = lambda line: None,
+    quiet: bool = False,
 ) -> Source:
     """Open what `--source` names, or what lies in the download folder or may be fetched into it.
 
     given: a file, a directory that holds the official file, a pattern of files, a URL, or hf:OWNER/NAME[@REVISION].
-    image_column, label_column: of parquet files. say: told about a fetch. Raises Error that says what to get, and where
+    image_column, label_column: of parquet files. say, quiet: of a fetch. Raises Error that says what to get, and where
     to put it.
     """
     if class_filter and not spec.takes_filter:
@@ -290,7 +291,7 @@ def open_source(
         )
     if not spec.wants_path and given:
         raise Error(f"{spec.name} is made on the spot and takes no --source")
-    path = _locate(spec, given, say) if spec.wants_path else None
+    path = _locate(spec, given, say, quiet) if spec.wants_path else None
     if isinstance(path, hub.Repository) or (isinstance(path, Path) and path.is_dir()):
         from mlpdata.sources.hub import Hints, Parquet, holds_parquet
 
@@ -307,14 +308,14 @@ def open_source(
     return spec.open(path, res=res, seed=seed, class_filter=class_filter)
 
 
-def _locate(spec: DatasetSpec, given: str | None, say: Callable[[str], None]) -> Path | str | hub.Repository:
+def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | str | hub.Repository:
     """What is to be read: a path, the URL of an archive to be read in place, or a repository."""
     if given and hub.is_repository(given):
         return hub.open_repository(given)
     if given and web.is_url(given):
         if spec.reads_urls:
             return given
-        return fetch_url(given, say)  # such archives are read here and there
+        return fetch_url(given, say, quiet)  # such archives are read here and there
     if given and "://" in given:
         raise Error(f"cannot read {given}: expected a path, http(s)://... or hf:OWNER/NAME")
     if given:
@@ -334,7 +335,7 @@ def _locate(spec: DatasetSpec, given: str | None, say: Callable[[str], None]) ->
     if first.wanted().urls and not first.login:
         say(f"{first.name} is not there yet: fetching it into {download_folder()}")
         try:
-            return fetch(first.wanted(), download_folder(), say=say)
+            return fetch(first.wanted(), download_folder(), say=say, quiet=quiet)
         except Error as e:
             raise Error(f"{e}; or put {first.facts} into {download_folder()}, or pass its path as --source") from None
     copy = f"; its copy on the Hub, --source hf:{spec.repository}, wants an account there" if spec.repository else ""

@@ -158,6 +158,7 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
         image_column=options.image_column,
         label_column=options.label_column,
         say=say,
+        quiet=options.quiet,
     )
     units = source.units()
     available = list(source.splits or dict.fromkeys(unit.split for unit in units))
