@@ -32,7 +32,7 @@ OTHER = np.random.default_rng(1).bytes(2_500_000)
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """The same manners as ever, in a hundredth of the time."""
-    for name, value in (("CONNECT_S", 1.0), ("STALL_S", 0.3), ("FIRST_PAUSE_S", 0.01)):
+    for name, value in (("CONNECT_S", 5.0), ("STALL_S", 5.0), ("FIRST_PAUSE_S", 0.01)):
         monkeypatch.setattr(web, name, value)
     # Workers take over the shorter pauses only when forked, which the server's thread would speak against.
     monkeypatch.setattr(engines, "_context", lambda: mp.get_context("fork"))
@@ -79,7 +79,8 @@ def test_a_file_is_fetched_once_and_then_checked(server, tmp_path):
     ],
     ids=["cut", "stalled", "busy", "all of it"],
 )
-def test_faults_that_pass_cost_no_byte_twice(server, tmp_path, faults):
+def test_faults_that_pass_cost_no_byte_twice(server, tmp_path, monkeypatch, faults):
+    monkeypatch.setattr(web, "STALL_S", 1.0)
     server.faults = list(faults)
     data, lines = fetched(wanted(server), tmp_path)
     assert data == DATA and not server.faults
@@ -242,12 +243,14 @@ def test_stretches_of_several_connections_are_resumed(server, tmp_path, monkeypa
         ([cut(0)] * 5, "the connection was cut; gave up after 5 attempts"),
     ],
 )
-def test_what_does_not_pass_is_one_line(server, tmp_path, faults, message):
+def test_what_does_not_pass_is_one_line(server, tmp_path, monkeypatch, faults, message):
+    monkeypatch.setattr(web, "STALL_S", 0.3 if "in time" in message else 5.0)
     server.faults = list(faults)
     with pytest.raises(Error, match=message) as caught:
         fetch(wanted(server), tmp_path)
     assert "\n" not in str(caught.value) and "127.0.0.1" in str(caught.value)
     assert not (tmp_path / "a.bin").exists()
+    monkeypatch.setattr(web, "STALL_S", 5.0)
     server.faults = []
     assert fetched(wanted(server), tmp_path)[0] == DATA
 
@@ -498,6 +501,7 @@ def test_a_tar_behind_a_url_gives_the_same_directory_as_on_disk(tar_of_tars, tmp
 
 def test_a_url_is_read_piece_by_piece(monkeypatch):
     monkeypatch.setattr(url, "PIECE_BYTES", 400_000)
+    monkeypatch.setattr(web, "STALL_S", 1.0)
     with FileServer({"/a.bin": DATA}) as running:
         blob = pickle.loads(pickle.dumps(url.UrlFile(f"{running.url}/a.bin")))
         assert blob.size == SIZE

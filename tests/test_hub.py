@@ -45,7 +45,7 @@ def serve(monkeypatch, tmp_path):
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         return server
 
-    for name, value in (("STALL_S", 0.3), ("FIRST_PAUSE_S", 0.01)):
+    for name, value in (("STALL_S", 1.5), ("FIRST_PAUSE_S", 0.01)):
         monkeypatch.setattr(web, name, value)
     # Workers take over the shorter pauses only when forked, which the server's thread would speak against.
     monkeypatch.setattr(engines, "_context", lambda: mp.get_context("fork"))
