@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,7 +27,6 @@ from PIL import Image
 
 import mlpdata
 from mlpdata import Error, beton, image, units
-from mlpdata.convert import convert
 from mlpdata.manifest import Manifest, read_classes
 from mlpdata.plan import Options, make_plan
 from mlpdata.progress import Progress, duration
