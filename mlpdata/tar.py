@@ -36,26 +36,32 @@ def headers(names: Sequence[str], sizes: np.ndarray) -> np.ndarray:
     names: n member names of at most 100 bytes in UTF-8. sizes: (n,) bytes, below 8 GiB.
     Returns (n, 512) uint8, equal to what `tarfile` writes for the same members.
     """
-    n = len(names)
-    head = np.tile(_template(), (n, 1))
+    head = np.empty((len(names), BLOCK), np.uint8)
     packed = np.array([name.encode() for name in names], dtype="S100")
-    head[:, :100] = packed.view(np.uint8).reshape(n, 100)
-    sizes = np.asarray(sizes, np.int64)
-    for digit in range(11):  # octal, right to left, in bytes 124-134
-        head[:, 134 - digit] = ord("0") + ((sizes >> (3 * digit)) & 7)
-    head[:, 148:156] = ord(" ")
-    sums = head.sum(axis=1, dtype=np.int64)
-    for digit in range(6):  # six octal digits, NUL, space
-        head[:, 153 - digit] = ord("0") + ((sums >> (3 * digit)) & 7)
-    head[:, 154] = 0
+    _fill_headers(head, packed.view(np.uint8).reshape(len(names), 100), sizes)
     return head
 
 
-def _long_header(name: str, size: int) -> bytes:
-    """Header blocks for a member whose name does not fit 100 bytes (a POSIX extended header comes first)."""
+def _fill_headers(head: np.ndarray, names: np.ndarray, sizes: np.ndarray) -> None:
+    """names: (n, 100) uint8, zero padded. head: (n, 512) uint8, overwritten."""
+    template = _template()
+    head[:] = template
+    head[:, :100] = names
+    sizes = np.asarray(sizes, np.int64)
+    for digit in range(11):  # octal, right to left, in bytes 124-134
+        head[:, 134 - digit] = ord("0") + ((sizes >> (3 * digit)) & 7)
+    fixed = int(template[135:148].sum() + template[156:].sum() + template[100:124].sum()) + 8 * ord(" ")
+    sums = fixed + np.einsum("ij->i", head[:, :100], dtype=np.int64) + head[:, 124:135].sum(axis=1, dtype=np.int64)
+    for digit in range(6):  # six octal digits, NUL, space
+        head[:, 153 - digit] = ord("0") + ((sums >> (3 * digit)) & 7)
+    head[:, 154], head[:, 155] = 0, ord(" ")
+
+
+def _header(name: str, size: int) -> bytes:
+    """Header blocks of one member; where the name does not fit 100 bytes a POSIX extended header comes first."""
     info = tarfile.TarInfo(name)
     info.size = size
-    return info.tobuf(tarfile.PAX_FORMAT)
+    return info.tobuf(tarfile.PAX_FORMAT if len(name.encode()) > 100 else tarfile.USTAR_FORMAT)
 
 
 def ppm_header(width: int, height: int) -> bytes:
@@ -78,37 +84,58 @@ def build(
     payload starts in them (for raw: the pixels, behind the PPM header).
     """
     n = len(keys)
-    extension = EXTENSIONS[codec]
-    sizes = np.fromiter((len(p) for p in payload), np.int64, n)
-    if codec == "raw":
-        prefixes = [ppm_header(int(w), int(h)) for w, h in zip(widths, heights, strict=True)]
-        prefix_sizes = np.fromiter((len(p) for p in prefixes), np.int64, n)
-    else:
-        prefixes, prefix_sizes = [b""] * n, np.zeros(n, np.int64)
-    names = [f"{key}.{extension}" for key in keys]
-    class_names = [f"{key}.cls" for key in keys]
-    class_data = [b"%d" % label for label in labels.tolist()]
-    head = headers(names, sizes + prefix_sizes)
-    class_head = headers(class_names, np.fromiter((len(c) for c in class_data), np.int64, n))
-    class_block = np.zeros((n, 2 * BLOCK), np.uint8)
-    class_block[:, :BLOCK] = class_head
-    digits = np.array(class_data, dtype="S20").view(np.uint8).reshape(n, 20)
-    class_block[:, BLOCK : BLOCK + 20] = digits
-    pads = [bytes(k) for k in range(BLOCK)]
-    pad_sizes = (-(sizes + prefix_sizes)) % BLOCK
+    ends = [f".{EXTENSIONS[codec]}".encode(), b".cls"]
+    names = [key.encode() for key in keys]
+    lengths = np.fromiter(map(len, names), np.int64, n)
+    if n and lengths.max() + max(map(len, ends)) > 100:
+        return _build_slowly(keys, labels, codec, widths, heights, payload)
+    sizes = np.fromiter(map(len, payload), np.int64, n)
+    prefixes = [b""] * n if codec != "raw" else _ppm_headers(widths, heights)
+    prefix_sizes = np.fromiter(map(len, prefixes), np.int64, n)
+    # Everything starts on a block: header, image, header of the class, class.
+    blocks = -(-(sizes + prefix_sizes) // BLOCK)
+    starts = np.cumsum(3 + blocks) - 3 - blocks
+    out = np.empty((int((3 + blocks).sum()), BLOCK), np.uint8)
+    class_data = np.array([b"%d" % label for label in labels.tolist()], dtype="S20")
+    packed = np.array(names, dtype="S100").view(np.uint8).reshape(n, 100)
+    out[starts + blocks] = 0  # the last block of an image is padded with zeros
+    out[starts + 2 + blocks] = 0
+    out[starts + 2 + blocks, :20] = class_data.view(np.uint8).reshape(n, 20)
+    head, rows = np.empty((n, BLOCK), np.uint8), np.arange(n)
+    for end, at, bytes_each in zip(
+        ends, (starts, starts + 1 + blocks), (sizes + prefix_sizes, np.char.str_len(class_data)), strict=True
+    ):
+        named = packed.copy()
+        for i, letter in enumerate(end):
+            named[rows, lengths + i] = letter
+        _fill_headers(head, named, bytes_each)
+        out[at] = head
+    offsets = (starts + 1) * BLOCK + prefix_sizes
+    view = memoryview(out).cast("B")
+    for at, prefix, data in zip(offsets.tolist(), prefixes, payload, strict=True):
+        view[at : at + len(data)] = data
+        if prefix:
+            view[at - len(prefix) : at] = prefix
+    return [view], offsets
 
-    buffers: list = []
-    offsets = np.empty(n, np.int64)
-    at = 0
-    for i in range(n):
-        start = head[i] if len(names[i].encode()) <= 100 else _long_header(names[i], int(sizes[i] + prefix_sizes[i]))
-        end = class_block[i]
-        if len(class_names[i].encode()) > 100:
-            end = _long_header(class_names[i], len(class_data[i])) + class_block[i, BLOCK:].tobytes()
-        offsets[i] = at + len(start) + prefix_sizes[i]
-        pad = pads[pad_sizes[i]]
+
+def _ppm_headers(widths: np.ndarray, heights: np.ndarray) -> list[bytes]:
+    return [ppm_header(int(w), int(h)) for w, h in zip(widths, heights, strict=True)]
+
+
+def _build_slowly(keys, labels, codec, widths, heights, payload) -> tuple[list, np.ndarray]:
+    """As `build`, member by member, for runs that hold a name beyond 100 bytes."""
+    prefixes = [b""] * len(keys) if codec != "raw" else _ppm_headers(widths, heights)
+    buffers, offsets, at = [], np.empty(len(keys), np.int64), 0
+    for i, (key, label) in enumerate(zip(keys, labels.tolist(), strict=True)):
+        number = b"%d" % label
+        size = len(prefixes[i]) + len(payload[i])
+        start = _header(f"{key}.{EXTENSIONS[codec]}", size)
+        end = _header(f"{key}.cls", len(number)) + number.ljust(BLOCK, b"\0")
+        offsets[i] = at + len(start) + len(prefixes[i])
+        pad = bytes(-size % BLOCK)
         buffers += (start, prefixes[i], payload[i], pad, end)
-        at += len(start) + int(prefix_sizes[i] + sizes[i]) + len(pad) + len(end)
+        at += len(start) + size + len(pad) + len(end)
     return buffers, offsets
 
 

@@ -169,33 +169,42 @@ class _PixelSums:
     """Exact integer sums for mean and standard deviation, a block of equal shapes at a time.
 
     A block's sums fit 16 bits and its sums of squares 32 (32 images of 255 at most), which keeps numpy on narrow types.
+    Blocks add up by position; what belongs to one channel is added up when the shape changes.
     """
 
     BLOCK = 32
 
     def __init__(self):
         self._block: list[np.ndarray] = []
-        self._pixels, self._sum, self._squares = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
+        self._columns = np.zeros((2, 0), np.int64)  # sums and sums of squares of each byte of an image
+        self._pixels, self._totals = 0, np.zeros((2, 3), np.int64)
 
     def add(self, pixels: np.ndarray) -> None:
         """pixels: (H, W, 3) uint8."""
         if self._block and (len(self._block) == self.BLOCK or self._block[0].shape != pixels.shape):
-            self._flush()
+            self._add_block()
         self._block.append(pixels)
 
-    def _flush(self) -> None:
+    def _add_block(self) -> None:
         block = np.stack(self._block).reshape(len(self._block), -1)
-        squared = np.multiply(block, block, dtype=np.uint16)
+        if self._columns.shape[1] != block.shape[1]:
+            self._fold()
+            self._columns = np.zeros((2, block.shape[1]), np.int64)
         self._pixels += block.size // 3
-        self._sum += np.add.reduce(block, axis=0, dtype=np.uint16).reshape(-1, 3).sum(axis=0, dtype=np.int64)
-        self._squares += np.add.reduce(squared, axis=0, dtype=np.uint32).reshape(-1, 3).sum(axis=0, dtype=np.int64)
+        self._columns[0] += np.add.reduce(block, axis=0, dtype=np.uint16)
+        squared = np.multiply(block, block, dtype=np.uint16)
+        self._columns[1] += np.add.reduce(squared, axis=0, dtype=np.uint32)
         self._block = []
+
+    def _fold(self) -> None:
+        self._totals += self._columns.reshape(2, -1, 3).sum(axis=1)
 
     def result(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         """(pixels, sums, sums of squares) a channel."""
         if self._block:
-            self._flush()
-        return self._pixels, tuple(self._sum.tolist()), tuple(self._squares.tolist())
+            self._add_block()
+        self._fold()
+        return self._pixels, *map(tuple, self._totals.tolist())
 
 
 class _Payloads:

@@ -320,10 +320,12 @@ def test_progress_says_what_it_knows(capsys):
 def test_disk_full_while_writing(tmp_path, monkeypatch):
     make_folder(tmp_path / "in", splits=("train",))
     root = tmp_path / "out"
-    (root / ".convert" / "parts").mkdir(parents=True)
-    (root / ".convert" / "parts" / "train-00000000.data").symlink_to("/dev/full")
+    options = dict(dataset="folder", source=str(tmp_path / "in"), res=8, out=root)
+    plan = make_plan(Options(**options))
+    plan.parts.mkdir(parents=True)
+    (plan.parts / f"{plan.tasks[0].unit.name}.data").symlink_to("/dev/full")
     with pytest.raises(Error, match="No space left on device"):
-        convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, out=root)
+        convert_quietly(**options)
     assert not (root / "manifest.json").exists()
 
 

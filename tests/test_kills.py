@@ -5,6 +5,7 @@ By hand, with more kills on an archive of one's own:
     python tests/test_kills.py 30 imagenet21k --source fall11_whole.tar --res 64
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -60,7 +61,8 @@ def random_kills(words, reference, root, kills, seed):
             if kind < 0.4:
                 process.kill()  # the parent alone: its workers must notice
             elif kind < 0.6 and (workers := children(process.pid)):
-                os.kill(rng.choice(workers), signal.SIGKILL)  # one worker: the parent must notice
+                with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                    os.kill(rng.choice(workers), signal.SIGKILL)  # one worker: the parent must notice
             else:
                 os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)

@@ -45,3 +45,20 @@ def test_raw_pixels_are_a_ppm_that_any_reader_opens():
             seen = np.asarray(Image.open(archive.extractfile(f"k{i}.ppm")))
             assert np.array_equal(seen, pixels[i].reshape(3, 4, 3))
             assert data[offsets[i] : offsets[i] + 36] == pixels[i].tobytes()
+
+
+def test_a_run_at_once_equals_member_by_member():
+    keys = ["a", "ü_" * 20, "n01443537_1", "x" * 96]
+    arguments = (
+        keys,
+        np.array([0, 7, 21840, 3]),
+        "jpg",
+        np.full(4, 2),
+        np.full(4, 2),
+        [b"", b"j", bytes(512), b"k" * 1025],
+    )
+    fast, fast_offsets = tar.build(*arguments)
+    slow, slow_offsets = tar._build_slowly(*arguments)
+    assert b"".join(fast) == b"".join(slow) and fast_offsets.tolist() == slow_offsets.tolist()
+    raw = ("raw", np.full(4, 2), np.full(4, 2), np.arange(48, dtype=np.uint8).reshape(4, 12))
+    assert b"".join(tar.build(*arguments[:2], *raw)[0]) == b"".join(tar._build_slowly(*arguments[:2], *raw)[0])
