@@ -64,6 +64,10 @@ def open_split(path: str | Path, split: str = "train", format: str | None = None
     else:
         index = beton.open_index(beton_path(path, split))
     _check(index)
+    for file in index.files:
+        listed, size = manifest.files.get(file.name, {}).get("bytes"), file.stat().st_size
+        if listed not in (None, size):
+            raise Error(f"{file} has {size} bytes, the manifest lists {listed}: it changed; get or convert it again")
     if index.label.min(initial=0) < 0 or index.label.max(initial=0) >= manifest.num_classes:
         raise Error(f"{path}: split {split!r} has labels of more than {manifest.num_classes} classes; convert again")
     return Opened(index=index, split=split, num_classes=manifest.num_classes, manifest=manifest)

@@ -18,6 +18,7 @@ import torch
 
 from mlpdata import remote, tiers
 from mlpdata.augment import Augment, Batch
+from mlpdata.checksums import check_files
 from mlpdata.epoch import Order, permute
 from mlpdata.index import open_split
 from mlpdata.manifest import Error, read_classes
@@ -57,6 +58,7 @@ class Loader:
     tier:        "resident", "pinned" or "stream" forces one; None chooses by size.
     pixels:      "ycc420" keeps luma in full and chroma at half resolution in the resident tier: half the memory;
                  tier_reason says what that costs on this very data. Batches without augment are RGB again.
+    check:       compare the split's files with the manifest's sha256 first (about a second a gigabyte and core).
     num_threads: that read and decode; None takes the cores.
     rank, world_size: this process takes its slice of each global batch; batch_size must be divisible. In the stream
                  tier every rank reads all the blocks and decodes its own samples.
@@ -85,6 +87,7 @@ class Loader:
         res: int | None = None,
         tier: str | None = None,
         pixels: str = "rgb",
+        check: bool = False,
         num_threads: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -108,6 +111,10 @@ class Loader:
         self._where = {"root": str(root), "split": split, "format": format, "res": res}
         self._choose_samples(subset, classes, relabel)
         self._reader = Reader(self.index, num_threads or len(os.sched_getaffinity(0)), res)
+        if check:
+            if self.manifest is None:
+                raise Error(f"{root} has no manifest to check against")
+            check_files(self.root, self.manifest, self.split, self._reader)
         self._place_ids: np.ndarray | None = None
         self._blocks: tuple[int, int] | None = None  # of the orders to come
         self._open_tier(tier, pixels)
@@ -368,9 +375,12 @@ def _device(name: str | torch.device) -> torch.device:
         raise Error(f"there is no device {name!r}; take cpu or cuda") from None
     if device.type not in ("cpu", "cuda"):
         raise Error(f"device {name!r}: batches go to cpu or cuda; move them on from there")
-    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
+    if device.type == "cpu":
+        return device
+    if not (device.index or 0) < torch.cuda.device_count():
         raise Error(f"device {name!r}: torch finds {torch.cuda.device_count()} CUDA devices")
-    return device
+    # With its number: another thread has a current device of its own.
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 def _choose_tier(rgb_bytes: int, resident_bytes: int, device: torch.device, forced: str | None) -> tuple[str, str]:

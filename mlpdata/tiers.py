@@ -28,7 +28,8 @@ from mlpdata.reader import Payloads, Reader
 TIERS = ("resident", "pinned", "stream")
 PIXELS = ("rgb", "ycc420")
 SHARE = 0.6  # of the free memory that a split may take
-AHEAD = 4  # batches that wait ready
+AHEAD = 4  # batches that wait ready, or fewer
+AHEAD_BYTES = 512 << 20  # where these are more
 LOAD_BYTES = 64 << 20  # of pixels read at a time into the resident tier
 BLOCK_BYTES = 4 << 20  # neighbours that the stream reads together: megabytes a seek instead of kilobytes
 WINDOW_BYTES = 128 << 20  # of blocks whose samples are shuffled among each other; two windows are in memory
@@ -152,8 +153,11 @@ class Host:
     def batches(self, plan: Plan) -> Iterator[Batch]:
         if self.device.type == "cpu":
             spare = Spare()
-            return ahead((self._cpu_batch(spare, *item) for item in self._fills(plan)), AHEAD)
-        return self._copied(plan)
+            return ahead((self._cpu_batch(spare, *item) for item in self._fills(plan)), self._depth(plan))
+        return self._copied(plan, self._depth(plan))
+
+    def _depth(self, plan: Plan) -> int:
+        return max(1, min(AHEAD, AHEAD_BYTES // (plan.batch_size // plan.world_size * self.reader.image_bytes)))
 
     def _fills(self, plan: Plan) -> Iterator[tuple[np.ndarray, object]]:
         """(rows of a step, function that fills an array (n, H, W, 3) with their pixels), step by step."""
@@ -167,11 +171,11 @@ class Host:
         fill(images.numpy())
         return Batch(images, torch.from_numpy(self._labels[rows]), torch.from_numpy(self.sample_ids(rows)))
 
-    def _copied(self, plan: Plan) -> Iterator[Batch]:
+    def _copied(self, plan: Plan, depth: int) -> Iterator[Batch]:
         side = torch.cuda.Stream(self.device)
 
         def copies():
-            slots = itertools.cycle([_Slot() for _ in range(AHEAD)])
+            slots = itertools.cycle([_Slot() for _ in range(max(2, depth))])
             for rows, fill in self._fills(plan):
                 slot = next(slots)
                 images, small = slot.buffers(len(rows), self.reader.shape)
@@ -182,7 +186,7 @@ class Host:
                     slot.copied = side.record_event()
                 yield *there, slot.copied
 
-        for images, small, copied in ahead(copies(), AHEAD):
+        for images, small, copied in ahead(copies(), depth):
             here = torch.cuda.current_stream(self.device)
             here.wait_event(copied)
             # The memory belongs to the side stream: it must not be given away while this one still reads it.

@@ -133,7 +133,7 @@ ORDER = [
     {"sources", "tar", "beton", "parts", "reader"},
     {"remote"},
     {"datasets", "units", "order", "augment", "publish", "index"},
-    {"shards", "plan", "tiers", "dataset"},
+    {"shards", "plan", "tiers", "dataset", "checksums"},
     {"seal", "workdir", "loader"},
     {"convert", "inspect", "bench"},
     {"cli"},

@@ -338,6 +338,25 @@ def test_a_file_written_to_while_in_use_is_an_error(own_copy):
         list(loader)
 
 
+@pytest.mark.parametrize("format_", ["beton", "tar"])
+def test_checksums_find_what_sizes_do_not(own_copy, photos_dir, tmp_path, format_):
+    assert mlpdata.load(own_copy, "train", 32, format=format_, check=True).num_samples == 1500
+    index = mlpdata.load(own_copy, "train", 32, format=format_, tier="stream").index
+    path, raw = index.files[int(index.file[700])], format_ == "beton"
+    with open(path, "r+b") as f:
+        f.seek(int(index.offset[700]) + 50)
+        f.write(b"other")
+    where = "sample 700 at byte" if raw else "get it again"
+    with pytest.raises(Error, match=rf"{path.name} has sha256 .* the manifest lists .*{where}"):
+        mlpdata.load(own_copy, "train", 32, format=format_, check=True)
+    with open(path, "ab") as f:
+        f.write(b"more")
+    with pytest.raises(Error, match=rf"{path.name} has \d+ bytes, the manifest lists \d+"):
+        mlpdata.load(own_copy, "train", 32, format=format_)
+    with pytest.raises(Error, match="no manifest to check against"):
+        mlpdata.load(path if raw else photos_dir / "train-*1.tar", check=True)
+
+
 def test_reading_past_the_page_cache_gives_the_same_pixels(shapes_dir, photos_dir, monkeypatch):
     for root, format_ in ((shapes_dir, "beton"), (shapes_dir, "tar"), (photos_dir, "tar")):
         images = mlpdata.load(root, "train", 64, format=format_).arrays()[0]
@@ -458,12 +477,34 @@ def test_free_memory_respects_the_limits_of_containers(tmp_path, monkeypatch):
     assert abs(memory.free_memory() - system) < system / 2
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("tier", ["resident", "pinned", "stream"])
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.mark.parametrize("tier", [pytest.param(t, marks=gpu) for t in ("resident", "pinned", "stream")])
 def test_on_the_gpu(shapes_dir, tier):
     images, labels = mlpdata.load(shapes_dir, "train", 100).arrays()
     for batch in mlpdata.load(shapes_dir, "train", 128, device="cuda", tier=tier):
         assert batch.images.is_cuda
         assert np.array_equal(batch.images.cpu().numpy(), images[batch.ids.cpu().numpy()])
         assert np.array_equal(batch.labels.cpu().numpy(), labels[batch.ids.cpu().numpy()])
+
+
+@pytest.mark.parametrize("tier", [pytest.param(t, marks=gpu) for t in ("resident", "pinned", "stream")])
+def test_pinned_buffers_are_not_filled_while_they_are_copied(shapes_dir, tier):
+    """A device that lags behind: copies and gathers queue up, and every batch must still be its own."""
+    images = torch.from_numpy(mlpdata.load(shapes_dir, "train", 100).arrays()[0]).cuda()
+    loader = mlpdata.load(shapes_dir, "train", 64, device="cuda", tier=tier)
+    heavy, wrong = torch.rand(4096, 4096, device="cuda"), torch.zeros((), dtype=torch.int64, device="cuda")
+    for _ in range(3):
+        for batch in loader:
+            heavy = (heavy @ heavy).clamp_(0, 1)
+            wrong += (batch.images != images[batch.ids]).sum()
+    assert int(wrong) == 0
+
+
+@pytest.mark.parametrize("tier", [pytest.param("resident", marks=gpu)])
+def test_luma_and_chroma_on_the_gpu(photos_dir, tier):
+    options = {"pixels": "ycc420", "tier": tier, "shuffle": False}
+    there = [b.images.cpu() for b in mlpdata.load(photos_dir, "train", 16, device="cuda", **options)]
+    here = [b.images for b in mlpdata.load(photos_dir, "train", 16, **options)]
+    assert all((a.int() - b.int()).abs().max() <= 1 for a, b in zip(there, here, strict=True))
