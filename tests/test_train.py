@@ -245,6 +245,15 @@ def test_no_loss_is_written_that_is_no_number(recipe):
         assert all(torch.isfinite(t).all() for t in state["model"].values()) and state["step"] <= 20
 
 
+def test_too_little_memory_on_the_gpu_is_an_error_with_a_way_out(recipe, monkeypatch):
+    def full(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(Trainer, "train_step", full)
+    with pytest.raises(Error, match=r"raise train.accumulate, .* \(CUDA out of memory"):
+        go(recipe)
+
+
 def test_a_checkpoint_is_written_every_so_many_minutes(recipe):
     folder = go(recipe, "save.every_minutes=0.0001", "save.keep=100", "train.epochs=2")
     assert len(checkpoint.states(folder)) > 10

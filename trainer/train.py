@@ -61,7 +61,11 @@ def run(
             trainer.say(saturation.table(saturation.measure(trainer, seconds=20.0)))
             return None
         with _stopping(trainer):
-            trainer.fit()
+            try:
+                trainer.fit()
+            except torch.OutOfMemoryError as e:
+                less = "raise train.accumulate, lower train.batch_size, or set data.tier to pinned"
+                raise Error(f"the GPU's memory is not enough: {less} ({str(e).splitlines()[0][:120]})") from None
     return folder
 
 
