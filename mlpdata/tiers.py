@@ -236,6 +236,7 @@ class Stream(Host):
     def __init__(self, reader, labels, ids, device, direct: bool):
         super().__init__(reader, labels, ids, device)
         self.direct = direct
+        self._idle: list[np.ndarray] = []  # window buffers of the epoch before: fresh memory costs its page faults
 
     def _fills(self, plan):
         spans = np.array([plan.span(step) for step in plan.steps], np.int64).reshape(-1, 2)
@@ -246,7 +247,7 @@ class Stream(Host):
         last = np.maximum(first, np.searchsorted(edges, spans[:, 1], side="left") - 1)
         free: queue.SimpleQueue = queue.SimpleQueue()  # buffers: what one step touches, or one used and one read ahead
         for _ in range(max(2, int((last - first).max()) + 1)):
-            free.put(np.empty(0, np.uint8))
+            free.put(self._idle.pop() if self._idle else np.empty(0, np.uint8))
         loaded = ahead(self._windows(plan, int(first[0]), free), 1)
         windows: dict[int, _Window] = {}
         try:
@@ -264,6 +265,10 @@ class Stream(Host):
         finally:
             free.put(None)  # a thread that waits for a buffer ends
             loaded.close()
+            while not free.empty():
+                if (data := free.get()) is not None:
+                    self._idle.append(data)
+            self._idle += [window.payloads.data for window in windows.values()]
 
     def _windows(self, plan: Plan, first: int, free: queue.SimpleQueue) -> Iterator[_Window]:
         for k in range(first, len(plan.order.windows) - 1):
