@@ -13,15 +13,15 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.cookiejar import LoadError, MozillaCookieJar
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-import requests
-import urllib3
-
 from mlpdata.manifest import Error
+
+if TYPE_CHECKING:  # a tenth of a second, which a conversion of local files need not pay
+    import requests
 
 CONNECT_S, STALL_S = 10.0, 30.0  # until a server answers, and without a byte from it
 ATTEMPTS = 5  # failures in a row, with nothing gained in between
@@ -61,7 +61,9 @@ class Login:
 
     def session(self) -> requests.Session:
         """A new session. Raises Error for a cookie file that cannot be read."""
-        session = _Session(set(self.headers))
+        from http.cookiejar import LoadError, MozillaCookieJar
+
+        session = _session_class()(set(self.headers))
         # Bytes as they lie on the server: offsets would mean nothing in a stream compressed on the way.
         session.headers.update({"Accept-Encoding": "identity", "User-Agent": "mlpdata", **self.headers})
         if self.cookies is not None:
@@ -77,17 +79,23 @@ class Login:
         return session
 
 
-class _Session(requests.Session):
-    def __init__(self, private: set[str]):
-        super().__init__()
-        self._private = private
+@cache
+def _session_class():
+    import requests
 
-    def rebuild_auth(self, prepared_request, response):
-        # requests itself takes Authorization off; the user's other headers are no business of another host either.
-        if self.should_strip_auth(response.request.url, prepared_request.url):
-            for name in self._private:
-                prepared_request.headers.pop(name, None)
-        super().rebuild_auth(prepared_request, response)
+    class Session(requests.Session):
+        def __init__(self, private: set[str]):
+            super().__init__()
+            self._private = private
+
+        def rebuild_auth(self, prepared_request, response):
+            # requests itself takes Authorization off; the user's other headers are no business of another host either.
+            if self.should_strip_auth(response.request.url, prepared_request.url):
+                for name in self._private:
+                    prepared_request.headers.pop(name, None)
+            super().rebuild_auth(prepared_request, response)
+
+    return Session
 
 
 class Pauses:
@@ -141,6 +149,8 @@ class Answer:
 
     def chunks(self) -> Iterator[bytes]:
         """The body. Raises Passing when it ends early or stalls."""
+        import urllib3
+
         try:
             while chunk := self.response.raw.read1(CHUNK_BYTES, decode_content=False):
                 yield chunk
@@ -157,6 +167,8 @@ def get(session: requests.Session, url: str, start: int = 0, stop: int | None = 
     tag: of the file as it was before; "" accepts any. Raises Passing for what another try may mend, Changed where the
     file is another one by now or the server serves no ranges, Error for everything else.
     """
+    import requests
+
     headers = {}
     if start or stop is not None:
         headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
@@ -225,6 +237,8 @@ def _retry_after(response: requests.Response) -> float:
 
 def _innermost(error: BaseException) -> BaseException:
     """What requests and urllib3 have wrapped."""
+    import urllib3
+
     while True:
         inner = getattr(error, "reason", None)
         if not isinstance(inner, BaseException):
@@ -238,6 +252,8 @@ def _innermost(error: BaseException) -> BaseException:
 
 def _reason(error: BaseException) -> str:
     """The innermost cause in a few words, without addresses of objects."""
+    import urllib3
+
     seen = _innermost(error)
     if isinstance(seen, urllib3.exceptions.ConnectTimeoutError):
         return "no answer in time"

@@ -33,4 +33,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by way of the interpreter's end: there a group that lost a process now and then aborts instead of the status.
+    os._exit(status)

@@ -84,7 +84,8 @@ def precision_of(name: str, device: torch.device) -> str:
 def join(device: str) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone.
 
-    A process that ends, for whatever reason, makes the others raise Error instead of waiting for it.
+    A process that ends, for whatever reason, makes the others raise Error instead of waiting for it. After an error the
+    group is left as it is: taking a broken one down can abort the process.
     """
     try:
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -100,6 +101,7 @@ def join(device: str) -> Iterator[World]:
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
         control = dist.new_group(backend="gloo", timeout=TIMEOUT) if on_gpu else dist.group.WORLD
         yield World(rank, size, control)
+        dist.destroy_process_group()
     except (dist.DistError, RuntimeError) as e:
         text = str(e).strip().splitlines()[0]
         if not isinstance(e, dist.DistError) and not any(w in text.lower() for w in ("gloo", "peer", "timed out")):
@@ -108,6 +110,3 @@ def join(device: str) -> Iterator[World]:
             f"process {rank} of {size} lost another one, whose own message says why ({text[:120]}); "
             "the same command with --resume goes on from the last checkpoint"
         ) from None
-    finally:
-        with contextlib.suppress(Exception):  # the group may be broken: that is why we are here
-            dist.destroy_process_group()
