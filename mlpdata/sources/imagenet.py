@@ -22,7 +22,7 @@ from mlpdata.sources.tarscan import Damage, Member, scan
 
 MAX_IMAGE_BYTES = 256 << 20
 UNITS = 256  # an archive is cut into about so many units, or more: they are bounded both ways
-UNIT_BYTES = (4 << 20, 2 << 30)  # read for one unit
+UNIT_BYTES = (16 << 20, 2 << 30)  # read for one unit
 LEAST_SAMPLES = 500  # in one unit
 HOLD_BYTES = 128 << 20  # a class of a gzip stream of at most so many bytes is decompressed once, not twice
 
