@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ GAP_BYTES = 64 << 10  # between two samples that are still read in one go: tar h
 READ_BYTES = 4 << 20  # of one system call at most, so that several threads share a long stretch
 DIRECT_ALIGN = 4096  # what O_DIRECT wants of offsets, lengths and addresses
 READ_THREADS = 4  # at least: what a disk wants to have in its queue
-PIECE = 32  # images a thread decodes at a time, at least
+PIECE = 16  # images a thread decodes at a time: few, so that all threads are done at about the same moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +163,7 @@ class Reader:
                     where = f"{file}: sample {numbers[k]} at byte {int(self.index.offset[numbers[k]])}"
                     raise Error(f"{where} cannot be decoded ({e}); convert or get it again") from e
 
-        step = max(PIECE, -(-n // (4 * self.num_threads)))
-        self._decoders.each(piece, [range(a, min(n, a + step)) for a in range(0, n, step)])
+        self._decoders.each(piece, [range(a, min(n, a + PIECE)) for a in range(0, n, PIECE)])
 
     def _decode_other(self, payload: memoryview, codec: int, i: int, row: np.ndarray) -> None:
         if codec == RAW:
@@ -198,8 +197,16 @@ class _Threads:
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._num_threads, self._name)
-        for _ in self._pool.map(function, work):
-            pass
+        pieces = iter(work)  # one for all threads: each takes the next piece when it is done with its last
+
+        def run() -> None:
+            for piece in pieces:
+                function(piece)
+
+        running = [self._pool.submit(run) for _ in range(min(self._num_threads, len(work)))]
+        wait(running)  # all of them, also after an error: they write where the caller says
+        for future in running:
+            future.result()
 
 
 class _Reads:
