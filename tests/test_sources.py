@@ -9,10 +9,12 @@ from conftest import REAL_DATA, encoded, make_cifar, make_folder, make_tinyimage
 
 from mlpdata import Error
 from mlpdata.sources import Broken, ClassFilter, cifar, folder
+from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.cifar import Cifar
 from mlpdata.sources.folder import Folder
 from mlpdata.sources.shapes import Shapes
 from mlpdata.sources.tinyimagenet import TinyImageNet
+from mlpdata.sources.zipdir import read_directory
 
 LAYOUTS = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
 
@@ -157,6 +159,42 @@ def test_tinyimagenet_wrong_and_truncated_archives(tmp_path):
         TinyImageNet(tmp_path / "other.zip")
     with pytest.raises(Error, match="no archive at"):
         TinyImageNet(tmp_path / "none.zip")
+
+
+@pytest.mark.parametrize(
+    "members", [3, 70_000], ids=["plain", "zip64"]
+)  # beyond 65,535 the directory's end has 64 bits
+def test_zip_directories_are_read_as_zipfile_reads_them(tmp_path, members):
+    path = tmp_path / "a.zip"
+    path.write_bytes(b"something before it")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"PK\x05 a comment"
+        for i in range(members):
+            archive.writestr(f"folder/é{i}" if i < 2 else f"{i}", b"x" * (i % 7))
+    with zipfile.ZipFile(path) as archive:
+        expected = [(e.filename, e.header_offset, e.compress_size, e.file_size, e.CRC) for e in archive.infolist()]
+    found = read_directory(PlainFile(path))
+    columns = (found.entries[name].tolist() for name in ("offset", "packed", "size", "crc"))
+    assert list(zip(found.names, *columns, strict=True)) == expected
+
+
+def test_damaged_zip_directories_are_one_error(tmp_path):
+    path = tmp_path / "t.zip"
+    make_tinyimagenet(path)
+    data = path.read_bytes()
+    directory = data.index(b"PK\x01\x02")
+    rng, errors = np.random.default_rng(0), 0
+    for _ in range(300):
+        changed = bytearray(data)
+        for at in rng.integers(directory, len(data), 3):
+            changed[at] = rng.integers(256)
+        path.write_bytes(changed)
+        try:
+            read(TinyImageNet(path), "train")
+        except Error as e:
+            errors += 1
+            assert "\n" not in str(e)
+    assert errors
 
 
 # --------------------------------------------------------------------------------------------------------- folder
