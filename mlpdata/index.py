@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mlpdata import beton, tar
+from mlpdata.archives import download_folder
 from mlpdata.manifest import CODECS, Error, Manifest, ShardIndex, beton_path, manifest_path, work_path, write_atomic
 from mlpdata.sources import tarscan
 from mlpdata.sources.blob import PlainFile
@@ -199,9 +199,8 @@ def _row(path: Path, key: str, blob: PlainFile, image, codec: int, label) -> tup
 
 
 def _cache_path(paths: list[Path]) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256("\0".join(str(p.resolve()) for p in paths).encode()).hexdigest()[:24]
-    return base / "mlpdata" / f"tars-{name}.npz"
+    return download_folder() / f"tars-{name}.npz"
 
 
 def _load_cache(path: Path, stamp: np.ndarray) -> dict[str, np.ndarray] | None:

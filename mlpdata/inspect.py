@@ -139,6 +139,9 @@ OPTIONAL = {
     "rapidgzip": "large gzip archives",
     "ffcv": "reading betons with FFCV itself: pip install 'mlpdata[ffcv]' (needs OpenCV and libturbojpeg headers)",
     "timm": "other models on our shards: pip install timm",
+    "ray": "convert --engine ray: pip install 'mlpdata[ray]'",
+    "s3fs": "s3:// directories: pip install 'mlpdata[remote]'",
+    "tensorboard": "event files of training runs: pip install 'mlpdata[tb]'",
 }
 
 

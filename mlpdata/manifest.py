@@ -151,7 +151,7 @@ class Manifest:
             raise Error(f"{path} is damaged ({type(e).__name__}: {e}); convert again") from None
         for name in manifest.files:
             # A manifest may come from anywhere: it must not point outside its directory.
-            if Path(name).name != name:
+            if Path(name).name != name or name in ("", ".."):
                 raise Error(f"{path} names a file outside its directory: {name!r}")
         return manifest
 

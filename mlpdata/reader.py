@@ -227,6 +227,7 @@ class _Reads:
                 while done < needed:
                     got = os.preadv(fd, [self._data[to + done : to + room]], start + done)
                     if not got:
+                        self._reader.check_stamp(file, os.fstat(fd))  # it may have changed since it was opened
                         path, i = self._reader.index.files[file], self._reader.first_behind(file, start + done)
                         raise Error(f"{path} is cut short: it ends at byte {start + done}, in or before sample {i}")
                     done += got
