@@ -75,10 +75,14 @@ def _run(plan: Plan, started: float, say) -> Manifest | None:
             k, n = plan.options.part
             say(f"part {k} of {n} is done, {len(tasks)} units; when all are, finish with --assemble in place of --part")
             return None
-        found = _take_stock(plan)
-        _check_skipped(plan, found)
-        check_space(plan, found.payload_bytes)
-        made = _assemble(plan, engine, found)
+        while True:
+            found = _take_stock(plan)
+            _check_skipped(plan, found)
+            check_space(plan, found.payload_bytes)
+            made, undecodable = _assemble(plan, engine, found)
+            if not undecodable:
+                break
+            _convert_again(plan, engine, undecodable)
         manifest = seal(plan, engine, found, made)
     shutil.rmtree(plan.work, ignore_errors=True)  # a run that comes now and finds the manifest removes it too
     _say_done(plan, manifest, time.monotonic() - started, say)
@@ -138,6 +142,18 @@ def _convert_parts(plan: Plan, tasks: list[Task], engine: Engine, say) -> None:
     sync_dir(plan.parts)
 
 
+def _convert_again(plan: Plan, engine: Engine, numbers: set[int]) -> None:
+    """Convert units anew in which something does not decode that was left for later. What was assembled goes."""
+    for split in plan.splits:
+        for path in (*plan.root.glob(f"{split}-*.tar"), shards.beton_work_path(plan.work, split)):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(plan.work / shards.SHARDS)
+    tasks = [replace(plan.tasks[number], decodes_all=True) for number in sorted(numbers)]
+    for _ in engine.map(shards.convert_task, tasks):
+        pass
+    sync_dir(plan.parts)
+
+
 def _missing(plan: Plan, todo: list[Task]) -> str:
     """Which shares lack units, as far as the lock files of the machines that were at work tell."""
     counts = {int(m[1]) for m in (re.fullmatch(r"lock-\d+-of-(\d+)", p.name) for p in plan.work.iterdir()) if m}
@@ -193,8 +209,9 @@ def _check_skipped(plan: Plan, found: Found) -> None:
 # --------------------------------------------------------------------------------------------------------- shards
 
 
-def _assemble(plan: Plan, engine: Engine, found: Found) -> dict[str, list[shards.Made]]:
-    """Write every shard that is not there yet. Returns what was made, per split and in order.
+def _assemble(plan: Plan, engine: Engine, found: Found) -> tuple[dict[str, list[shards.Made]], set[int]]:
+    """Write every shard that is not there yet. Returns what was made, per split and in order, and the numbers of the
+    units in which something did not decode that was left for later: if there are any, all is to be done again.
 
     First split and first shard first: what they use is the end of every part, and is cut off behind them.
     """
@@ -204,6 +221,9 @@ def _assemble(plan: Plan, engine: Engine, found: Found) -> dict[str, list[shards
         shutil.rmtree(folder)  # unsynced shards are not trusted across runs; they are cheap to make again
     folder.mkdir(exist_ok=True)
     if durable and not plan.assembling.exists():
+        names = {task.unit.name: number for number, task in enumerate(plan.tasks)}
+        if undecodable := {names[name] for name, ok in engine.map(shards.check_deferred, names) if not ok}:
+            return {}, undecodable  # found now, as parts are cut off from here on
         if not plan.recipe.durable:
             for _ in engine.map(shards.sync_part, [task.unit.name for task in plan.tasks]):
                 pass
@@ -214,8 +234,12 @@ def _assemble(plan: Plan, engine: Engine, found: Found) -> dict[str, list[shards
     made = {task.name: shards.read_made(plan.work, task.name) for task in tasks if shards.is_made(plan.work, task.name)}
     progress = Progress("writing shards", sum(len(task) for task in tasks), quiet=plan.options.quiet)
     progress.resume(sum(len(task) for task in tasks if task.name in made))
+    undecodable = set()
     cut = behind = 0  # shards whose samples are cut off; shards that are made, and all before them
     for task, result in engine.map(shards.write_shard, [t for t in tasks if t.name not in made], progress.tick):
+        if isinstance(result, shards.Undecodable):
+            undecodable.add(result.part)
+            continue
         made[task.name] = result
         progress.add(len(task), result.num_bytes)
         while behind < len(tasks) and tasks[behind].name in made:
@@ -224,7 +248,9 @@ def _assemble(plan: Plan, engine: Engine, found: Found) -> dict[str, list[shards
             _cut_off(plan, tasks[cut:behind])
             cut = behind
     progress.finish()
-    return {split: [made[task.name] for task in tasks if task.split == split] for split in plan.splits}
+    if undecodable:
+        return {}, undecodable
+    return {split: [made[task.name] for task in tasks if task.split == split] for split in plan.splits}, undecodable
 
 
 def _cut_off(plan: Plan, tasks: list[shards.ShardTask]) -> None:

@@ -126,6 +126,14 @@ def _decode_floor(resize: Resize, width: int, height: int) -> tuple[int, int]:
     )
 
 
+def decode_kept(data: bytes, out: np.ndarray) -> None:
+    """Decode what `kept_jpeg` gave into (H, W, 3) uint8, C-contiguous. Raises ImageError."""
+    try:
+        simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+    except ValueError:
+        out[:] = decode_exact(data)
+
+
 def decode_exact(data: bytes) -> np.ndarray:
     """Decode in full to uint8 (H, W, 3) RGB, whatever the format: JPEG, PNG, WebP, ... Raises ImageError."""
     if not data:
@@ -226,17 +234,25 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
 
 
-def passthrough(data: bytes) -> bytes | None:
-    """A JPEG's own bytes for a shard, or None where readers would not see the pixels we decode.
+def kept_jpeg(data: bytes, resize: Resize) -> tuple[bytes, tuple[int, int]] | None:
+    """A JPEG that is stored as it is: (its bytes for a shard, (width, height)). None for whatever is to be encoded anew.
 
-    CMYK is not passed on (readers differ). EXIF blocks are cut out: Hugging Face datasets turns images by the
-    orientation tag and everyone else does not. The compressed image itself is never touched.
+    That is another size, another format, a header libjpeg-turbo does not take, and CMYK, where readers would not see the
+    pixels we decode. EXIF blocks are cut out: Hugging Face datasets turns images by the orientation tag and everyone
+    else does not. The compressed image itself is never touched, nor looked at: it may be damaged.
     """
-    colorspace = simplejpeg.decode_jpeg_header(data)[2]
-    if colorspace in ("CMYK", "YCCK"):
+    if data[:3] != JPEG_MAGIC:
         return None
-    if b"Exif\0\0" not in data:
-        return bytes(data)
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colorspace in ("CMYK", "YCCK") or not resize.keeps(width, height):
+        return None
+    return (bytes(data) if data.find(b"Exif\0\0") < 0 else _without_exif(data)), (width, height)
+
+
+def _without_exif(data: bytes) -> bytes:
     out, at = [data[:2]], 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         if data[at + 1] == 0xFF:  # fill byte

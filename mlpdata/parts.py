@@ -23,7 +23,7 @@ from mlpdata.manifest import Error
 ROW = np.dtype(
     [
         ("hash", "<u8"),  # of (seed, key)
-        ("digest", "<u8"),  # of the pixels
+        ("digest", "<u8"),  # of the pixels, where the part has them
         ("data", "<i8"),  # where the payload starts in NAME.data
         ("text", "<i8"),  # where the key starts in the text; the source's path follows it
         ("label", "<i4"),
@@ -32,6 +32,7 @@ ROW = np.dtype(
         ("width", "<i4"),
         ("height", "<i4"),
         ("pixels_bytes", "<i4"),
+        ("has_pixels", "<i4"),  # 1: the part holds them; 0: they are decoded from the encoding when the shard is written
         ("encoded_bytes", "<i4"),
         ("key_bytes", "<i4"),
         ("source_bytes", "<i4"),
@@ -54,7 +55,7 @@ def write(
     record:   anything for JSON.
     durable:  sync both files before they count.
     """
-    sizes = rows["pixels_bytes"].astype(np.int64) + rows["encoded_bytes"]
+    sizes = rows["pixels_bytes"].astype(np.int64) * rows["has_pixels"] + rows["encoded_bytes"]
     rows["data"] = np.cumsum(sizes) - sizes
     check = _write_data(folder / f"{name}.data", payloads, durable)
     line = json.dumps({**record, "data_check": check}).encode()

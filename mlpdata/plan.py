@@ -190,14 +190,17 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
         "classes": xxhash.xxh3_64_hexdigest(repr(source.classes).encode()),
         "image_library": image.library_versions(),
     }
+    keep_pixels = beton_codec == "raw" or tar_codec == "raw"
+    encoding = next((c for c in (tar_codec, beton_codec) if c in ("jpg", "png")), None)
     recipe = Recipe(
         resize=image.Resize(res, options.resize, options.filter),
-        keep_pixels=beton_codec == "raw" or tar_codec == "raw",
-        encoding=next((c for c in (tar_codec, beton_codec) if c in ("jpg", "png")), None),
+        keep_pixels=keep_pixels,
+        encoding=encoding,
         quality=options.quality,
         seed=options.seed,
         measure_one_in=max(1, expected // min(max(expected // 256, MEASURED[0]), MEASURED[1])),
         durable=is_large(sum(estimated_bytes(expected, res, beton_codec, tar_codec))),
+        defers=keep_pixels and encoding != "png",
         splits=tuple(splits),
         training_split="train" if "train" in splits else splits[0],
     )

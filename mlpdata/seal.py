@@ -68,6 +68,8 @@ def seal(plan: Plan, engine: Engine, found: Found, made: dict[str, list[shards.M
             index=index_path(root, split).name,
         )
     publish.write_skipped(skipped_path(root), iter_skipped(plan))
+    for m in (m for split in plan.splits for m in made[split]):
+        found.total.add(m.summary)
     mean, std = _mean_std(found.total)
     classes = [plan.source.classes[i] for i in np.flatnonzero(found.label_map >= 0)]
     manifest = Manifest(

@@ -7,7 +7,9 @@ of the index and is renamed into place when the shard's bytes are written.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from mlpdata import beton, image, parts, tar, units
 from mlpdata.manifest import Error, tar_path, work_path
@@ -122,6 +125,14 @@ class Made:
     num_samples: int
     num_bytes: int  # of the tar; 0 where there is none
     sha256: str  # of the tar
+    summary: units.Summary  # of the pixels that were decoded here
+
+
+class Undecodable(Exception):
+    """A deferred JPEG does not decode."""
+
+    def __init__(self, part: int):
+        self.part = part  # its number
 
 
 # ----------------------------------------------------------------------------------------------------- task bodies
@@ -146,7 +157,21 @@ def convert_task(state: State, task: units.Task) -> tuple[int, int]:
     return len(part), len(part.record["skipped"])
 
 
-def write_shard(state: State, task: ShardTask) -> Made:
+def check_deferred(state: State, name: str) -> bool:
+    """Whether everything decodes that a part leaves for later."""
+    part = Part(part_path(state.work, name))
+    rows = part.rows(0, len(part))
+    for row in rows[_deferred(rows)]:
+        encoded = bytearray(row["encoded_bytes"])
+        parts.read_payloads(part.data_path, int(row["data"]), [encoded])
+        try:
+            image.decode_kept(encoded, np.empty((row["height"], row["width"], 3), np.uint8))
+        except image.ImageError:
+            return False
+    return True
+
+
+def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
     """Gather one shard, write its tar and its stretch of the beton, then its journal."""
     used, starts, stops = state.order(task.split).stretches(task.number)
     ends = zip(used.tolist(), starts.tolist(), stops.tolist(), strict=True)
@@ -158,31 +183,40 @@ def write_shard(state: State, task: ShardTask) -> Made:
     rows, piece = rows[order], used[piece[order]]
     _refuse_duplicate_keys(rows, keys, sources)
     labels = state.label_map[rows["label"]].astype(np.int32)
-    with contextlib.ExitStack() as stack:
-        writers: list = []
-        if state.beton_codec:
-            writers.append(_BetonWriter(state, task))
-        if state.tar_codec:
-            writers.append(_TarWriter(state, task))
-        for writer in writers:
-            stack.enter_context(writer)
-        # Block by block, so that memory stays small and the bytes stay in the cache between one copy and the next.
-        total = int(rows["pixels_bytes"].sum(dtype=np.int64) + rows["encoded_bytes"].sum(dtype=np.int64))
-        step = max(1, BLOCK_BYTES * len(rows) // max(1, total))
-        for first in range(0, len(rows), step):
-            here = slice(first, first + step)
-            payloads = _gather(state, rows[here], piece[here])
+    sums = units.PixelSums() if task.split == state.recipe.training_split else None
+    try:
+        with contextlib.ExitStack() as stack:
+            writers: list = []
+            if state.beton_codec:
+                writers.append(_BetonWriter(state, task))
+            if state.tar_codec:
+                writers.append(_TarWriter(state, task))
             for writer in writers:
-                payload = payloads["pixels" if writer.codec == "raw" else "encoded"]
-                writer.write(rows[here], labels[here], keys[here], payload)
+                stack.enter_context(writer)
+            # Block by block, so that memory stays small and the bytes stay in the cache between one copy and the next.
+            total = int(rows["pixels_bytes"].sum(dtype=np.int64) + rows["encoded_bytes"].sum(dtype=np.int64))
+            step = max(1, BLOCK_BYTES * len(rows) // max(1, total))
+            for first in range(0, len(rows), step):
+                here = slice(first, first + step)
+                payloads = _gather(state, rows[here], piece[here], sums)
+                for writer in writers:
+                    payload = payloads["pixels" if writer.codec == "raw" else "encoded"]
+                    writer.write(rows[here], labels[here], keys[here], payload)
+    except Undecodable as e:
+        return e
     last = writers[-1]  # the index points into the tar where there is one
-    made = Made(task.name, len(rows), last.num_bytes, last.sha256)
-    columns = {"key": keys, "label": labels, "source": sources, "offset": np.concatenate(last.offsets),
-               "bytes": np.concatenate(last.sizes)}  # fmt: skip
+    made = Made(task.name, len(rows), last.num_bytes, last.sha256, sums.result() if sums else units.Summary())
+    columns = {"key": _text_array(keys), "source": _text_array(sources)}
     for name, value in (("file", last.file), ("codec", last.codec)):
-        columns[name] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), pa.array([value]))
-    columns = [columns[f.name] if f.name in columns else rows[f.name].copy() for f in INDEX_SCHEMA]
-    _write_journal(journal_path(state.work, task.name), pa.table(columns, schema=INDEX_SCHEMA), made)
+        numbers = _number_array(pa.int32(), np.zeros(len(rows)))
+        columns[name] = pa.DictionaryArray.from_arrays(numbers, _text_array([value.encode()]))
+    numbers = {"label": labels, "offset": np.concatenate(last.offsets), "bytes": np.concatenate(last.sizes)}
+    for field in INDEX_SCHEMA:
+        if field.name not in columns:
+            values = numbers[field.name] if field.name in numbers else rows[field.name]
+            columns[field.name] = _number_array(field.type, values)
+    index = pa.Table.from_arrays([columns[name] for name in INDEX_SCHEMA.names], schema=INDEX_SCHEMA)
+    _write_journal(journal_path(state.work, task.name), index, made)
     return made
 
 
@@ -198,7 +232,7 @@ def seal_file(state: State, task: tuple[Path, bool]) -> tuple[int, str]:
 # -------------------------------------------------------------------------------------------------------- details
 
 
-def _texts(stretches: list[parts.Stretch], order: np.ndarray) -> tuple[list[str], list[str]]:
+def _texts(stretches: list[parts.Stretch], order: np.ndarray) -> tuple[list[bytes], list[bytes]]:
     """Keys and source paths of the shard's rows. order: (N,) positions in the stretches, each of them upside down."""
     text = b"".join(s.text for s in stretches)
     behind = np.cumsum([0, *(len(s.text) for s in stretches)])  # where the text of each stretch starts
@@ -207,20 +241,37 @@ def _texts(stretches: list[parts.Stretch], order: np.ndarray) -> tuple[list[str]
     middle = start + np.concatenate([s.rows["key_bytes"][::-1] for s in stretches])[order]
     end = middle + np.concatenate([s.rows["source_bytes"][::-1] for s in stretches])[order]
     start, middle, end = start.tolist(), middle.tolist(), end.tolist()
-    keys = [text[a:b].decode() for a, b in zip(start, middle, strict=True)]
-    return keys, [text[a:b].decode() for a, b in zip(middle, end, strict=True)]
+    keys = [text[a:b] for a, b in zip(start, middle, strict=True)]
+    return keys, [text[a:b] for a, b in zip(middle, end, strict=True)]
 
 
-def _refuse_duplicate_keys(rows: np.ndarray, keys: list[str], sources: list[str]) -> None:
+# Straight from their buffers: pa.array looks for pandas, and importing that costs more than writing a shard.
+
+
+def _text_array(values: list[bytes]) -> pa.StringArray:
+    offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(b"".join(values)))
+
+
+def _number_array(kind: pa.DataType, values: np.ndarray) -> pa.Array:
+    values = np.ascontiguousarray(values, str(kind))
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def _refuse_duplicate_keys(rows: np.ndarray, keys: list[bytes], sources: list[bytes]) -> None:
     for i in np.flatnonzero(rows["hash"][1:] == rows["hash"][:-1]).tolist():
         if keys[i] == keys[i + 1]:
-            raise Error(f"two images have the key {keys[i]!r}: {sources[i]} and {sources[i + 1]}")
+            first, second = sources[i].decode(), sources[i + 1].decode()
+            raise Error(f"two images have the key {keys[i].decode()!r}: {first} and {second}")
 
 
-def _gather(state: State, rows: np.ndarray, piece: np.ndarray) -> dict[str, list | np.ndarray]:
+def _gather(
+    state: State, rows: np.ndarray, piece: np.ndarray, sums: units.PixelSums | None
+) -> dict[str, list | np.ndarray]:
     """The payloads of one block by kind, in order: (n, size) uint8 where all have one size, else n buffers.
 
-    rows: (n,) ROW. piece: (n,) which part each comes from.
+    rows: (n,) ROW; the digest of what is decoded here is filled in, and its pixels are added to the sums.
+    piece: (n,) which part each comes from.
     """
     gathered: dict[str, list | np.ndarray] = {}
     buffers: dict[str, list] = {}
@@ -232,13 +283,34 @@ def _gather(state: State, rows: np.ndarray, piece: np.ndarray) -> dict[str, list
         buffers[kind] = [view[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
         gathered[kind] = room.reshape(len(rows), -1) if (sizes == sizes[0]).all() else buffers[kind]
     pixels, encoded = buffers.values()
+    there = rows["has_pixels"].tolist()
     by_piece = np.argsort(piece, kind="stable")[::-1]
     for run in np.split(by_piece, np.flatnonzero(np.diff(piece[by_piece])) + 1):
         # Samples of one part lie side by side in it: one vectored read puts each in its place.
         first = int(run[0])
-        room = [buffer for i in run.tolist() for buffer in (pixels[i], encoded[i])]
+        room = [b for i in run.tolist() for b in ((pixels[i], encoded[i]) if there[i] else (encoded[i],))]
         parts.read_payloads(state.part(int(piece[first])).data_path, int(rows["data"][first]), room)
+    deferred = _deferred(rows)
+    for i in deferred.tolist():
+        out = np.frombuffer(pixels[i], np.uint8).reshape(rows["height"][i], rows["width"][i], 3)
+        try:
+            image.decode_kept(encoded[i], out)
+        except image.ImageError:
+            raise Undecodable(int(piece[i])) from None
+        rows["digest"][i] = xxhash.xxh3_64_intdigest(out)
+    if sums is not None and len(deferred):
+        images = gathered["pixels"]
+        if isinstance(images, np.ndarray):
+            sums.add_many(images if len(deferred) == len(rows) else images[deferred])
+        else:
+            for i in deferred.tolist():
+                sums.add_many(np.frombuffer(images[i], np.uint8).reshape(1, -1))
     return gathered
+
+
+def _deferred(rows: np.ndarray) -> np.ndarray:
+    """The numbers of the rows whose pixels are wanted and not in the part."""
+    return np.flatnonzero((rows["has_pixels"] == 0) & (rows["pixels_bytes"] > 0))
 
 
 class _BetonWriter:
@@ -256,7 +328,7 @@ class _BetonWriter:
         self._file = open(self._path, "r+b", buffering=0)
         return self
 
-    def write(self, rows: np.ndarray, labels: np.ndarray, keys: list[str], payload) -> None:
+    def write(self, rows: np.ndarray, labels: np.ndarray, keys: list[bytes], payload) -> None:
         ptrs = self._ptrs[self._done : self._done + len(rows)]
         place = (self._first + self._done, ptrs, self._table)
         beton.write(self._file.fileno(), place, self.codec, rows["width"], rows["height"], labels, payload)
@@ -286,7 +358,7 @@ class _TarWriter:
         self._file = open(self._tmp, "wb", buffering=0)
         return self
 
-    def write(self, rows: np.ndarray, labels: np.ndarray, keys: list[str], payload) -> None:
+    def write(self, rows: np.ndarray, labels: np.ndarray, keys: list[bytes], payload) -> None:
         buffers, offsets = tar.build(keys, labels, self.codec, rows["width"], rows["height"], payload)
         self.offsets.append(offsets + self.num_bytes)
         self.sizes.append(_sizes(payload))
@@ -336,7 +408,7 @@ def journal_path(work: Path, name: str) -> Path:
 
 
 def _write_journal(path: Path, index: pa.Table, made: Made) -> None:
-    metadata = {k: str(v) for k, v in vars(made).items()}
+    metadata = {"made": json.dumps(dataclasses.asdict(made))}
     tmp = path.with_name(f"{path.name}.tmp")
     with open(tmp, "wb") as f:
         with pa.ipc.new_file(f, index.schema.with_metadata(metadata)) as writer:
@@ -352,8 +424,8 @@ def is_made(work: Path, name: str) -> bool:
 
 def read_made(work: Path, name: str) -> Made:
     with pa.memory_map(str(journal_path(work, name))) as f:
-        m = pa.ipc.open_file(f).schema.metadata
-    return Made(name, int(m[b"num_samples"]), int(m[b"num_bytes"]), m[b"sha256"].decode())
+        made = json.loads(pa.ipc.open_file(f).schema.metadata[b"made"])
+    return Made(**{**made, "summary": units.Summary(**made["summary"])})
 
 
 def write_index(path: Path, work: Path, names: list[str]) -> None:

@@ -70,7 +70,7 @@ def ppm_header(width: int, height: int) -> bytes:
 
 
 def build(
-    keys: Sequence[str],
+    keys: Sequence[bytes],
     labels: np.ndarray,
     codec: str,
     widths: np.ndarray,
@@ -79,14 +79,14 @@ def build(
 ) -> tuple[list, np.ndarray]:
     """Lay out a run of samples of a shard; the shard's end is `END`.
 
+    keys: in UTF-8.
     payload: n encoded images, or for codec "raw" their pixels (an (n, size) uint8 array will do).
     Returns (buffers, offsets): the bytes are the buffers written one after the other; offsets (n,) int64 say where each
     payload starts in them (for raw: the pixels, behind the PPM header).
     """
     n = len(keys)
     ends = [f".{EXTENSIONS[codec]}".encode(), b".cls"]
-    names = [key.encode() for key in keys]
-    lengths = np.fromiter(map(len, names), np.int64, n)
+    lengths = np.fromiter(map(len, keys), np.int64, n)
     if n and lengths.max() + max(map(len, ends)) > 100:
         return _build_slowly(keys, labels, codec, widths, heights, payload)
     sizes = np.fromiter(map(len, payload), np.int64, n)
@@ -97,7 +97,7 @@ def build(
     starts = np.cumsum(3 + blocks) - 3 - blocks
     out = np.empty((int((3 + blocks).sum()), BLOCK), np.uint8)
     class_data = np.array([b"%d" % label for label in labels.tolist()], dtype="S20")
-    packed = np.array(names, dtype="S100").view(np.uint8).reshape(n, 100)
+    packed = np.array(keys, dtype="S100").view(np.uint8).reshape(n, 100)
     out[starts + blocks] = 0  # the last block of an image is padded with zeros
     out[starts + 2 + blocks] = 0
     out[starts + 2 + blocks, :20] = class_data.view(np.uint8).reshape(n, 20)
@@ -130,8 +130,8 @@ def _build_slowly(keys, labels, codec, widths, heights, payload) -> tuple[list, 
     for i, (key, label) in enumerate(zip(keys, labels.tolist(), strict=True)):
         number = b"%d" % label
         size = len(prefixes[i]) + len(payload[i])
-        start = _header(f"{key}.{EXTENSIONS[codec]}", size)
-        end = _header(f"{key}.cls", len(number)) + number.ljust(BLOCK, b"\0")
+        start = _header(f"{key.decode()}.{EXTENSIONS[codec]}", size)
+        end = _header(f"{key.decode()}.cls", len(number)) + number.ljust(BLOCK, b"\0")
         offsets[i] = at + len(start) + len(prefixes[i])
         pad = bytes(-size % BLOCK)
         buffers += (start, prefixes[i], payload[i], pad, end)

@@ -32,16 +32,21 @@ class Recipe:
     seed: int
     measure_one_in: int  # fidelity is measured on one sample in so many
     durable: bool  # sync parts to disk before they count as done
+    defers: bool  # a JPEG that is stored as it is is decoded when its shard is written, not before
     splits: tuple[str, ...]  # samples of other splits are left out
     training_split: str  # whose pixels make mean and standard deviation
 
 
 @dataclass(frozen=True)
 class Task:
-    """One unit to convert, at most `limit` samples of it (None: all)."""
+    """One unit to convert, at most `limit` samples of it (None: all).
+
+    decodes_all: nothing is deferred, as something in the unit is known not to decode.
+    """
 
     unit: Unit
     limit: int | None = None
+    decodes_all: bool = False
 
     def __str__(self) -> str:
         return f"unit {self.unit.name}"
@@ -89,7 +94,8 @@ def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> pa
     text: list[bytes] = []
     splits: list[str] = []
     skipped: list[dict] = []
-    total, sums = Summary(), _PixelSums()
+    total, sums = Summary(), PixelSums()
+    defers = recipe.defers and not task.decodes_all
     with _Payloads(folder) as payloads:
         for sample in islice(source.samples(task.unit), task.limit):
             split = sample.split or task.unit.split
@@ -98,7 +104,7 @@ def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> pa
             try:
                 if isinstance(sample, Broken):
                     raise image.ImageError(sample.reason)
-                row, pixels, encoded = _convert_sample(sample, recipe, total)
+                row, pixels, encoded = _convert_sample(sample, recipe, defers, total)
             except image.ImageError as e:
                 skipped.append({"split": split, "source": sample.origin, "reason": str(e)})
                 continue
@@ -108,11 +114,11 @@ def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> pa
             rows.append((*row, len(key), len(origin)))
             text.append(key + origin)
             splits.append(split)
-            payloads.append(pixels if recipe.keep_pixels else b"", encoded)
-            if split == recipe.training_split:
+            payloads.append(b"" if pixels is None or not recipe.keep_pixels else pixels, encoded)
+            if pixels is not None and split == recipe.training_split:
                 sums.add(pixels)
         total.num_samples = len(rows)
-        total.num_pixels, total.pixel_sum, total.pixel_sum_squared = sums.result()
+        total.add(sums.result())
         order = sorted(range(len(rows)), key=lambda i: (splits[i], rows[i][0], text[i]), reverse=True)
         text = [text[i] for i in order]
         table = np.zeros(len(rows), parts.ROW)
@@ -128,14 +134,25 @@ def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> pa
 
 
 COLUMNS = ("hash", "digest", "label", "source_width", "source_height", "width", "height", "pixels_bytes",
-           "encoded_bytes", "key_bytes", "source_bytes")  # fmt: skip
+           "has_pixels", "encoded_bytes", "key_bytes", "source_bytes")  # fmt: skip
 
 
-def _convert_sample(sample: Sample, recipe: Recipe, total: Summary) -> tuple[tuple, np.ndarray, bytes]:
-    """The row (COLUMNS up to encoded_bytes), the pixels (H, W, 3) and the encoding of one sample."""
+def _convert_sample(
+    sample: Sample, recipe: Recipe, defers: bool, total: Summary
+) -> tuple[tuple, np.ndarray | None, bytes]:
+    """The row (COLUMNS up to encoded_bytes), the pixels (H, W, 3) and the encoding of one sample.
+
+    No pixels where the sample is a JPEG that is stored as it is and its decoding is deferred.
+    """
     data, resize = sample.data, recipe.resize
     key_hash = xxhash.xxh3_64_intdigest(sample.key.encode(), recipe.seed)
-    if isinstance(data, np.ndarray):
+    is_array, encoded = isinstance(data, np.ndarray), b""
+    if not is_array and (defers or recipe.encoding == "jpg") and (kept := image.kept_jpeg(data, resize)):
+        encoded, (width, height) = kept
+        if defers:
+            row = (key_hash, 0, sample.label, width, height, width, height, 3 * width * height, 0, len(encoded))
+            return row, None, encoded
+    if is_array:
         source_height, source_width = data.shape[:2]
         pixels = image.resized(data, resize, source_width, source_height)
     else:
@@ -143,29 +160,25 @@ def _convert_sample(sample: Sample, recipe: Recipe, total: Summary) -> tuple[tup
     pixels = np.ascontiguousarray(pixels)
     height, width = pixels.shape[:2]
     same_size = (width, height) == (source_width, source_height)
-    if not same_size and not isinstance(data, np.ndarray) and (key_hash >> 7) % recipe.measure_one_in == 0:
+    if not same_size and not is_array and (key_hash >> 7) % recipe.measure_one_in == 0:
         squared, largest = image.squared_error(data, pixels, resize)
         total.add(
             Summary(
                 num_measured=1, measured_values=pixels.size, measured_squared_error=squared, measured_max_diff=largest
             )
         )
-    encoded = b""
     if recipe.encoding == "png":
         encoded = image.encode_png(pixels)
-    elif recipe.encoding == "jpg":
-        if same_size and isinstance(data, bytes) and data[:3] == image.JPEG_MAGIC:
-            encoded = image.passthrough(data) or b""
-        if not encoded:
-            encoded = image.encode_jpeg(pixels, recipe.quality)
-            total.num_encoded_here += 1
-    kept = pixels.nbytes if recipe.keep_pixels else 0
+    elif recipe.encoding == "jpg" and not encoded:
+        encoded = image.encode_jpeg(pixels, recipe.quality)
+        total.num_encoded_here += 1
+    pixels_bytes = pixels.nbytes if recipe.keep_pixels else 0
     digest = xxhash.xxh3_64_intdigest(pixels)
-    row = (key_hash, digest, sample.label, source_width, source_height, width, height, kept, len(encoded))
-    return row, pixels, encoded
+    sizes = (source_width, source_height, width, height, pixels_bytes, int(recipe.keep_pixels), len(encoded))
+    return (key_hash, digest, sample.label, *sizes), pixels, encoded
 
 
-class _PixelSums:
+class PixelSums:
     """Exact integer sums for mean and standard deviation, a block of equal shapes at a time.
 
     A block's sums fit 16 bits and its sums of squares 32 (32 images of 255 at most), which keeps numpy on narrow types.
@@ -175,36 +188,43 @@ class _PixelSums:
     BLOCK = 32
 
     def __init__(self):
-        self._block: list[np.ndarray] = []
+        self._waiting: list[np.ndarray] = []
         self._columns = np.zeros((2, 0), np.int64)  # sums and sums of squares of each byte of an image
         self._pixels, self._totals = 0, np.zeros((2, 3), np.int64)
 
     def add(self, pixels: np.ndarray) -> None:
         """pixels: (H, W, 3) uint8."""
-        if self._block and (len(self._block) == self.BLOCK or self._block[0].shape != pixels.shape):
-            self._add_block()
-        self._block.append(pixels)
+        if self._waiting and (len(self._waiting) == self.BLOCK or self._waiting[0].shape != pixels.shape):
+            self._add_waiting()
+        self._waiting.append(pixels)
 
-    def _add_block(self) -> None:
-        block = np.stack(self._block).reshape(len(self._block), -1)
-        if self._columns.shape[1] != block.shape[1]:
+    def add_many(self, images: np.ndarray) -> None:
+        """images: (N, 3 x pixels) uint8."""
+        if self._columns.shape[1] != images.shape[1]:
             self._fold()
-            self._columns = np.zeros((2, block.shape[1]), np.int64)
-        self._pixels += block.size // 3
-        self._columns[0] += np.add.reduce(block, axis=0, dtype=np.uint16)
-        squared = np.multiply(block, block, dtype=np.uint16)
-        self._columns[1] += np.add.reduce(squared, axis=0, dtype=np.uint32)
-        self._block = []
+            self._columns = np.zeros((2, images.shape[1]), np.int64)
+        self._pixels += images.size // 3
+        for start in range(0, len(images), self.BLOCK):
+            block = images[start : start + self.BLOCK]
+            self._columns[0] += np.add.reduce(block, axis=0, dtype=np.uint16)
+            squared = np.multiply(block, block, dtype=np.uint16)
+            self._columns[1] += np.add.reduce(squared, axis=0, dtype=np.uint32)
+
+    def _add_waiting(self) -> None:
+        self.add_many(np.stack(self._waiting).reshape(len(self._waiting), -1))
+        self._waiting = []
 
     def _fold(self) -> None:
         self._totals += self._columns.reshape(2, -1, 3).sum(axis=1)
 
-    def result(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-        """(pixels, sums, sums of squares) a channel."""
-        if self._block:
-            self._add_block()
+    def result(self) -> Summary:
+        """Pixels, sums and sums of squares a channel."""
+        if self._waiting:
+            self._add_waiting()
         self._fold()
-        return self._pixels, *map(tuple, self._totals.tolist())
+        self._columns[:] = 0
+        sums, squares = map(tuple, self._totals.tolist())
+        return Summary(num_pixels=self._pixels, pixel_sum=sums, pixel_sum_squared=squares)
 
 
 class _Payloads:

@@ -92,17 +92,24 @@ def test_exif_orientation_is_ignored():
     assert np.array_equal(image.decode(plain, resize)[0], image.decode(turned, resize)[0])
 
 
-def test_passthrough_cuts_exif_and_nothing_else():
+def test_a_jpeg_of_the_right_size_is_kept_without_its_exif_block():
+    resize = image.Resize(32)
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(photo(32, 32), "JPEG", exif=exif)
-    passed = image.passthrough(data)
-    assert b"Exif" not in passed
-    assert not Image.open(io.BytesIO(passed)).getexif()
-    assert np.array_equal(simplejpeg.decode_jpeg(passed), simplejpeg.decode_jpeg(data))
+    kept, size = image.kept_jpeg(data, resize)
+    assert size == (32, 32) and b"Exif" not in kept
+    assert not Image.open(io.BytesIO(kept)).getexif()
+    pixels = np.empty((32, 32, 3), np.uint8)
+    image.decode_kept(kept, pixels)
+    assert np.array_equal(pixels, simplejpeg.decode_jpeg(data))
     plain = encoded(photo(32, 32), "JPEG")
-    assert image.passthrough(plain) == plain
-    assert image.passthrough(encoded(Image.fromarray(photo(32, 32)).convert("CMYK"), "JPEG")) is None
+    assert image.kept_jpeg(plain, resize) == (plain, (32, 32))
+    assert image.kept_jpeg(plain, image.Resize(16)) is None
+    assert image.kept_jpeg(encoded(photo(32, 32), "PNG"), resize) is None
+    assert image.kept_jpeg(encoded(Image.fromarray(photo(32, 32)).convert("CMYK"), "JPEG"), resize) is None
+    with pytest.raises(image.ImageError):
+        image.decode_kept(plain[:500], pixels)
 
 
 @pytest.mark.parametrize(

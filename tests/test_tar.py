@@ -8,7 +8,7 @@ from mlpdata import tar
 
 
 def as_tar(keys, payload, codec="jpg", width=4, height=4):
-    n = len(keys)
+    n, keys = len(keys), [key.encode() for key in keys]
     buffers, offsets = tar.build(keys, np.arange(n), codec, np.full(n, width), np.full(n, height), payload)
     return b"".join(buffers) + tar.END, offsets
 
@@ -48,7 +48,7 @@ def test_raw_pixels_are_a_ppm_that_any_reader_opens():
 
 
 def test_a_run_at_once_equals_member_by_member():
-    keys = ["a", "ü_" * 20, "n01443537_1", "x" * 96]
+    keys = [key.encode() for key in ("a", "ü_" * 20, "n01443537_1", "x" * 96)]
     arguments = (
         keys,
         np.array([0, 7, 21840, 3]),
