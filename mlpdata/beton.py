@@ -41,7 +41,7 @@ FIELD_METADATA = dict(enumerate([np.dtype("<f8"), np.dtype("<i8"), IMAGE, STRETC
 MODES = {"jpg": 0, "raw": 1}  # the image field's `mode`
 RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
 COLUMNS = {"mode": "<u1", "width": "<u2", "height": "<u2", "data_ptr": "<i8", "label": "<i8"}
-READ_ROWS = 1 << 18  # rows of the metadata table read at a time: the open needs little more memory than the index
+TABLE_ROWS = 1 << 18  # of the tables read or written at a time: opening needs little more memory than the index
 METADATA_START = HEADER.itemsize + 2 * FIELD.itemsize
 
 
@@ -83,50 +83,47 @@ def layout(sizes: np.ndarray, page_size: int = PAGE_SIZE) -> Layout:
     return Layout(ptrs, -(-end // page_size) * page_size, page_size)
 
 
-def create(path: Path, plan: Layout) -> None:
-    """Make the file at its final size with header and descriptors; `write` fills in the samples."""
+def create(path: Path, plan: Layout, codec: str, sizes, widths, heights, labels) -> None:
+    """Make the file at its final size, whole but for the payloads.
+
+    sizes, widths, heights, labels: (N,) integers of each sample. codec: "raw" or "jpg".
+    """
+    n = len(plan.ptrs)
     header = np.zeros((), HEADER)
     header["version"], header["num_fields"], header["page_size"] = VERSION, 2, plan.page_size
-    header["num_samples"], header["alloc_table_ptr"] = len(plan.ptrs), plan.alloc_table_ptr
+    header["num_samples"], header["alloc_table_ptr"] = n, plan.alloc_table_ptr
     descriptors = np.zeros(2, FIELD)
     for row, (name, type_id) in zip(descriptors, (("image", TYPE_IMAGE), ("label", TYPE_INT)), strict=True):
         row["type_id"] = type_id
         row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
-    with open(path, "wb") as f:
-        f.write(header.tobytes() + descriptors.tobytes())
+    with open(path, "wb", buffering=0) as f:
         f.truncate(plan.file_bytes)
+        pwrite(f.fileno(), header.tobytes() + descriptors.tobytes(), 0)
+        for start in range(0, n, TABLE_ROWS):
+            here = slice(start, min(n, start + TABLE_ROWS))
+            meta = np.zeros(here.stop - start, METADATA)
+            meta["image"]["mode"], meta["image"]["data_ptr"] = MODES[codec], plan.ptrs[here]
+            meta["image"]["width"], meta["image"]["height"] = widths[here], heights[here]
+            meta["label"] = labels[here]
+            pwrite(f.fileno(), meta, METADATA_START + start * METADATA.itemsize)
+            alloc = np.zeros(len(meta), ALLOCATION)
+            alloc["sample_id"], alloc["ptr"], alloc["size"] = np.arange(start, here.stop), plan.ptrs[here], sizes[here]
+            pwrite(f.fileno(), alloc, plan.alloc_table_ptr + start * ALLOCATION.itemsize)
 
 
-def write(
-    fd: int,
-    plan_rows: tuple[int, np.ndarray, int],
-    codec: str,
-    widths: np.ndarray,
-    heights: np.ndarray,
-    labels: np.ndarray,
-    payload: Sequence[memoryview] | np.ndarray,
-) -> None:
-    """Write a run of consecutive samples into a file made by `create`.
+def write(fd: int, ptrs: np.ndarray, payload: Sequence[memoryview] | np.ndarray) -> None:
+    """Write the payloads of consecutive samples into a file made by `create`.
 
-    plan_rows: (number of the first sample, its (n,) slice of Layout.ptrs, Layout.alloc_table_ptr).
-    payload:   n buffers, or an (n, size) uint8 array where all have one size.
+    ptrs:    their (n,) slice of Layout.ptrs.
+    payload: n buffers, or an (n, size) uint8 array where all have one size.
     """
-    first, ptrs, alloc_table_ptr = plan_rows
-    n = len(ptrs)
+    n, ptrs = len(ptrs), ptrs.astype(np.int64)
     if isinstance(payload, np.ndarray):
         sizes = np.full(n, payload.shape[1], np.int64)
     else:
         sizes = np.fromiter((len(p) for p in payload), np.int64, n)
-    meta = np.zeros(n, METADATA)
-    meta["image"]["mode"] = MODES[codec]
-    meta["image"]["width"], meta["image"]["height"], meta["image"]["data_ptr"] = widths, heights, ptrs
-    meta["label"] = labels
-    pwrite(fd, meta, METADATA_START + first * METADATA.itemsize)
-    alloc = np.zeros(n, ALLOCATION)
-    alloc["sample_id"], alloc["ptr"], alloc["size"] = np.arange(first, first + n), ptrs, sizes
-    pwrite(fd, alloc, alloc_table_ptr + first * ALLOCATION.itemsize)
     # Inside a page samples touch: one write a page instead of one a sample.
-    breaks = np.flatnonzero(ptrs[1:].astype(np.int64) != ptrs[:-1].astype(np.int64) + sizes[:-1]) + 1
+    breaks = np.flatnonzero(ptrs[1:] != ptrs[:-1] + sizes[:-1]) + 1
     for start, stop in zip([0, *breaks], [*breaks, n], strict=True):
         run = payload[start:stop]
         pwrite(fd, run if isinstance(run, np.ndarray) else b"".join(run), int(ptrs[start]))
@@ -183,9 +180,9 @@ def _read_index(path: Path, f, size: int) -> ShardIndex:
         raise Error(f"{path} holds no samples")
     image_field, label_field = f"f{types.index(TYPE_IMAGE)}", f"f{types.index(TYPE_INT)}" if TYPE_INT in types else None
     column = {name: np.empty(n, dtype) for name, dtype in COLUMNS.items()}
-    for at in range(0, n, READ_ROWS):
-        rows = np.fromfile(f, table, min(READ_ROWS, n - at))
-        if len(rows) < min(READ_ROWS, n - at):
+    for at in range(0, n, TABLE_ROWS):
+        rows = np.fromfile(f, table, min(TABLE_ROWS, n - at))
+        if len(rows) < min(TABLE_ROWS, n - at):
             raise Error(f"{path} is cut short: it ends in the metadata of sample {at + len(rows)}")
         part = slice(at, at + len(rows))
         for name in ("mode", "width", "height", "data_ptr"):

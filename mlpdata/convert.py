@@ -8,12 +8,14 @@ twice.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +25,7 @@ from mlpdata.manifest import Error, Manifest, beton_path, skipped_path, sync_dir
 from mlpdata.parts import Part, cut_off
 from mlpdata.plan import Options, Plan, is_large, make_plan, size
 from mlpdata.progress import Progress
-from mlpdata.seal import Found, iter_skipped, seal
+from mlpdata.seal import Found, Hasher, iter_skipped, seal
 from mlpdata.units import Summary, Task
 from mlpdata.workdir import Lock, check_directory, check_plan, check_space
 
@@ -69,21 +71,26 @@ def _run(plan: Plan, started: float, say) -> Manifest | None:
     tasks = plan.share
     names = [task.unit.name for task in plan.tasks]
     state = shards.State(plan.source, plan.recipe, plan.root, plan.beton_codec, plan.tar_codec, names)
-    with _engine(plan, state) as engine:
-        _convert_parts(plan, tasks, engine, say)
-        if plan.options.part is not None:
-            k, n = plan.options.part
-            say(f"part {k} of {n} is done, {len(tasks)} units; when all are, finish with --assemble in place of --part")
-            return None
-        while True:
+    undecodable: set[int] = set()
+    while True:
+        with _engine(plan, state) as engine:  # new workers each time: they remember what the parts were
+            if undecodable:
+                _convert_again(plan, engine, undecodable)
+            else:
+                _convert_parts(plan, tasks, engine, say)
+            if plan.options.part is not None:
+                k, n = plan.options.part
+                say(
+                    f"part {k} of {n} is done, {len(tasks)} units; when all are, finish with --assemble in place of --part"
+                )
+                return None
             found = _take_stock(plan)
             _check_skipped(plan, found)
             check_space(plan, found.payload_bytes)
-            made, undecodable = _assemble(plan, engine, found)
+            made, hashes, undecodable = _assemble(plan, engine, found)
             if not undecodable:
+                manifest = seal(plan, engine, found, made, hashes)
                 break
-            _convert_again(plan, engine, undecodable)
-        manifest = seal(plan, engine, found, made)
     shutil.rmtree(plan.work, ignore_errors=True)  # a run that comes now and finds the manifest removes it too
     _say_done(plan, manifest, time.monotonic() - started, say)
     return manifest
@@ -209,11 +216,15 @@ def _check_skipped(plan: Plan, found: Found) -> None:
 # --------------------------------------------------------------------------------------------------------- shards
 
 
-def _assemble(plan: Plan, engine: Engine, found: Found) -> tuple[dict[str, list[shards.Made]], set[int]]:
-    """Write every shard that is not there yet. Returns what was made, per split and in order, and the numbers of the
-    units in which something did not decode that was left for later: if there are any, all is to be done again.
+def _assemble(
+    plan: Plan, engine: Engine, found: Found
+) -> tuple[dict[str, list[shards.Made]], dict[Path, str], set[int]]:
+    """Write every shard that is not there yet.
 
     First split and first shard first: what they use is the end of every part, and is cut off behind them.
+    Returns what was made, per split and in order; the SHA-256 of the betons, where it was taken on the way; and the
+    numbers of the units in which something did not decode that was left for later. If there are any, all is to be done
+    again.
     """
     folder = plan.work / shards.SHARDS
     durable = is_large(found.payload_bytes)  # now it is known; the plan had to guess
@@ -221,36 +232,58 @@ def _assemble(plan: Plan, engine: Engine, found: Found) -> tuple[dict[str, list[
         shutil.rmtree(folder)  # unsynced shards are not trusted across runs; they are cheap to make again
     folder.mkdir(exist_ok=True)
     if durable and not plan.assembling.exists():
-        names = {task.unit.name: number for number, task in enumerate(plan.tasks)}
-        if undecodable := {names[name] for name, ok in engine.map(shards.check_deferred, names) if not ok}:
-            return {}, undecodable  # found now, as parts are cut off from here on
+        numbers = {task.unit.name: number for number, task in enumerate(plan.tasks)}
+        if undecodable := {numbers[name] for name, ok in engine.map(shards.check_deferred, numbers) if not ok}:
+            return {}, {}, undecodable  # found now, as parts are cut off from here on
         if not plan.recipe.durable:
-            for _ in engine.map(shards.sync_part, [task.unit.name for task in plan.tasks]):
+            for _ in engine.map(shards.sync_part, numbers):
                 pass
             sync_dir(plan.parts)
         write_atomic(plan.assembling, b"")
     np.save(plan.work / shards.LABELS, found.label_map)
-    tasks = [task for split in sorted(plan.splits) for task in _shard_tasks(plan, split, durable)]
+    tasks = [task for split in sorted(plan.splits) for task in _shard_tasks(plan, split, durable, found.label_map)]
     made = {task.name: shards.read_made(plan.work, task.name) for task in tasks if shards.is_made(plan.work, task.name)}
+    undecodable = set()
     progress = Progress("writing shards", sum(len(task) for task in tasks), quiet=plan.options.quiet)
     progress.resume(sum(len(task) for task in tasks if task.name in made))
-    undecodable = set()
-    cut = behind = 0  # shards whose samples are cut off; shards that are made, and all before them
-    for task, result in engine.map(shards.write_shard, [t for t in tasks if t.name not in made], progress.tick):
-        if isinstance(result, shards.Undecodable):
-            undecodable.add(result.part)
-            continue
-        made[task.name] = result
-        progress.add(len(task), result.num_bytes)
-        while behind < len(tasks) and tasks[behind].name in made:
-            behind += 1
-        if durable and behind - cut > len(tasks) // CUTS:
-            _cut_off(plan, tasks[cut:behind])
-            cut = behind
-    progress.finish()
-    if undecodable:
-        return {}, undecodable
-    return {split: [made[task.name] for task in tasks if task.split == split] for split in plan.splits}, undecodable
+    with contextlib.ExitStack() as stack:
+        hashers = _hashers(plan, stack)
+        cut = behind = 0  # shards whose samples are cut off; shards that are made, and all before them
+
+        def move_on():
+            nonlocal cut, behind
+            while behind < len(tasks) and tasks[behind].name in made:
+                if hasher := hashers.get(tasks[behind].split):
+                    hasher.allow(tasks[behind].beton_end)
+                behind += 1
+            if durable and behind - cut > len(tasks) // CUTS:
+                _cut_off(plan, tasks[cut:behind])
+                cut = behind
+
+        move_on()
+        for task, result in engine.map(shards.write_shard, [t for t in tasks if t.name not in made], progress.tick):
+            if isinstance(result, shards.Undecodable):
+                undecodable.add(result.part)
+                continue
+            made[task.name] = result
+            progress.add(len(task), result.num_bytes)
+            move_on()
+        progress.finish()
+        if undecodable:
+            return {}, {}, undecodable
+        hashes = {shards.beton_work_path(plan.work, split): hasher.finish() for split, hasher in hashers.items()}
+    return {split: [made[t.name] for t in tasks if t.split == split] for split in plan.splits}, hashes, undecodable
+
+
+def _hashers(plan: Plan, stack: contextlib.ExitStack) -> dict[str, Hasher]:
+    """One for each beton that this machine alone writes; they end with the stack."""
+    if plan.beton_codec is None or plan.options.engine != "local":
+        return {}
+    hashers = {}
+    for split in plan.splits:
+        hashers[split] = Hasher(shards.beton_work_path(plan.work, split))
+        stack.callback(hashers[split].stop)
+    return hashers
 
 
 def _cut_off(plan: Plan, tasks: list[shards.ShardTask]) -> None:
@@ -269,25 +302,28 @@ def _order(plan: Plan, split: str) -> order.Order:
     return order.Order(plan.work, split, len(plan.tasks))
 
 
-def _shard_tasks(plan: Plan, split: str, durable: bool) -> list[shards.ShardTask]:
+def _shard_tasks(plan: Plan, split: str, durable: bool, label_map: np.ndarray) -> list[shards.ShardTask]:
     """Cut the order of a split into shards, and make room for its beton."""
     journals = [shards.part_path(plan.work, task.unit.name) for task in plan.tasks]
     size_field = {"raw": "pixels_bytes", None: None}.get(plan.beton_codec, "encoded_bytes")
-    lengths, layout = order.settle(_order(plan, split), journals, plan.options.shard_size, size_field)
-    if layout is not None:
-        _prepare_beton(plan, split, layout)
+    lengths, content = order.settle(_order(plan, split), journals, plan.options.shard_size, size_field)
     firsts = np.cumsum([0, *lengths]).tolist()
-    return [shards.ShardTask(split, k, firsts[k], n, durable) for k, n in enumerate(lengths)]
+    ends = [0] * len(lengths)
+    if content is not None:
+        _prepare_beton(plan, split, content, label_map)
+        ends = [*content.layout.ptrs[firsts[1:-1]].tolist(), content.layout.file_bytes]
+    return [shards.ShardTask(split, k, firsts[k], n, durable, ends[k]) for k, n in enumerate(lengths)]
 
 
-def _prepare_beton(plan: Plan, split: str, layout: beton.Layout) -> None:
+def _prepare_beton(plan: Plan, split: str, content: order.Beton, label_map: np.ndarray) -> None:
     tmp, final = shards.beton_work_path(plan.work, split), beton_path(plan.root, split)
     if final.exists() and not tmp.exists():  # an earlier run stopped between this rename and the manifest
         os.replace(final, tmp)
-    if not tmp.exists() or tmp.stat().st_size != layout.file_bytes:
-        if any((plan.work / shards.SHARDS).glob(f"{split}-*.arrow")):
-            raise Error(f"{tmp} is gone, and what it was made from; delete {plan.root} and convert again")
-        beton.create(tmp, layout)
+    if not any((plan.work / shards.SHARDS).glob(f"{split}-*.arrow")):  # else its tables were synced with a shard
+        columns = {**content.columns, "labels": label_map[content.columns["labels"]]}
+        beton.create(tmp, content.layout, plan.beton_codec, **columns)
+    elif not tmp.exists() or tmp.stat().st_size != content.layout.file_bytes:
+        raise Error(f"{tmp} is gone, and what it was made from; delete {plan.root} and convert again")
 
 
 def _say_done(plan: Plan, manifest: Manifest, seconds: float, say) -> None:

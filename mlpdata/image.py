@@ -243,11 +243,11 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def kept_jpeg(data: bytes, resize: Resize) -> tuple[bytes, tuple[int, int]] | None:
-    """A JPEG that is stored as it is: (its bytes for a shard, (width, height)). None for whatever is to be encoded anew.
+    """A JPEG that is stored as it is: (its bytes for a shard, (width, height)). None for what is to be encoded anew.
 
-    That is another size, another format, a header libjpeg-turbo does not take, and CMYK, where readers would not see the
-    pixels we decode. EXIF blocks are cut out: Hugging Face datasets turns images by the orientation tag and everyone
-    else does not. The compressed image itself is never touched, nor looked at: it may be damaged.
+    That is another size, another format, a header libjpeg-turbo does not take, and CMYK, where readers would not see
+    the pixels we decode. EXIF blocks are cut out: Hugging Face datasets turns images by the orientation tag and
+    everyone else does not. The compressed image itself is never touched, nor looked at: it may be damaged.
     """
     if data[:3] != JPEG_MAGIC:
         return None

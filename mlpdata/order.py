@@ -1,6 +1,6 @@
 """The shuffled order: which stretch of which part goes into which shard, settled by the parent, read by the workers.
 
-Position in a split is rank of hash(seed, key). Nobody holds the samples: the parent has 8 to 24 bytes of each for a
+Position in a split is rank of hash(seed, key). Nobody holds the samples: the parent has some 40 bytes of each for a
 moment, and leaves two files in the work directory from which a worker reads the few rows its shard needs.
 """
 
@@ -40,38 +40,46 @@ class Order:
         used = np.flatnonzero(stop > start)
         return used, start[used], stop[used]
 
-    def pointers(self, first: int, n: int) -> tuple[np.ndarray, int]:
-        """(where n samples from `first` on go in the beton, where its allocation table begins)."""
-        table = int(np.fromfile(self.pointers_path, POINTER, 1)[0])
-        return np.fromfile(self.pointers_path, POINTER, n, offset=(1 + first) * POINTER.itemsize), table
+    def pointers(self, first: int, n: int) -> np.ndarray:
+        """Where n samples from `first` on go in the beton."""
+        return np.fromfile(self.pointers_path, POINTER, n, offset=first * POINTER.itemsize)
 
 
-def settle(
-    order: Order, parts: list[Path], shard_size: int, size_field: str | None
-) -> tuple[list[int], beton.Layout | None]:
+@dataclass(frozen=True)
+class Beton:
+    """What the tables of a split's beton say, in the order of the split."""
+
+    layout: beton.Layout
+    columns: dict[str, np.ndarray]  # (N,) each: sizes, widths, heights, and labels as the source numbers them
+
+
+def settle(order: Order, parts: list[Path], shard_size: int, size_field: str | None) -> tuple[list[int], Beton | None]:
     """Write the order of one split.
 
     parts:      journals of all parts, in the order of the plan.
     size_field: which column of ROW has the beton's payload sizes; None where there is no beton.
-    Returns (samples of each shard, layout of the beton).
+    Returns the number of samples of each shard, and what goes into the beton.
     """
     ranges = [Part(path).record["splits"].get(order.split, (0, 0)) for path in parts]
     total = sum(stop - start for start, stop in ranges)
-    hashes, sizes = np.empty(total, np.uint64), np.empty(total if size_field else 0, np.int32)
+    fields = {"sizes": size_field, "widths": "width", "heights": "height", "labels": "label"} if size_field else {}
+    hashes, columns = np.empty(total, np.uint64), {name: np.empty(total, np.int32) for name in fields}
     at = 0
     for path, (start, stop) in zip(parts, ranges, strict=True):
         rows = Part(path).rows(start, stop)
         hashes[at : at + len(rows)] = rows["hash"]
-        if size_field:
-            sizes[at : at + len(rows)] = rows[size_field]
+        for name, field in fields.items():
+            columns[name][at : at + len(rows)] = rows[field]
         at += len(rows)
-    if size_field and sizes.min() < sizes.max():
+    if fields:
         ranks = np.argsort(hashes, kind="stable")
-        hashes, sizes = hashes[ranks], sizes[ranks]
+        hashes = hashes[ranks]
+        for name, values in columns.items():  # raw squares: no need for a size of each
+            same = values.min() == values.max()
+            columns[name] = np.broadcast_to(values[0], total) if same else values[ranks]
         del ranks
-    else:  # raw squares: nothing to sort along, and no need for a size of each
+    else:
         hashes.sort()
-        sizes = np.broadcast_to(sizes[:1].astype(np.int64), total) if size_field else sizes
     edges = np.unique(hashes[::shard_size])  # the first hash of every shard; equal hashes stay together
     del hashes
 
@@ -82,10 +90,9 @@ def settle(
         places[:-1, p] = stop - np.searchsorted(ascending, edges)
         places[-1, p] = start
     places.tofile(order.places_path)
-    layout = None
-    if size_field:
-        layout = beton.layout(sizes)
-        with open(order.pointers_path, "wb") as f:
-            f.write(np.array([layout.alloc_table_ptr], POINTER).tobytes())
-            layout.ptrs.view(POINTER).tofile(f)
-    return (places[:-1].astype(np.int64) - places[1:]).sum(axis=1).tolist(), layout
+    lengths = (places[:-1].astype(np.int64) - places[1:]).sum(axis=1).tolist()
+    if not fields:
+        return lengths, None
+    layout = beton.layout(columns["sizes"])
+    layout.ptrs.view(POINTER).tofile(order.pointers_path)
+    return lengths, Beton(layout, columns)

@@ -32,7 +32,10 @@ ROW = np.dtype(
         ("width", "<i4"),
         ("height", "<i4"),
         ("pixels_bytes", "<i4"),
-        ("has_pixels", "<i4"),  # 1: the part holds them; 0: they are decoded from the encoding when the shard is written
+        (
+            "has_pixels",
+            "<i4",
+        ),  # 1: they are in the part; 0: they are decoded from the encoding when the shard is written
         ("encoded_bytes", "<i4"),
         ("key_bytes", "<i4"),
         ("source_bytes", "<i4"),

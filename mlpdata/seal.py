@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +29,8 @@ from mlpdata.parts import Part
 from mlpdata.plan import FORMATS, Plan
 from mlpdata.units import Summary
 
+HASH_BYTES = 4 << 20  # read at a time
+
 
 @dataclass
 class Found:
@@ -39,14 +44,75 @@ class Found:
     label_map: np.ndarray  # the source's label -> the output's; -1 for a class that is left out
 
 
+class Hasher:
+    """The SHA-256 of a file that is being written from front to back: read while its bytes are still in memory.
+
+    Only on the machine that writes: a file system over the network may serve a block as it was before.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._digest, self._error = path, hashlib.sha256(), None
+        self._limit, self._closed, self._changed = 0, False, threading.Condition()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def allow(self, limit: int) -> None:
+        """The bytes in front of `limit` are final."""
+        with self._changed:
+            self._limit = limit
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Leave off where it is."""
+        with self._changed:
+            self._closed, self._limit = True, 0
+            self._changed.notify()
+        self._thread.join()
+
+    def finish(self) -> str:
+        """Go to the end of what is allowed. Returns the digest. Raises OSError."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._digest.hexdigest()
+
+    def _run(self) -> None:
+        try:
+            at, room = 0, bytearray(HASH_BYTES)
+            with open(self._path, "rb", buffering=0) as f:
+                while True:
+                    with self._changed:
+                        while at >= self._limit and not self._closed:
+                            self._changed.wait()
+                        limit = self._limit
+                    if at >= limit:
+                        return
+                    view = memoryview(room)[: limit - at]
+                    n = os.preadv(f.fileno(), [view], at)
+                    if not n:
+                        raise OSError(errno.EIO, "is shorter than it was written", str(self._path))
+                    self._digest.update(view[:n])
+                    at += n
+        except OSError as e:
+            self._error = e
+
+
 def iter_skipped(plan: Plan) -> Iterator[dict]:
     """Every sample that was left out, in the order of the source."""
     for task in plan.tasks:
         yield from Part(shards.part_path(plan.work, task.unit.name)).record["skipped"]
 
 
-def seal(plan: Plan, engine: Engine, found: Found, made: dict[str, list[shards.Made]]) -> Manifest:
-    """Write indexes, listings and the card, move the betons into place, and last of all write the manifest."""
+def seal(
+    plan: Plan, engine: Engine, found: Found, made: dict[str, list[shards.Made]], hashes: dict[Path, str]
+) -> Manifest:
+    """Write indexes, listings and the card, move the betons into place, and last of all write the manifest.
+
+    hashes: SHA-256 of the files that need not be read for it.
+    """
     root, files, splits = plan.root, {}, {}
     paths = []
     for split in plan.splits:
@@ -56,8 +122,8 @@ def seal(plan: Plan, engine: Engine, found: Found, made: dict[str, list[shards.M
             paths.append(shards.beton_work_path(plan.work, split))
         if plan.tar_codec:
             for m in made[split]:
-                files[m.name] = {"bytes": m.num_bytes, "sha256": m.sha256}
                 paths.append(root / m.name)
+                hashes[paths[-1]] = m.sha256
         splits[split] = SplitInfo(
             num_samples=int(found.class_counts[split].sum()),
             num_skipped=found.num_skipped[split],
@@ -105,9 +171,8 @@ def seal(plan: Plan, engine: Engine, found: Found, made: dict[str, list[shards.M
         paths += [path for path in written if path]
     paths.append(skipped_path(root))
     # The large files are synced and hashed by the workers, side by side.
-    for path, (num_bytes, sha256) in engine.map(shards.seal_file, [(p, p.name not in files) for p in paths]):
-        name = path[0].name
-        files.setdefault(name, {"bytes": num_bytes, "sha256": sha256})
+    for (path, _), (num_bytes, sha256) in engine.map(shards.seal_file, [(p, p not in hashes) for p in paths]):
+        files[path.name] = {"bytes": num_bytes, "sha256": hashes.get(path, sha256)}
     for split in plan.splits:
         if plan.beton_codec:
             os.replace(shards.beton_work_path(plan.work, split), beton_path(root, split))

@@ -105,6 +105,7 @@ class ShardTask:
     first: int
     num_samples: int
     durable: bool  # sync it before it counts
+    beton_end: int  # the byte of the beton behind its samples, and behind all tables for the last one; 0: no beton
 
     @property
     def name(self) -> str:
@@ -320,8 +321,8 @@ class _BetonWriter:
         self.codec, self.file = state.beton_codec, f"{task.split}.beton"
         self.num_bytes, self.sha256 = 0, ""  # the beton is hashed when it is whole
         self.offsets, self.sizes = [], []
-        self._first, self._done, self._durable = task.first, 0, task.durable
-        self._ptrs, self._table = state.order(task.split).pointers(task.first, len(task))
+        self._done, self._durable = 0, task.durable
+        self._ptrs = state.order(task.split).pointers(task.first, len(task))
         self._path = beton_work_path(state.work, task.split)
 
     def __enter__(self):
@@ -330,8 +331,7 @@ class _BetonWriter:
 
     def write(self, rows: np.ndarray, labels: np.ndarray, keys: list[bytes], payload) -> None:
         ptrs = self._ptrs[self._done : self._done + len(rows)]
-        place = (self._first + self._done, ptrs, self._table)
-        beton.write(self._file.fileno(), place, self.codec, rows["width"], rows["height"], labels, payload)
+        beton.write(self._file.fileno(), ptrs, payload)
         self._done += len(rows)
         self.offsets.append(ptrs)
         self.sizes.append(_sizes(payload))

@@ -8,18 +8,17 @@ from mlpdata import Error, beton
 
 def write_file(path, payloads, codec="raw", widths=None, heights=None, labels=None, page_size=1 << 21, cuts=()):
     n = len(payloads)
-    plan = beton.layout([len(p) for p in payloads], page_size)
-    beton.create(path, plan)
+    sizes = np.array([len(p) for p in payloads])
+    plan = beton.layout(sizes, page_size)
     widths = np.full(n, 8) if widths is None else widths
     heights = np.full(n, 8) if heights is None else heights
     labels = np.arange(n) if labels is None else labels
+    beton.create(path, plan, codec, sizes, widths, heights, labels)
     edges = [0, *cuts, n]
     with open(path, "r+b") as f:
         # Written back to front: the order of writing must not matter.
         for start, stop in reversed(list(pairwise(edges))):
-            rows = (start, plan.ptrs[start:stop], plan.alloc_table_ptr)
-            part = slice(start, stop)
-            beton.write(f.fileno(), rows, codec, widths[part], heights[part], labels[part], payloads[part])
+            beton.write(f.fileno(), plan.ptrs[start:stop], payloads[start:stop])
     return plan
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -211,6 +212,34 @@ def test_bad_images_are_skipped_with_their_reasons(tmp_path):
     skipped = read_jsonl(root / "skipped.jsonl")
     assert {s["source"].rsplit("/", 1)[1] for s in skipped} == {"truncated.jpg", "empty.jpg", "text.jpg"}
     assert all(s["reason"] for s in skipped)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("format_", ["both", "beton"])
+def test_a_damaged_jpeg_of_the_right_size_is_skipped(tmp_path, monkeypatch, large, format_):
+    """Its decoding waits until shards are written; then it is as if it had been known from the start."""
+    for i in range(60):
+        folder = tmp_path / "in" / ("val" if i % 3 else "train") / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.jpg").write_bytes(encoded(picture(32, 32, i)))
+    options = {"dataset": "folder", "res": 32, "format": format_, "shard_size": 20, "max_skipped": 0.2}
+    convert_quietly(**options, source=str(tmp_path / "in"), out=tmp_path / "expected")
+    whole = next((tmp_path / "in" / "val").rglob("*.jpg"))
+    for name in ("a-damaged.jpg", "z-damaged.jpg"):
+        whole.with_name(name).write_bytes(whole.read_bytes()[:-100])
+    if large:
+        monkeypatch.setattr("mlpdata.plan.DURABLE_FROM_BYTES", 0)
+    manifest, _ = convert_quietly(**options, source=str(tmp_path / "in"), out=tmp_path / "out", workers=2)
+    assert [Path(row["source"]).name for row in read_jsonl(tmp_path / "out" / "skipped.jsonl")] == [
+        "a-damaged.jpg",
+        "z-damaged.jpg",
+    ]
+    assert manifest.splits["val"].num_skipped == 2
+    expected = sums(tmp_path / "expected")
+    assert {k: v for k, v in sums(tmp_path / "out").items() if k.endswith((".tar", ".beton", ".parquet"))} == {
+        k: v for k, v in expected.items() if k.endswith((".tar", ".beton", ".parquet"))
+    }
+    assert manifest.mean == Manifest.load(tmp_path / "expected").mean
 
 
 def test_a_split_of_broken_images_is_an_error(tmp_path):

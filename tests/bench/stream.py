@@ -40,16 +40,15 @@ print(json.dumps({"s": seconds, "reason": loader.tier_reason, "tier": loader.tie
 
 def make(path: Path, gigabytes: float) -> None:
     n = int(gigabytes * 1e9) // SIZE
-    plan = beton.layout(np.full(n, SIZE))
+    sizes, side = np.full(n, SIZE), np.full(n, 64)
+    plan = beton.layout(sizes)
     tmp = path.with_suffix(".tmp")
-    beton.create(tmp, plan)
+    beton.create(tmp, plan, "raw", sizes, side, side, np.arange(n) % 1000)
     pixels = np.random.default_rng(0).integers(0, 256, (4096, SIZE), dtype=np.uint8)
     with open(tmp, "r+b") as f:
         for at in range(0, n, 4096):
-            rows = min(4096, n - at)
-            part = (at, plan.ptrs[at : at + rows], plan.alloc_table_ptr)
-            size = np.full(rows, 64)
-            beton.write(f.fileno(), part, "raw", size, size, np.arange(at, at + rows) % 1000, pixels[:rows])
+            ptrs = plan.ptrs[at : at + 4096]
+            beton.write(f.fileno(), ptrs, pixels[: len(ptrs)])
         os.fsync(f.fileno())
     tmp.rename(path)
 
