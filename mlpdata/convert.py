@@ -80,9 +80,7 @@ def _run(plan: Plan, started: float, say) -> Manifest | None:
                 _convert_parts(plan, tasks, engine, say)
             if plan.options.part is not None:
                 k, n = plan.options.part
-                say(
-                    f"part {k} of {n} is done, {len(tasks)} units; when all are, finish with --assemble in place of --part"
-                )
+                say(f"part {k} of {n} is done, {len(tasks)} units; when all are, finish with --assemble for --part")
                 return None
             found = _take_stock(plan)
             _check_skipped(plan, found)
