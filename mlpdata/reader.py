@@ -6,6 +6,7 @@ would end the process. Reading, copying and decoding release the GIL, so threads
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from mlpdata.manifest import CODECS, Error, ShardIndex
 RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
 GAP_BYTES = 64 << 10  # between two samples that are still read in one go: tar headers and page ends, not whole samples
 READ_BYTES = 4 << 20  # of one system call at most, so that several threads share a long stretch
+HUGE_PAGE = 2 << 20
 DIRECT_ALIGN = 4096  # what O_DIRECT wants of offsets, lengths and addresses
 READ_THREADS = 4  # at least: what a disk wants to have in its queue
 PIECE = 16  # images a thread decodes at a time: few, so that all threads are done at about the same moment
@@ -100,9 +102,10 @@ class Reader:
         at = room.cumsum() - room  # where each stretch goes in `data`
         total = int(room.sum())
         if data is None or len(data) < total:
-            # A buffer that comes again gets some room for stretches that are a little longer.
-            total += 0 if data is None else total // 16
-            data = aligned_empty(total) if direct else torch.empty(total, dtype=torch.uint8).numpy()
+            if data is None and not direct:
+                data = torch.empty(total, dtype=torch.uint8).numpy()
+            else:  # a buffer that comes again gets some room for stretches that are a little longer
+                data = huge_empty(total + total // 16)
         which = new.cumsum() - 1
         reads = _Reads(self, memoryview(data), direct)
         groups, size = [[]], 0
@@ -253,9 +256,17 @@ class _Reads:
         return fd
 
 
-def aligned_empty(size: int) -> np.ndarray:
-    """(size,) uint8 that begins at a page, as direct reads want it."""
-    return np.frombuffer(mmap.mmap(-1, max(1, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)[:size]
+def huge_empty(size: int) -> np.ndarray:
+    """(size,) uint8 for random access, in pages of 2 MiB where the system has them, and at the start of one.
+
+    A gather of rows from ordinary pages spends a sixth of its time on looking up where they are.
+    """
+    memory = mmap.mmap(-1, size + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # another system, or one that was built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(memory, np.uint8)
+    start = -whole.ctypes.data % HUGE_PAGE
+    return whole[start : start + size]
 
 
 def _stamp(stat: os.stat_result) -> tuple[int, int]:

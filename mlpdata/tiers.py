@@ -23,7 +23,7 @@ from mlpdata.augment import Batch
 from mlpdata.epoch import Order, rank_share
 from mlpdata.manifest import Error
 from mlpdata.pixels import from_ycc420, to_ycc420
-from mlpdata.reader import Payloads, Reader
+from mlpdata.reader import Payloads, Reader, huge_empty
 
 TIERS = ("resident", "pinned", "stream")
 PIXELS = ("rgb", "ycc420")
@@ -117,7 +117,7 @@ def load_pixels(reader: Reader, ids: np.ndarray, device: torch.device, ycc: bool
     """
     height, width, _ = reader.shape
     shapes = [(height, width, 1), ((height + 1) // 2, (width + 1) // 2, 2)] if ycc else [reader.shape]
-    stores = [torch.empty((len(ids), *shape), dtype=torch.uint8, device=device) for shape in shapes]
+    stores = [_empty((len(ids), *shape), device) for shape in shapes]
     step = max(1, LOAD_BYTES // reader.image_bytes)
     in_place = device.type == "cpu" and not ycc
     rows = 0 if in_place else min(step, len(ids))
@@ -131,6 +131,12 @@ def load_pixels(reader: Reader, ids: np.ndarray, device: torch.device, ycc: bool
             for store, plane in zip(stores, to_ycc420(there) if ycc else [there], strict=True):
                 store[at : at + len(part)] = plane
     return stores
+
+
+def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=torch.uint8, device=device)
+    return torch.from_numpy(huge_empty(math.prod(shape))).view(shape)
 
 
 def ycc420_psnr(images: np.ndarray) -> float:
