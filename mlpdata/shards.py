@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -217,7 +218,7 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
             values = numbers[field.name] if field.name in numbers else rows[field.name]
             columns[field.name] = _number_array(field.type, values)
     index = pa.Table.from_arrays([columns[name] for name in INDEX_SCHEMA.names], schema=INDEX_SCHEMA)
-    _write_journal(journal_path(state.work, task.name), index, made)
+    _write_journal(journal_path(state.work, task.name), index, made, task.durable)
     return made
 
 
@@ -389,7 +390,15 @@ def _write_back(fd: int, offset: int, size: int, durable: bool) -> None:
     if durable:
         os.fsync(fd)
     elif hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)  # on dirty pages this starts the writing
+        copy = os.dup(fd)
+
+        def begin() -> None:
+            try:
+                os.posix_fadvise(copy, offset, size, os.POSIX_FADV_DONTNEED)  # on dirty pages this starts the writing
+            finally:
+                os.close(copy)
+
+        threading.Thread(target=begin, daemon=True).start()  # it waits while the disk's queue is full
 
 
 # -------------------------------------------------------------------------------------------------------- journal
@@ -407,14 +416,15 @@ def journal_path(work: Path, name: str) -> Path:
     return work / SHARDS / f"{name}.arrow"
 
 
-def _write_journal(path: Path, index: pa.Table, made: Made) -> None:
+def _write_journal(path: Path, index: pa.Table, made: Made, durable: bool) -> None:
     metadata = {"made": json.dumps(dataclasses.asdict(made))}
     tmp = path.with_name(f"{path.name}.tmp")
     with open(tmp, "wb") as f:
         with pa.ipc.new_file(f, index.schema.with_metadata(metadata)) as writer:
             writer.write_table(index)
-        f.flush()
-        os.fsync(f.fileno())
+        if durable:  # else nobody believes it in a later run, and a sync waits for what others have written too
+            f.flush()
+            os.fsync(f.fileno())
     os.replace(tmp, path)
 
 
