@@ -318,7 +318,7 @@ def _prepare_beton(plan: Plan, split: str, content: order.Beton, label_map: np.n
     if final.exists() and not tmp.exists():  # an earlier run stopped between this rename and the manifest
         os.replace(final, tmp)
     if not any((plan.work / shards.SHARDS).glob(f"{split}-*.arrow")):  # else its tables were synced with a shard
-        columns = {**content.columns, "labels": label_map[content.columns["labels"]]}
+        columns = {**content.columns, "labels": label_map.astype(np.int32)[content.columns["labels"]]}
         beton.create(tmp, content.layout, plan.beton_codec, **columns)
     elif not tmp.exists() or tmp.stat().st_size != content.layout.file_bytes:
         raise Error(f"{tmp} is gone, and what it was made from; delete {plan.root} and convert again")

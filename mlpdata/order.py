@@ -1,6 +1,6 @@
 """The shuffled order: which stretch of which part goes into which shard, settled by the parent, read by the workers.
 
-Position in a split is rank of hash(seed, key). Nobody holds the samples: the parent has some 40 bytes of each for a
+Position in a split is rank of hash(seed, key). Nobody holds the samples: the parent has some 36 bytes of each for a
 moment, and leaves two files in the work directory from which a worker reads the few rows its shard needs.
 """
 
@@ -63,7 +63,9 @@ def settle(order: Order, parts: list[Path], shard_size: int, size_field: str | N
     ranges = [Part(path).record["splits"].get(order.split, (0, 0)) for path in parts]
     total = sum(stop - start for start, stop in ranges)
     fields = {"sizes": size_field, "widths": "width", "heights": "height", "labels": "label"} if size_field else {}
-    hashes, columns = np.empty(total, np.uint64), {name: np.empty(total, np.int32) for name in fields}
+    narrow = {"widths": np.uint16, "heights": np.uint16}  # as the beton has them
+    hashes = np.empty(total, np.uint64)
+    columns = {name: np.empty(total, narrow.get(name, np.int32)) for name in fields}
     at = 0
     for path, (start, stop) in zip(parts, ranges, strict=True):
         rows = Part(path).rows(start, stop)

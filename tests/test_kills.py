@@ -32,13 +32,17 @@ def start(*words):
 
 @pytest.fixture(scope="module")
 def big_folder(tmp_path_factory):
-    """Enough images of enough work for a kill to hit anything: 1,800 photographs of 200 x 150 in small units."""
+    """Enough images of enough work for a kill to hit anything: 1,800 photographs of 200 x 150 in small units.
+
+    One in five has the size of the output already; of these one a class does not decode, which is found late.
+    """
     root = tmp_path_factory.mktemp("big") / "in"
-    data = [encoded(picture(200, 150, i)) for i in range(40)]
+    data = [encoded(picture(*((200, 150) if i % 5 else (48, 48)), i)) for i in range(40)]
     for c in range(6):
         (root / f"class{c}").mkdir(parents=True)
         for i in range(300):
             (root / f"class{c}" / f"{i}.jpg").write_bytes(data[(7 * c + i) % 40])
+        (root / f"class{c}" / "damaged.jpg").write_bytes(data[0][:-60])
     return root
 
 
