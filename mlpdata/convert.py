@@ -22,7 +22,7 @@ import numpy as np
 from mlpdata import beton, order, publish, remote, shards
 from mlpdata.engines import Engine, LocalEngine, RayEngine
 from mlpdata.manifest import Error, Manifest, beton_path, skipped_path, sync_dir, write_atomic
-from mlpdata.parts import Part, cut_off
+from mlpdata.parts import Part, cut_off, deferred
 from mlpdata.plan import Options, Plan, is_large, make_plan, size
 from mlpdata.progress import Progress
 from mlpdata.seal import Found, Hasher, iter_skipped, seal
@@ -174,7 +174,7 @@ def _take_stock(plan: Plan) -> Found:
     """Count what the parts hold, one after the other."""
     num_classes = len(plan.source.classes)
     counts = {s: np.zeros(num_classes, np.int64) for s in plan.splits}
-    found = Found(counts, dict.fromkeys(plan.splits, 0), "", 0, Summary(), np.arange(num_classes))
+    found = Found(counts, dict.fromkeys(plan.splits, 0), "", 0, [], Summary(), np.arange(num_classes))
     for task in plan.tasks:
         part = Part(shards.part_path(plan.work, task.unit.name))
         record = part.record
@@ -188,6 +188,8 @@ def _take_stock(plan: Plan) -> Found:
             found.payload_bytes += int(
                 rows["pixels_bytes"].sum(dtype=np.int64) + rows["encoded_bytes"].sum(dtype=np.int64)
             )
+            if len(deferred(rows)) and task.unit.name not in found.deferred[-1:]:
+                found.deferred.append(task.unit.name)
     if plan.source.drops_empty_classes:
         kept = sum(counts.values()) > 0
         found.label_map = np.where(kept, np.cumsum(kept) - 1, -1)
@@ -230,11 +232,10 @@ def _assemble(
         shutil.rmtree(folder)  # unsynced shards are not trusted across runs; they are cheap to make again
     folder.mkdir(exist_ok=True)
     if durable and not plan.assembling.exists():
-        numbers = {task.unit.name: number for number, task in enumerate(plan.tasks)}
-        if undecodable := {numbers[name] for name, ok in engine.map(shards.check_deferred, numbers) if not ok}:
-            return {}, {}, undecodable  # found now, as parts are cut off from here on
+        if undecodable := _check_deferred(plan, engine, found.deferred):
+            return {}, {}, undecodable
         if not plan.recipe.durable:
-            for _ in engine.map(shards.sync_part, numbers):
+            for _ in engine.map(shards.sync_part, [task.unit.name for task in plan.tasks]):
                 pass
             sync_dir(plan.parts)
         write_atomic(plan.assembling, b"")
@@ -271,6 +272,19 @@ def _assemble(
             return {}, {}, undecodable
         hashes = {shards.beton_work_path(plan.work, split): hasher.finish() for split, hasher in hashers.items()}
     return {split: [made[t.name] for t in tasks if t.split == split] for split in plan.splits}, hashes, undecodable
+
+
+def _check_deferred(plan: Plan, engine: Engine, names: list[str]) -> set[int]:
+    """The numbers of units in which something does not decode: where parts are cut off, it has to be known before."""
+    numbers = {task.unit.name: number for number, task in enumerate(plan.tasks)}
+    progress = Progress("checking", len(names), unit="units", quiet=plan.options.quiet)
+    undecodable = set()
+    for name, ok in engine.map(shards.check_deferred, names, progress.tick):
+        progress.add(1)
+        if not ok:
+            undecodable.add(numbers[name])
+    progress.finish()
+    return undecodable
 
 
 def _hashers(plan: Plan, stack: contextlib.ExitStack) -> dict[str, Hasher]:

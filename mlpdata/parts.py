@@ -183,6 +183,11 @@ def check(journal: Path) -> bool:
     return data.hexdigest() == part.record["data_check"]
 
 
+def deferred(rows: np.ndarray) -> np.ndarray:
+    """The numbers of the rows whose pixels are wanted and not in the part."""
+    return np.flatnonzero((rows["has_pixels"] == 0) & (rows["pixels_bytes"] > 0))
+
+
 def cut_off(part: Part, row: int) -> None:
     """Give back the disk space of the payloads from a row on. A row that is cut off already stays so."""
     end = int(part.rows(row, row + 1)["data"][0])

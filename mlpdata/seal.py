@@ -39,7 +39,8 @@ class Found:
     class_counts: dict[str, np.ndarray]  # split -> (classes,) by the source's labels
     num_skipped: dict[str, int]  # by split
     first_reason: str  # of those that were skipped
-    payload_bytes: int  # of all parts when they were whole
+    payload_bytes: int  # of all samples, as pixels and encoded
+    deferred: list[str]  # the units in which something is decoded only when its shard is written
     total: Summary
     label_map: np.ndarray  # the source's label -> the output's; -1 for a class that is left out
 

@@ -163,7 +163,7 @@ def check_deferred(state: State, name: str) -> bool:
     """Whether everything decodes that a part leaves for later."""
     part = Part(part_path(state.work, name))
     rows = part.rows(0, len(part))
-    for row in rows[_deferred(rows)]:
+    for row in rows[parts.deferred(rows)]:
         encoded = bytearray(row["encoded_bytes"])
         parts.read_payloads(part.data_path, int(row["data"]), [encoded])
         try:
@@ -292,7 +292,7 @@ def _gather(
         first = int(run[0])
         room = [b for i in run.tolist() for b in ((pixels[i], encoded[i]) if there[i] else (encoded[i],))]
         parts.read_payloads(state.part(int(piece[first])).data_path, int(rows["data"][first]), room)
-    deferred = _deferred(rows)
+    deferred = parts.deferred(rows)
     for i in deferred.tolist():
         out = np.frombuffer(pixels[i], np.uint8).reshape(rows["height"][i], rows["width"][i], 3)
         try:
@@ -308,11 +308,6 @@ def _gather(
             for i in deferred.tolist():
                 sums.add_many(np.frombuffer(images[i], np.uint8).reshape(1, -1))
     return gathered
-
-
-def _deferred(rows: np.ndarray) -> np.ndarray:
-    """The numbers of the rows whose pixels are wanted and not in the part."""
-    return np.flatnonzero((rows["has_pixels"] == 0) & (rows["pixels_bytes"] > 0))
 
 
 class _BetonWriter:
