@@ -7,6 +7,7 @@ of the index and is renamed into place when the shard's bytes are written.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -30,6 +31,7 @@ from mlpdata.sources import Source
 PARTS, SHARDS = "parts", "shards"  # folders of journals in the work directory
 LABELS = "labels.npy"  # in the work directory: the output's label of each of the source's
 BLOCK_BYTES = 8 << 20  # payload gathered at a time
+SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h: begin to write what is not being written, wait for nothing, drop nothing
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -384,16 +386,14 @@ def _write_back(fd: int, offset: int, size: int, durable: bool) -> None:
     """Have a stretch written to disk: now and for certain, or begun now so that sealing does not wait as long."""
     if durable:
         os.fsync(fd)
-    elif hasattr(os, "posix_fadvise"):
+    elif begin := getattr(ctypes.CDLL(None), "sync_file_range", None):  # Linux; glibc and musl have it
         copy = os.dup(fd)
 
-        def begin() -> None:
-            try:
-                os.posix_fadvise(copy, offset, size, os.POSIX_FADV_DONTNEED)  # on dirty pages this starts the writing
-            finally:
-                os.close(copy)
+        def run() -> None:  # in a thread, as it waits while the disk's queue is full
+            begin(copy, ctypes.c_int64(offset), ctypes.c_int64(size), SYNC_FILE_RANGE_WRITE)
+            os.close(copy)
 
-        threading.Thread(target=begin, daemon=True).start()  # it waits while the disk's queue is full
+        threading.Thread(target=run, daemon=True).start()
 
 
 # -------------------------------------------------------------------------------------------------------- journal
