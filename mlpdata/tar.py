@@ -192,13 +192,21 @@ def _read_columns(table: pq.ParquetFile, expected: int) -> dict[str, np.ndarray]
             if name == "codec":
                 names = values.dictionary_encode() if pa.types.is_string(values.type) else values
                 numbers = np.array([_codec_number(c) for c in names.dictionary.to_pylist()], np.uint8)
-                column[name][part] = numbers[names.indices.to_numpy()]
+                column[name][part] = numbers[_values(names.indices)]
             else:
-                column[name][part] = values.to_numpy(zero_copy_only=False)
+                column[name][part] = _values(values)
         at = part.stop
     if at != n:
         raise ValueError(f"it ends after {at} of {n} rows")
     return column
+
+
+def _values(array: pa.Array) -> np.ndarray:
+    """The integers of a column without nulls, in place: Array.to_numpy would import pandas first."""
+    if array.null_count:
+        raise ValueError("it has gaps")
+    values = np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())
+    return values[array.offset : array.offset + len(array)]
 
 
 def _constant(meta: pq.FileMetaData, number: int):
