@@ -31,6 +31,7 @@ from mlpdata import Error, beton, image, units
 from mlpdata.manifest import Manifest, read_classes
 from mlpdata.plan import Options, make_plan
 from mlpdata.progress import Progress, duration
+from mlpdata.seal import Hasher
 from mlpdata.workdir import Lock
 
 
@@ -381,3 +382,22 @@ def test_two_images_with_one_key_are_an_error(tmp_path):
 
 def test_fidelity_is_measured_on_scaled_decodes_only():
     assert image.Resize(32).keeps(32, 32) and not image.Resize(32).keeps(33, 32)
+
+
+def test_a_file_is_hashed_while_it_is_written(tmp_path):
+    data = np.random.default_rng(0).bytes(9_000_000)
+    path = tmp_path / "growing"
+    path.write_bytes(bytes(len(data)))
+    hasher = Hasher(path)
+    with open(path, "r+b") as f:
+        for at in range(0, len(data), 1_000_000):
+            f.write(data[at : at + 1_000_000])
+            f.flush()
+            hasher.allow(at + 1_000_000)
+    assert hasher.finish() == hashlib.sha256(data).hexdigest()
+    short = Hasher(path)
+    short.allow(len(data) + 1)
+    with pytest.raises(OSError, match="shorter"):
+        short.finish()
+    stopped = Hasher(path)
+    stopped.stop()  # and does not wait for more
