@@ -203,8 +203,8 @@ def _read_columns(table: pq.ParquetFile, expected: int) -> dict[str, np.ndarray]
 
 def _values(array: pa.Array) -> np.ndarray:
     """The integers of a column without nulls, in place: Array.to_numpy would import pandas first."""
-    if array.null_count:
-        raise ValueError("it has gaps")
+    if array.null_count or not pa.types.is_integer(array.type):
+        raise ValueError(f"it has gaps or {array.type} where whole numbers belong")
     values = np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())
     return values[array.offset : array.offset + len(array)]
 

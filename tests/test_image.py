@@ -110,6 +110,10 @@ def test_a_jpeg_of_the_right_size_is_kept_without_its_exif_block():
     assert image.kept_jpeg(encoded(Image.fromarray(photo(32, 32)).convert("CMYK"), "JPEG"), resize) is None
     with pytest.raises(image.ImageError):
         image.decode_kept(plain[:500], pixels)
+    with pytest.raises(image.ImageError, match="16 x 16, its header says 32 x 32"):
+        image.decode_kept(encoded(photo(16, 16), "JPEG"), pixels)
+    with pytest.raises(image.ImageError, match="16 x 16, its header says 32 x 32"):
+        image.decode_kept(encoded(photo(16, 16), "PNG"), pixels)
 
 
 @pytest.mark.parametrize(
