@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mlpdata import turbo
 from mlpdata.augment import Augment, Batch
 from mlpdata.loader import Loader
 from mlpdata.manifest import CODECS
@@ -102,6 +103,9 @@ def bottleneck(loader: Loader, codecs: set[str], alone: float, augmented: float,
     """What to make faster, from three rates."""
     if loader.tier == "stream" and codecs != {"raw"}:
         feeding = f"decoding {' and '.join(sorted(codecs - {'raw'})).upper()} on {loader.num_threads} threads"
+        if codecs == {"jpg"}:
+            decoder, what = turbo.batch_decoder()
+            feeding += "" if decoder else f", image by image: {what}"
     elif loader.tier == "stream":
         feeding = "reading the files"
     elif loader.tier == "pinned":

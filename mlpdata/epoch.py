@@ -63,6 +63,7 @@ class Order:
         if n >= 1 << 32:
             raise Error(f"{n} samples are more than an order can hold")
         self.n, self.shuffle, self.blocks = n, shuffle, blocks
+        self.key = (n, seed, epoch, shuffle, blocks)  # equal keys, equal orders
         self._key = f"mlpdata order {seed} {epoch}"
         self._piece, self._piece_start = np.empty(0, np.int64), 0
         if blocks is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mlpdata import image
+from mlpdata import image, turbo
 from mlpdata.manifest import Error, Manifest, read_classes
 
 SHEET_ROWS, SHEET_COLUMNS = 10, 8
@@ -154,6 +154,7 @@ def doctor() -> tuple[str, bool]:
     versions = image.library_versions()
     lines.append(f"jpeg         {versions['jpeg']}")
     lines.append(f"resize       {versions['resize']} (loaded from {Path(image.PIL.__file__).parent})")
+    lines.append(f"jpeg batches {turbo.batch_decoder()[1]}")
     both = _installed("pillow") and _installed("pillow-simd")
     if both:
         well = False

@@ -265,21 +265,23 @@ class Loader:
 
     def order(self, epoch: int) -> np.ndarray:
         """(num_samples,) int64: the sample ids of an epoch in their order."""
-        plan = self._plan(Order(self.num_samples, self.seed, epoch, self.shuffle, self._blocks), range(0))
+        plan = self._plan(epoch, self._blocks, range(0))
         rows = plan.to_rows(plan.order.take(0, self.num_samples))
         return rows if self._ids is None else self._ids[rows]
 
-    def _plan(self, order: Order, steps: range) -> tiers.Plan:
-        if order.blocks is not None and self._place_ids is None:
+    def _plan(self, epoch: int, blocks: tuple[int, int] | None, steps: range) -> tiers.Plan:
+        in_blocks = blocks is not None and self.shuffle
+        if in_blocks and self._place_ids is None:
             # Blocks are of neighbours in the files; samples mostly lie there in their own order.
             places = self._reader.by_place()
             if places is not None and self._ids is not None:
                 places = places[np.isin(places, self._ids)]
                 places = np.searchsorted(self._ids, places)
             self._place_ids = np.empty(0, np.int64) if places is None else places
-        in_blocks = order.blocks is not None and len(self._place_ids)
-        place_ids = self._place_ids if in_blocks else None
-        return tiers.Plan(order, place_ids, self.batch_size, self.rank, self.world_size, steps)
+        place_ids = self._place_ids if in_blocks and len(self._place_ids) else None
+        order = Order(self.num_samples, self.seed, epoch, self.shuffle, blocks)
+        following = Order(self.num_samples, self.seed, epoch + 1, self.shuffle, self._blocks)
+        return tiers.Plan(order, following, place_ids, self.batch_size, self.rank, self.world_size, steps)
 
     def __iter__(self) -> Iterator[Batch]:
         """Begin at the state that was loaded last, else at the epoch's first batch.
@@ -296,8 +298,7 @@ class Loader:
 
     def _iterate(self) -> Iterator[Batch]:
         while True:
-            order = Order(self.num_samples, self.seed, self.epoch, self.shuffle, self._blocks_now)
-            batches = self._tier.batches(self._plan(order, range(self._step, len(self))))
+            batches = self._tier.batches(self._plan(self.epoch, self._blocks_now, range(self._step, len(self))))
             try:
                 while True:
                     started = time.perf_counter()
@@ -365,7 +366,8 @@ class Loader:
                     "start"
                 )
         self.epoch = epoch
-        self._resume = {"step": step, "blocks": blocks if step else self._blocks}
+        keeps = step and (self.shuffle or self.tier != "stream")  # without a shuffle blocks make no difference
+        self._resume = {"step": step, "blocks": blocks if keeps else self._blocks}
 
 
 def _device(name: str | torch.device) -> torch.device:

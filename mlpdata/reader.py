@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 import torch
 
-from mlpdata import image
+from mlpdata import image, turbo
 from mlpdata.manifest import CODECS, Error, ShardIndex
 
 RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
@@ -26,7 +26,11 @@ READ_BYTES = 4 << 20  # of one system call at most, so that several threads shar
 HUGE_PAGE = 2 << 20
 DIRECT_ALIGN = 4096  # what O_DIRECT wants of offsets, lengths and addresses
 READ_THREADS = 4  # at least: what a disk wants to have in its queue
-PIECE = 16  # images a thread decodes at a time: few, so that all threads are done at about the same moment
+PIECE = 16  # images a thread decodes at a time, or more
+WORTH = 1 << 14  # images decoded before the batch decoder is set up, which takes as long as decoding these
+
+
+Finish = Callable[[], None]  # waits until work that was begun is done; raises its first error; may be called again
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class Reader:
         self.shape = (height, width, 3)
         self.image_bytes = height * width * 3
         self.all_raw = bool(same and (index.codec == RAW).all())
+        self._all_jpg = bool(same and (index.codec == JPG).all())
+        self._num_decoded = 0
         self._stamps = [_stamp(os.stat(path)) for path in index.files]
         # Reads mostly wait, so they have threads of their own and more of them than there are cores.
         self._readers = _Threads(max(READ_THREADS, num_threads) if num_threads > 1 else 1, "mlpdata-read")
@@ -78,7 +84,7 @@ class Reader:
         payloads = self.fetch(ids[places])
         starts = np.empty_like(payloads.starts)
         starts[places] = payloads.starts
-        self.decode(ids, Payloads(payloads.data, starts), out)
+        self.decode(ids, Payloads(payloads.data, starts), out)()
 
     # ----------------------------------------------------------------------------------------------------- reading
 
@@ -118,7 +124,7 @@ class Reader:
                 length = min(READ_BYTES, n - cut)
                 groups[-1].append((f, a + cut, length, min(length, b - a - cut), to + cut))
                 size += length
-        self._readers.each(reads, groups)
+        self._readers.start(reads, groups)()
         return Payloads(data, start - from_byte[which] + at[which])
 
     def first_behind(self, file: int, byte: int) -> int:
@@ -137,36 +143,47 @@ class Reader:
 
     # ---------------------------------------------------------------------------------------------------- decoding
 
-    def decode(self, ids: np.ndarray, payloads: Payloads, out: np.ndarray) -> None:
-        """Pixels of samples whose payloads are there: -> out, uint8 (n, H, W, 3)."""
+    def decode(self, ids: np.ndarray, payloads: Payloads, out: np.ndarray) -> Finish:
+        """Begin with the pixels of samples whose payloads are there: -> out, uint8 (n, H, W, 3), C-contiguous."""
         n = len(ids)
         if self.all_raw and n:
             # Rows that start at any byte: a view of overlapping rows, and one gather by torch's own threads.
             size = self.image_bytes
             rows = torch.from_numpy(payloads.data).as_strided((len(payloads.data) - size + 1, size), (1, 1))
             torch.index_select(rows, 0, torch.from_numpy(payloads.starts), out=torch.from_numpy(out.reshape(n, size)))
-            return
-        data = memoryview(payloads.data)
-        starts, lengths = payloads.starts.tolist(), self.index.num_bytes[ids].tolist()
-        codecs, numbers = self.index.codec[ids].tolist(), ids.tolist()
+            return lambda: None
+        data, starts = payloads.data, payloads.starts
+        sizes, codecs = self.index.num_bytes[ids].astype(np.int64), self.index.codec[ids]
+        many, view = self._batch_decoder(n), memoryview(data)
 
-        def piece(part: range) -> None:
+        def piece(part: slice) -> None:
+            left = np.arange(part.start, part.stop)
+            if many is not None:
+                left = left[many(data, starts[part], sizes[part], out[part])]
             decode = simplejpeg.decode_jpeg
-            for k in part:
-                payload, row = data[starts[k] : starts[k] + lengths[k]], out[k]
+            columns = (left, starts[left], starts[left] + sizes[left], codecs[left])
+            for k, start, stop, codec in zip(*(column.tolist() for column in columns), strict=True):
+                payload, row = view[start:stop], out[k]
                 try:
                     # The common case is kept short: what is done here under the GIL holds up the other threads.
-                    if codecs[k] == JPG and self._resize is None:
+                    if codec == JPG and self._resize is None:
                         if decode(payload, "RGB", buffer=row).shape != self.shape:
                             raise ValueError(f"it is not {self.shape[1]} x {self.shape[0]}")
                     else:
-                        self._decode_other(payload, codecs[k], numbers[k], row)
+                        self._decode_other(payload, codec, int(ids[k]), row)
                 except Exception as e:
-                    file = self.index.files[int(self.index.file[numbers[k]])]
-                    where = f"{file}: sample {numbers[k]} at byte {int(self.index.offset[numbers[k]])}"
-                    raise Error(f"{where} cannot be decoded ({e}); convert or get it again") from e
+                    i = int(ids[k])
+                    path, byte = self.index.files[int(self.index.file[i])], int(self.index.offset[i])
+                    raise Error(
+                        f"{path}: sample {i} at byte {byte} cannot be decoded ({e}); convert or get it again"
+                    ) from e
 
-        self._decoders.each(piece, [range(a, min(n, a + PIECE)) for a in range(0, n, PIECE)])
+        return self._decoders.start(piece, _pieces(n, self.num_threads))
+
+    def _batch_decoder(self, n: int) -> turbo.BatchDecoder | None:
+        """What decodes the next n images at once; None where they go one by one."""
+        self._num_decoded += n
+        return turbo.batch_decoder()[0] if self._all_jpg and self._num_decoded > WORTH else None
 
     def _decode_other(self, payload: memoryview, codec: int, i: int, row: np.ndarray) -> None:
         if codec == RAW:
@@ -185,6 +202,16 @@ class Reader:
         row[...] = pixels
 
 
+def _pieces(n: int, num_threads: int) -> list[slice]:
+    """Cut 0..n-1 into pieces that get smaller, so that all threads are done at about the same moment."""
+    pieces, at = [], 0
+    while at < n:
+        size = max(PIECE, (n - at) // (2 * num_threads))
+        pieces.append(slice(at, min(n, at + size)))
+        at += size
+    return pieces
+
+
 class _Threads:
     """Threads that begin when there is work for more than one."""
 
@@ -192,12 +219,12 @@ class _Threads:
         self._num_threads, self._name = num_threads, name
         self._pool: ThreadPoolExecutor | None = None
 
-    def each(self, function: Callable, work: list) -> None:
-        """Call the function for every piece of work; the first error is raised here."""
+    def start(self, function: Callable, work: list) -> Finish:
+        """Begin to call the function for every piece of work."""
         if len(work) < 2 or self._num_threads < 2:
             for piece in work:
                 function(piece)
-            return
+            return lambda: None
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._num_threads, self._name)
         pieces = iter(work)  # one for all threads: each takes the next piece when it is done with its last
@@ -207,9 +234,13 @@ class _Threads:
                 function(piece)
 
         running = [self._pool.submit(run) for _ in range(min(self._num_threads, len(work)))]
-        wait(running)  # all of them, also after an error: they write where the caller says
-        for future in running:
-            future.result()
+
+        def finish() -> None:
+            wait(running)  # all of them, also after an error: they write where the caller says
+            for future in running:
+                future.result()
+
+        return finish
 
 
 class _Reads:

@@ -8,12 +8,14 @@ stream    the pixels stay in their files: windows of blocks are read ahead, in a
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import itertools
 import math
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +25,7 @@ from mlpdata.augment import Batch
 from mlpdata.epoch import Order, rank_share
 from mlpdata.manifest import Error
 from mlpdata.pixels import from_ycc420, to_ycc420
-from mlpdata.reader import Payloads, Reader, huge_empty
+from mlpdata.reader import Finish, Payloads, Reader, huge_empty
 
 TIERS = ("resident", "pinned", "stream")
 PIXELS = ("rgb", "ycc420")
@@ -38,9 +40,10 @@ IDS = 1 << 16  # sent to a GPU at a time
 
 @dataclass(frozen=True)
 class Plan:
-    """Which samples this process takes in which step of an epoch."""
+    """Which samples this process takes in which step of an epoch. following: the order of the epoch after it."""
 
     order: Order
+    following: Order
     place_ids: np.ndarray | None  # (N,) row at each place in the files, where the order is one of places
     batch_size: int
     rank: int
@@ -159,34 +162,37 @@ class Host:
     def batches(self, plan: Plan) -> Iterator[Batch]:
         if self.device.type == "cpu":
             spare = Spare()
-            return ahead((self._cpu_batch(spare, *item) for item in self._fills(plan)), self._depth(plan))
+            return ahead(finished(self._cpu_batch(spare, *item) for item in self._fills(plan)), self._depth(plan))
         return self._copied(plan, self._depth(plan))
 
     def _depth(self, plan: Plan) -> int:
         return max(1, min(AHEAD, AHEAD_BYTES // (plan.batch_size // plan.world_size * self.reader.image_bytes)))
 
-    def _fills(self, plan: Plan) -> Iterator[tuple[np.ndarray, object]]:
-        """(rows of a step, function that fills an array (n, H, W, 3) with their pixels), step by step."""
+    def _fills(self, plan: Plan) -> Iterator[tuple[np.ndarray, Callable[[np.ndarray], Finish]]]:
+        """(rows of a step, function that begins to fill an array (n, H, W, 3) with their pixels), step by step."""
         raise NotImplementedError
 
     def sample_ids(self, rows: np.ndarray) -> np.ndarray:
         return rows if self._ids is None else self._ids[rows]
 
-    def _cpu_batch(self, spare: Spare, rows: np.ndarray, fill) -> Batch:
+    def _cpu_batch(self, spare: Spare, rows: np.ndarray, fill) -> tuple[Batch, Finish]:
         images = spare.take((len(rows), *self.reader.shape))
-        fill(images.numpy())
-        return Batch(images, torch.from_numpy(self._labels[rows]), torch.from_numpy(self.sample_ids(rows)))
+        finish = fill(images.numpy())
+        return Batch(images, torch.from_numpy(self._labels[rows]), torch.from_numpy(self.sample_ids(rows))), finish
 
     def _copied(self, plan: Plan, depth: int) -> Iterator[Batch]:
         side = torch.cuda.Stream(self.device)
 
-        def copies():
+        def fills():
             slots = itertools.cycle([_Slot() for _ in range(max(2, depth))])
             for rows, fill in self._fills(plan):
                 slot = next(slots)
                 images, small = slot.buffers(len(rows), self.reader.shape)
-                fill(images.numpy())
                 small[0], small[1] = torch.from_numpy(self._labels[rows]), torch.from_numpy(self.sample_ids(rows))
+                yield (slot, images, small), fill(images.numpy())
+
+        def copies():
+            for slot, images, small in finished(fills()):
                 with torch.cuda.device(self.device), torch.cuda.stream(side):
                     there = images.to(self.device, non_blocking=True), small.to(self.device, non_blocking=True)
                     slot.copied = side.record_event()
@@ -232,6 +238,7 @@ class Pinned(Host):
 
             def fill(out, rows=rows):
                 torch.index_select(self.pixels, 0, torch.from_numpy(rows), out=torch.from_numpy(out))
+                return lambda: None
 
             yield rows, fill
 
@@ -243,6 +250,7 @@ class Stream(Host):
         super().__init__(reader, labels, ids, device)
         self.direct = direct
         self._idle: list[np.ndarray] = []  # window buffers of the epoch before: fresh memory costs its page faults
+        self._coming: tuple[Order, _Window] | None = None  # the next epoch's first window, read while this one ends
 
     def _fills(self, plan):
         spans = np.array([plan.span(step) for step in plan.steps], np.int64).reshape(-1, 2)
@@ -251,14 +259,21 @@ class Stream(Host):
         edges = plan.order.windows
         first = np.searchsorted(edges[:-1], spans[:, 0], side="right") - 1
         last = np.maximum(first, np.searchsorted(edges, spans[:, 1], side="left") - 1)
+        coming, self._coming = self._coming, None
+        if coming and not (first[0] == 0 and coming[0].key == plan.order.key):
+            self._idle.append(coming[1].payloads.data)
+            coming = None
         free: queue.SimpleQueue = queue.SimpleQueue()  # buffers: what one step touches, or one used and one read ahead
-        for _ in range(max(2, int((last - first).max()) + 1)):
+        for _ in range(max(2, int((last - first).max()) + 1) - bool(coming)):
             free.put(self._idle.pop() if self._idle else np.empty(0, np.uint8))
-        loaded = ahead(self._windows(plan, int(first[0]), free), 1)
+        loaded = ahead(self._windows(plan, int(first[0]), free, coming and coming[1]), 1)
         windows: dict[int, _Window] = {}
+        under_way: list[Finish] = []  # of the step before, which may still read its windows
         try:
             for (start, stop), low, high in zip(spans.tolist(), first.tolist(), last.tolist(), strict=True):
                 for k in [k for k in windows if k < low]:
+                    for finish in under_way:
+                        finish()
                     free.put(windows.pop(k).payloads.data)
                 while high not in windows:
                     window = next(loaded)
@@ -267,7 +282,7 @@ class Stream(Host):
                     (windows[k], max(start, edges[k]) - edges[k], min(stop, edges[k + 1]) - edges[k])
                     for k in range(low, high + 1)
                 ]
-                yield np.concatenate([w.rows[a:b] for w, a, b in parts]), self._filler(parts)
+                yield np.concatenate([w.rows[a:b] for w, a, b in parts]), self._filler(parts, under_way)
         finally:
             free.put(None)  # a thread that waits for a buffer ends
             loaded.close()
@@ -276,25 +291,36 @@ class Stream(Host):
                     self._idle.append(data)
             self._idle += [window.payloads.data for window in windows.values()]
 
-    def _windows(self, plan: Plan, first: int, free: queue.SimpleQueue) -> Iterator[_Window]:
-        for k in range(first, len(plan.order.windows) - 1):
+    def _windows(self, plan: Plan, first: int, free: queue.SimpleQueue, there: _Window | None) -> Iterator[_Window]:
+        """The windows of an epoch, the first of which may be there already. Then the next epoch's first is read."""
+        if there:
+            yield there
+        todo = [(plan.order, k) for k in range(first + bool(there), len(plan.order.windows) - 1)]
+        for order, k in [*todo, (plan.following, 0)]:
             data = free.get()
             if data is None:
                 return
-            numbers = plan.order.window(k)
+            numbers = order.window(k)
             by_place, rows = numbers.argsort(), plan.to_rows(numbers)
             payloads = self.reader.fetch(self.sample_ids(rows[by_place]), data, self.direct)
             starts = np.empty_like(payloads.starts)
             starts[by_place] = payloads.starts
-            yield _Window(k, rows, Payloads(payloads.data, starts))
+            window = _Window(k, rows, Payloads(payloads.data, starts))
+            if order is plan.order:
+                yield window
+            else:
+                self._coming = (order, window)
 
-    def _filler(self, parts):
-        def fill(out: np.ndarray) -> None:
+    def _filler(self, parts, under_way: list[Finish]):
+        def fill(out: np.ndarray) -> Finish:
+            under_way.clear()
             at = 0
             for window, a, b in parts:
                 payloads = Payloads(window.payloads.data, window.payloads.starts[a:b])
-                self.reader.decode(self.sample_ids(window.rows[a:b]), payloads, out[at : at + b - a])
+                under_way.append(self.reader.decode(self.sample_ids(window.rows[a:b]), payloads, out[at : at + b - a]))
                 at += b - a
+            begun = list(under_way)
+            return lambda: [finish() for finish in begun]
 
         return fill
 
@@ -339,6 +365,25 @@ class Spare:
         return torch.from_numpy(array).view(shape)
 
 
+def finished(items: Iterator[tuple[object, Finish]]) -> Iterator:
+    """Items that are done, one after the other, while the one behind each is already under way."""
+    begun: list[tuple[object, Finish]] = []
+    try:
+        for item in items:
+            begun.append(item)
+            if len(begun) == 2:
+                begun[0][1]()
+                yield begun.pop(0)[0]
+        for item, finish in begun:
+            finish()
+            yield item
+    finally:
+        for _, finish in begun:  # what it writes to and reads from is somebody's again
+            with contextlib.suppress(Exception):
+                finish()
+        items.close()
+
+
 _END = object()
 
 
@@ -372,6 +417,8 @@ def ahead(items: Iterator, depth: int) -> Iterator:
         put(end)
 
     thread = threading.Thread(target=run, name="mlpdata-ahead", daemon=True)
+    entry, running = (stop, thread), _running  # local: at the end of the process `finally` may have no module any more
+    running.add(entry)
     thread.start()
     try:
         while True:
@@ -388,4 +435,18 @@ def ahead(items: Iterator, depth: int) -> Iterator:
             yield item
     finally:
         stop.set()
+        thread.join()
+        running.discard(entry)
+
+
+_running: set[tuple[threading.Event, threading.Thread]] = set()
+
+
+@atexit.register
+def _stop_threads() -> None:
+    """Python ends daemon threads by unwinding them wherever they are; inside torch that aborts the process."""
+    running = list(_running)
+    for stop, _ in running:
+        stop.set()
+    for _, thread in running:
         thread.join()

@@ -1,6 +1,8 @@
 import itertools
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -187,6 +189,76 @@ def test_states_hold_as_torchdata_expects(shapes_dir):
     at_end = state | {"step": 15}
     loader.load_state_dict(at_end)
     assert list(loader) == [] and loader.epoch == 1
+
+
+def test_unshuffled_states_cross_tiers_both_ways(shapes_dir):
+    expected = [b.ids.tolist() for b in mlpdata.load(shapes_dir, "train", 100, shuffle=False)][4:]
+    for saver, taker in itertools.permutations(["resident", "pinned", "stream"], 2):
+        loader = mlpdata.load(shapes_dir, "train", 100, shuffle=False, tier=saver)
+        batches = iter(loader)
+        for _ in range(4):
+            next(batches)
+        again = mlpdata.load(shapes_dir, "train", 100, shuffle=False, tier=taker)
+        again.load_state_dict(loader.state_dict())
+        assert [b.ids.tolist() for b in again] == expected, (saver, taker)
+
+
+def test_an_unshuffled_stream_goes_by_the_split_where_files_do_not(shapes_dir, monkeypatch):
+    monkeypatch.setattr(tiers, "BLOCK_BYTES", 7 * 768)
+    monkeypatch.setattr(tiers, "WINDOW_BYTES", 5 * 7 * 768)
+    images = mlpdata.load(shapes_dir, "train", 100).arrays()[0]
+    loader = mlpdata.load(shapes_dir, "train", 100, tier="stream", shuffle=False)
+    turned = np.arange(1500)[::-1]
+    monkeypatch.setattr(loader._reader, "by_place", lambda: turned)
+    seen = list(loader)
+    assert torch.cat([b.ids for b in seen]).tolist() == list(range(1500))
+    assert np.array_equal(torch.cat([b.images for b in seen]).numpy(), images)
+
+
+def test_a_stream_reads_the_next_epochs_first_window_once(shapes_dir, monkeypatch):
+    monkeypatch.setattr(tiers, "BLOCK_BYTES", 50 * 768)
+    monkeypatch.setattr(tiers, "WINDOW_BYTES", 500 * 768)  # three windows
+    resident = mlpdata.load(shapes_dir, "train", 100)
+    images, loader = resident.arrays()[0], mlpdata.load(shapes_dir, "train", 100, tier="stream")
+    fetched, fetch = [], loader._reader.fetch
+    monkeypatch.setattr(loader._reader, "fetch", lambda *a, **k: fetched.append(1) or fetch(*a, **k))
+    expected = [loader.order(e) for e in range(6)]
+
+    def epoch(number):
+        seen = list(loader)
+        ids = torch.cat([b.ids for b in seen]).numpy()
+        assert np.array_equal(ids, expected[number])
+        assert np.array_equal(torch.cat([b.images for b in seen]).numpy(), images[ids])
+
+    epoch(0)
+    assert len(fetched) == 4  # its three and the next one's first
+    epoch(1)
+    assert len(fetched) == 7
+    for _ in loader:  # left early
+        break
+    epoch(2)
+    state = loader.state_dict()
+    loader.load_state_dict({**state, "epoch": 5})  # not the one that was read for
+    epoch(5)
+    loader.load_state_dict({**state, "epoch": 4, "step": 3})  # in its middle
+    assert torch.cat([b.ids for b in loader]).tolist() == expected[4][300:].tolist()
+
+
+def test_a_process_that_ends_in_the_middle_of_an_epoch_ends_well(photos_dir):
+    for format_ in ("beton", "tar"):
+        program = f"""if True:
+            import sys, mlpdata
+            options = dict(tier="stream", format={format_!r}, infinite=True)
+            batches = iter(mlpdata.load({str(photos_dir)!r}, "train", 4, **options))
+            for _ in range(30):
+                next(batches)
+            sys.exit(3)
+        """
+        for _ in range(2):
+            done = subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+            )
+            assert (done.returncode, done.stderr) == (3, "")
 
 
 def test_states_cross_tiers_where_they_can_and_say_where_they_cannot(shapes_dir, monkeypatch):
