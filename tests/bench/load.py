@@ -7,7 +7,7 @@ Usage: python tests/bench/load.py SHARDS JPEG_SHARDS [--folder DIR]
 Random order, batches of 1,024, uint8 on the CPU; the page cache is warm. Contestants take turns in short slices, so
 that a machine that slows down slows all of them; a rate is the median of the slices, a ratio the median of the ratios
 of neighbouring slices. Everything runs in this process, in an environment that has the peers beside our dependencies
-(simplejpeg, deflate, rapidgzip, requests); a peer that is missing is left out and said. The ceiling is
+(simplejpeg, deflate, rapidgzip, requests, numba); a peer that is missing is left out and said. The ceiling is
 torch.index_select of the same bytes into a buffer that is there.
 Prints one JSON row a group: raw, jpg, and the slow ways.
 """
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 import mlpdata
+from mlpdata import turbo
 
 BATCH = 1024
 
@@ -136,6 +137,7 @@ def row(group: str, result: dict, against: list[str], args) -> dict:
     rates = {name: np.array(r) for name, r in result["rates"].items()}
     out = {"bench": "load", "group": group, "batch": BATCH, "slices": args.slices, "seconds_each": args.seconds}
     out |= {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+    out["jpeg_batches"] = turbo.batch_decoder()[1]
     for package in ("ffcv", "webdataset", "simplejpeg", "numpy"):
         try:
             out[package] = importlib.metadata.version(package)
