@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 
 from mlpdata import image, turbo
 from mlpdata.manifest import CODECS, Error, ShardIndex
+from mlpdata.threads import Finish, Threads, done
 
 RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
 GAP_BYTES = 64 << 10  # between two samples that are still read in one go: tar headers and page ends, not whole samples
@@ -27,10 +26,7 @@ HUGE_PAGE = 2 << 20
 DIRECT_ALIGN = 4096  # what O_DIRECT wants of offsets, lengths and addresses
 READ_THREADS = 4  # at least: what a disk wants to have in its queue
 PIECE = 16  # images a thread decodes at a time, or more
-WORTH = 1 << 14  # images decoded before the batch decoder is set up, which takes as long as decoding these
-
-
-Finish = Callable[[], None]  # waits until work that was begun is done; raises its first error; may be called again
+WORTH = 1 << 14  # images decoded before the batch decoder is set up, which takes half a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +63,8 @@ class Reader:
         self._num_decoded = 0
         self._stamps = [_stamp(os.stat(path)) for path in index.files]
         # Reads mostly wait, so they have threads of their own and more of them than there are cores.
-        self._readers = _Threads(max(READ_THREADS, num_threads) if num_threads > 1 else 1, "mlpdata-read")
-        self._decoders = _Threads(num_threads, "mlpdata-decode")
+        self._readers = Threads(max(READ_THREADS, num_threads) if num_threads > 1 else 1, "mlpdata-read")
+        self._decoders = Threads(num_threads, "mlpdata-decode")
 
     def by_place(self) -> np.ndarray | None:
         """(N,) ids in the order in which their payloads lie in the files; None where that is the order of the ids."""
@@ -151,7 +147,7 @@ class Reader:
             size = self.image_bytes
             rows = torch.from_numpy(payloads.data).as_strided((len(payloads.data) - size + 1, size), (1, 1))
             torch.index_select(rows, 0, torch.from_numpy(payloads.starts), out=torch.from_numpy(out.reshape(n, size)))
-            return lambda: None
+            return done
         data, starts = payloads.data, payloads.starts
         sizes, codecs = self.index.num_bytes[ids].astype(np.int64), self.index.codec[ids]
         many, view = self._batch_decoder(n), memoryview(data)
@@ -210,37 +206,6 @@ def _pieces(n: int, num_threads: int) -> list[slice]:
         pieces.append(slice(at, min(n, at + size)))
         at += size
     return pieces
-
-
-class _Threads:
-    """Threads that begin when there is work for more than one."""
-
-    def __init__(self, num_threads: int, name: str):
-        self._num_threads, self._name = num_threads, name
-        self._pool: ThreadPoolExecutor | None = None
-
-    def start(self, function: Callable, work: list) -> Finish:
-        """Begin to call the function for every piece of work."""
-        if len(work) < 2 or self._num_threads < 2:
-            for piece in work:
-                function(piece)
-            return lambda: None
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._num_threads, self._name)
-        pieces = iter(work)  # one for all threads: each takes the next piece when it is done with its last
-
-        def run() -> None:
-            for piece in pieces:
-                function(piece)
-
-        running = [self._pool.submit(run) for _ in range(min(self._num_threads, len(work)))]
-
-        def finish() -> None:
-            wait(running)  # all of them, also after an error: they write where the caller says
-            for future in running:
-                future.result()
-
-        return finish
 
 
 class _Reads:

@@ -8,12 +8,10 @@ stream    the pixels stay in their files: windows of blocks are read ahead, in a
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import math
 import queue
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,9 +21,9 @@ import torch
 
 from mlpdata.augment import Batch
 from mlpdata.epoch import Order, rank_share
-from mlpdata.manifest import Error
 from mlpdata.pixels import from_ycc420, to_ycc420
-from mlpdata.reader import Finish, Payloads, Reader, huge_empty
+from mlpdata.reader import Payloads, Reader, huge_empty
+from mlpdata.threads import Finish, ahead, done, finished
 
 TIERS = ("resident", "pinned", "stream")
 PIXELS = ("rgb", "ycc420")
@@ -238,7 +236,7 @@ class Pinned(Host):
 
             def fill(out, rows=rows):
                 torch.index_select(self.pixels, 0, torch.from_numpy(rows), out=torch.from_numpy(out))
-                return lambda: None
+                return done
 
             yield rows, fill
 
@@ -260,7 +258,7 @@ class Stream(Host):
         first = np.searchsorted(edges[:-1], spans[:, 0], side="right") - 1
         last = np.maximum(first, np.searchsorted(edges, spans[:, 1], side="left") - 1)
         coming, self._coming = self._coming, None
-        if coming and not (first[0] == 0 and coming[0].key == plan.order.key):
+        if coming and (coming[1].number, coming[0].key) != (int(first[0]), plan.order.key):
             self._idle.append(coming[1].payloads.data)
             coming = None
         free: queue.SimpleQueue = queue.SimpleQueue()  # buffers: what one step touches, or one used and one read ahead
@@ -284,6 +282,9 @@ class Stream(Host):
                 ]
                 yield np.concatenate([w.rows[a:b] for w, a, b in parts]), self._filler(parts, under_way)
         finally:
+            for finish in under_way:
+                with contextlib.suppress(Exception):
+                    finish()
             free.put(None)  # a thread that waits for a buffer ends
             loaded.close()
             while not free.empty():
@@ -293,10 +294,12 @@ class Stream(Host):
 
     def _windows(self, plan: Plan, first: int, free: queue.SimpleQueue, there: _Window | None) -> Iterator[_Window]:
         """The windows of an epoch, the first of which may be there already. Then the next epoch's first is read."""
+        start, _ = plan.span(0)
+        next_first = int(np.searchsorted(plan.following.windows[:-1], start, side="right")) - 1
         if there:
             yield there
         todo = [(plan.order, k) for k in range(first + bool(there), len(plan.order.windows) - 1)]
-        for order, k in [*todo, (plan.following, 0)]:
+        for order, k in [*todo, (plan.following, next_first)]:
             data = free.get()
             if data is None:
                 return
@@ -319,8 +322,8 @@ class Stream(Host):
                 payloads = Payloads(window.payloads.data, window.payloads.starts[a:b])
                 under_way.append(self.reader.decode(self.sample_ids(window.rows[a:b]), payloads, out[at : at + b - a]))
                 at += b - a
-            begun = list(under_way)
-            return lambda: [finish() for finish in begun]
+            begun = [finish for finish in under_way if finish is not done]
+            return (lambda: [finish() for finish in begun]) if begun else done
 
         return fill
 
@@ -338,7 +341,7 @@ def block_shape(reader: Reader, n: int) -> tuple[int, int]:
     return max(1, min(n, BLOCK_BYTES // mean)), WINDOW_BYTES // BLOCK_BYTES
 
 
-# ----------------------------------------------------------------------------------------------------- the thread
+# ---------------------------------------------------------------------------------------------------- the buffers
 
 
 class Spare:
@@ -363,90 +366,3 @@ class Spare:
         # A consumer that keeps its batches gets new ones; those forgotten here live as long as it holds them.
         del self._buffers[: -2 * AHEAD]
         return torch.from_numpy(array).view(shape)
-
-
-def finished(items: Iterator[tuple[object, Finish]]) -> Iterator:
-    """Items that are done, one after the other, while the one behind each is already under way."""
-    begun: list[tuple[object, Finish]] = []
-    try:
-        for item in items:
-            begun.append(item)
-            if len(begun) == 2:
-                begun[0][1]()
-                yield begun.pop(0)[0]
-        for item, finish in begun:
-            finish()
-            yield item
-    finally:
-        for _, finish in begun:  # what it writes to and reads from is somebody's again
-            with contextlib.suppress(Exception):
-                finish()
-        items.close()
-
-
-_END = object()
-
-
-def ahead(items: Iterator, depth: int) -> Iterator:
-    """The same items, made by a thread that runs up to `depth` of them ahead. Its errors are raised here.
-
-    Leaving the iteration early ends the thread, and closes the generator that made the items.
-    """
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def run() -> None:
-        end = _END
-        try:
-            for item in items:
-                if not put(item):
-                    break
-        except BaseException as e:
-            end = e
-        finally:
-            items.close()
-        put(end)
-
-    thread = threading.Thread(target=run, name="mlpdata-ahead", daemon=True)
-    entry, running = (stop, thread), _running  # local: at the end of the process `finally` may have no module any more
-    running.add(entry)
-    thread.start()
-    try:
-        while True:
-            try:
-                item = ready.get(timeout=5)
-            except queue.Empty:
-                if thread.is_alive() or not ready.empty():
-                    continue
-                raise Error("the thread that reads ahead is gone") from None
-            if item is _END:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
-        running.discard(entry)
-
-
-_running: set[tuple[threading.Event, threading.Thread]] = set()
-
-
-@atexit.register
-def _stop_threads() -> None:
-    """Python ends daemon threads by unwinding them wherever they are; inside torch that aborts the process."""
-    running = list(_running)
-    for stop, _ in running:
-        stop.set()
-    for _, thread in running:
-        thread.join()

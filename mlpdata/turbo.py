@@ -30,15 +30,17 @@ def batch_decoder() -> tuple[BatchDecoder | None, str]:
         import llvmlite.binding
         import numba
     except ImportError as e:
-        return None, f"numba is not installed ({e}): pip install 'mlpdata[turbo]'"
+        return None, f"numba is not installed, or not for this NumPy ({e}): pip install 'mlpdata[turbo]'"
     name = ctypes.util.find_library("turbojpeg")
     if name is None:
         return None, "the system has no libturbojpeg (Debian, Ubuntu: apt install libturbojpeg0; conda: libjpeg-turbo)"
     try:
         decode = _compile(numba, llvmlite.binding, ctypes.CDLL(name))
+        agrees = _agrees(decode)
     except Exception as e:  # an optional library that does not work is no reason to stop: simplejpeg does
-        return None, f"{name} and numba {numba.__version__} do not work: {type(e).__name__}: {str(e).splitlines()[0]}"
-    if not _agrees(decode):
+        first_line, _, _ = str(e).partition("\n")
+        return None, f"{name} and numba {numba.__version__} do not work: {type(e).__name__}: {first_line}"
+    if not agrees:
         return None, f"{name} decodes to other pixels than simplejpeg"
     return decode, f"{name}, called by numba {numba.__version__}"
 
