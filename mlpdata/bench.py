@@ -48,6 +48,7 @@ def bench(
         numbers = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
     augment = Augment(res=res or loader.shape[0], dtype="bfloat16", layout="flat", **numbers)
 
+    turbo.batch_decoder()  # set up now, not while the clock runs
     alone = rate(iter(loader), wait, seconds)
     fixed = next(iter(loader))
     if loader.pixels == "ycc420":
