@@ -8,12 +8,14 @@ inside one page), then the allocation table to the end of the file. Our files ha
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mlpdata.disk import pwrite
 from mlpdata.manifest import CODECS, Error, ShardIndex
 
 PAGE_SIZE = 8 << 20  # ffcv's own default; the reader wants a power of two of at least 2 MiB
@@ -111,9 +113,10 @@ def create(path: Path, plan: Layout, codec: str, sizes, widths, heights, labels)
             pwrite(f.fileno(), alloc, plan.alloc_table_ptr + start * ALLOCATION.itemsize)
 
 
-def write(fd: int, ptrs: np.ndarray, payload: Sequence[memoryview] | np.ndarray) -> None:
+def write(put: Callable[[Any, int], object], ptrs: np.ndarray, payload: Sequence[memoryview] | np.ndarray) -> None:
     """Write the payloads of consecutive samples into a file made by `create`.
 
+    put:     writes a buffer at an offset.
     ptrs:    their (n,) slice of Layout.ptrs.
     payload: n buffers, or an (n, size) uint8 array where all have one size.
     """
@@ -126,15 +129,7 @@ def write(fd: int, ptrs: np.ndarray, payload: Sequence[memoryview] | np.ndarray)
     breaks = np.flatnonzero(ptrs[1:] != ptrs[:-1] + sizes[:-1]) + 1
     for start, stop in zip([0, *breaks], [*breaks, n], strict=True):
         run = payload[start:stop]
-        pwrite(fd, run if isinstance(run, np.ndarray) else b"".join(run), int(ptrs[start]))
-
-
-def pwrite(fd: int, data, offset: int) -> None:
-    """Write all of a buffer at an offset; the system may take less than it is given."""
-    view = memoryview(data).cast("B")
-    while len(view):
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
+        put(run if isinstance(run, np.ndarray) else b"".join(run), int(ptrs[start]))
 
 
 # ---------------------------------------------------------------------------------------------------------- index

@@ -16,6 +16,7 @@ import simplejpeg
 import torch
 
 from mlpdata import image, turbo
+from mlpdata.disk import ALIGN, open_direct
 from mlpdata.manifest import CODECS, Error, ShardIndex
 from mlpdata.threads import Finish, Threads, done
 
@@ -23,7 +24,6 @@ RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
 GAP_BYTES = 64 << 10  # between two samples that are still read in one go: tar headers and page ends, not whole samples
 READ_BYTES = 4 << 20  # of one system call at most, so that several threads share a long stretch
 HUGE_PAGE = 2 << 20
-DIRECT_ALIGN = 4096  # what O_DIRECT wants of offsets, lengths and addresses
 READ_THREADS = 4  # at least: what a disk wants to have in its queue
 PIECE = 16  # images a thread decodes at a time, or more
 WORTH = 1 << 14  # images decoded before the batch decoder is set up, which takes half a second
@@ -97,7 +97,7 @@ class Reader:
         gap = start[1:] - stop[:-1]
         new[1:] = (file[1:] != file[:-1]) | (gap < 0) | (gap > GAP_BYTES)
         first = np.flatnonzero(new)
-        align = DIRECT_ALIGN if direct else 1
+        align = ALIGN if direct else 1
         from_byte = start[first] // align * align
         to_byte = np.maximum.reduceat(stop, first) if len(first) else stop
         room = -(-(to_byte - from_byte) // align) * align
@@ -238,12 +238,9 @@ class _Reads:
 
     def _open(self, file: int) -> int:
         path = self._reader.index.files[file]
-        flags = os.O_RDONLY | os.O_CLOEXEC
-        try:
-            fd = os.open(path, flags | (getattr(os, "O_DIRECT", 0) if self._direct else 0))
-        except OSError:
-            # Not every file system reads past its cache (tmpfs); the plain way says what is wrong, if it is not that.
-            fd = os.open(path, flags)
+        fd = open_direct(path, os.O_RDONLY) if self._direct else None
+        if fd is None:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._reader.check_stamp(file, os.fstat(fd))
         except BaseException:

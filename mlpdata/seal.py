@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import numpy as np
 
 import mlpdata
 from mlpdata import publish, shards
+from mlpdata.disk import ALIGN, open_direct
 from mlpdata.engines import Engine
 from mlpdata.manifest import (
     FORMAT_VERSION,
@@ -46,8 +48,9 @@ class Found:
 
 
 class Hasher:
-    """The SHA-256 of a file that is being written from front to back: read while its bytes are still in memory.
+    """The SHA-256 of a file that is being written from front to back, behind those who write it.
 
+    It reads what the disk has, not what a cache holds: page by page into the cache would cost more than the hash.
     Only on the machine that writes: a file system over the network may serve a block as it was before.
     """
 
@@ -82,23 +85,30 @@ class Hasher:
 
     def _run(self) -> None:
         try:
-            at, room = 0, bytearray(HASH_BYTES)
-            with open(self._path, "rb", buffering=0) as f:
-                while True:
-                    with self._changed:
-                        while at >= self._limit and not self._closed:
-                            self._changed.wait()
-                        limit = self._limit
-                    if at >= limit:
-                        return
-                    view = memoryview(room)[: limit - at]
-                    n = os.preadv(f.fileno(), [view], at)
-                    if not n:
-                        raise OSError(errno.EIO, "is shorter than it was written", str(self._path))
-                    self._digest.update(view[:n])
-                    at += n
+            fd = open_direct(self._path, os.O_RDONLY)
+            if fd is None:
+                fd = os.open(self._path, os.O_RDONLY)
+            try:
+                self._hash(fd)
+            finally:
+                os.close(fd)
         except OSError as e:
             self._error = e
+
+    def _hash(self, fd: int) -> None:
+        at, room = 0, memoryview(mmap.mmap(-1, HASH_BYTES))
+        while True:
+            with self._changed:
+                while at >= self._limit // ALIGN * ALIGN and not self._closed:
+                    self._changed.wait()
+                limit = self._limit if self._closed else self._limit // ALIGN * ALIGN
+            if at >= limit:
+                return
+            n = min(os.preadv(fd, [room], at), limit - at)
+            self._digest.update(room[:n])
+            at += n
+            if not n or (at < limit and at % ALIGN):
+                raise OSError(errno.EIO, "is shorter than it was written", str(self._path))
 
 
 def iter_skipped(plan: Plan) -> Iterator[dict]:

@@ -7,12 +7,10 @@ of the index and is renamed into place when the shard's bytes are written.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import json
 import os
-import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from mlpdata import beton, image, parts, tar, units
+from mlpdata.disk import Buffers, Writer
 from mlpdata.manifest import Error, tar_path, work_path
 from mlpdata.order import Order
 from mlpdata.parts import Part
@@ -31,7 +30,6 @@ from mlpdata.sources import Source
 PARTS, SHARDS = "parts", "shards"  # folders of journals in the work directory
 LABELS = "labels.npy"  # in the work directory: the output's label of each of the source's
 BLOCK_BYTES = 8 << 20  # payload gathered at a time
-SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h: begin to write what is not being written, wait for nothing, drop nothing
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -92,6 +90,10 @@ class State:
         if kind not in self._scratch or len(self._scratch[kind]) < num_bytes:
             self._scratch[kind] = np.empty(num_bytes, np.uint8)
         return self._scratch[kind][:num_bytes]
+
+    @cached_property
+    def buffers(self) -> Buffers:
+        return Buffers()
 
     def part(self, number: int) -> Part:
         if number not in self._parts:
@@ -196,7 +198,7 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
             if state.tar_codec:
                 writers.append(_TarWriter(state, task))
             for writer in writers:
-                stack.enter_context(writer)
+                stack.callback(writer.close)
             # Block by block, so that memory stays small and the bytes stay in the cache between one copy and the next.
             total = int(rows["pixels_bytes"].sum(dtype=np.int64) + rows["encoded_bytes"].sum(dtype=np.int64))
             step = max(1, BLOCK_BYTES * len(rows) // max(1, total))
@@ -206,6 +208,8 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
                 for writer in writers:
                     payload = payloads["pixels" if writer.codec == "raw" else "encoded"]
                     writer.write(rows[here], labels[here], keys[here], payload)
+            for writer in writers:
+                writer.finish()
     except Undecodable as e:
         return e
     last = writers[-1]  # the index points into the tar where there is one
@@ -321,23 +325,19 @@ class _BetonWriter:
         self.offsets, self.sizes = [], []
         self._done, self._durable = 0, task.durable
         self._ptrs = state.order(task.split).pointers(task.first, len(task))
-        self._path = beton_work_path(state.work, task.split)
-
-    def __enter__(self):
-        self._file = open(self._path, "r+b", buffering=0)
-        return self
+        self._file = Writer(beton_work_path(state.work, task.split), state.buffers, at=int(self._ptrs[0]))
 
     def write(self, rows: np.ndarray, labels: np.ndarray, keys: list[bytes], payload) -> None:
         ptrs = self._ptrs[self._done : self._done + len(rows)]
-        beton.write(self._file.fileno(), ptrs, payload)
+        beton.write(self._file.write, ptrs, payload)
         self._done += len(rows)
         self.offsets.append(ptrs)
         self.sizes.append(_sizes(payload))
 
-    def __exit__(self, kind, *_):
-        if kind is None:
-            start, last = int(self._ptrs[0]), int(self._ptrs[-1])
-            _write_back(self._file.fileno(), start, last - start, self._durable)
+    def finish(self) -> None:
+        self._file.finish(self._durable)
+
+    def close(self) -> None:
         self._file.close()
 
 
@@ -346,54 +346,42 @@ class _TarWriter:
 
     def __init__(self, state: State, task: ShardTask):
         self.codec, self.file = state.tar_codec, task.name
-        self.num_bytes = 0
         self.offsets, self.sizes = [], []
         self._path, self._durable = state.root / task.name, task.durable
         self._tmp = state.work / f"{task.name}.tmp"  # there it goes with the rest if nobody comes back for it
         self._digest = hashlib.sha256()
+        self._file = Writer(self._tmp, state.buffers, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
 
-    def __enter__(self):
-        self._file = open(self._tmp, "wb", buffering=0)
-        return self
+    @property
+    def num_bytes(self) -> int:
+        return self._file.at
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
     def write(self, rows: np.ndarray, labels: np.ndarray, keys: list[bytes], payload) -> None:
         buffers, offsets = tar.build(keys, labels, self.codec, rows["width"], rows["height"], payload)
         self.offsets.append(offsets + self.num_bytes)
         self.sizes.append(_sizes(payload))
-        self._append(b"".join(buffers))
+        for buffer in buffers:
+            self._append(buffer)
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data) -> None:
         self._digest.update(data)
-        self.num_bytes += len(data)
-        view = memoryview(data)
-        while len(view):
-            view = view[self._file.write(view) :]
+        self._file.write(data)
 
-    def __exit__(self, kind, *_):
-        if kind is None:
-            self._append(tar.END)
-            _write_back(self._file.fileno(), 0, self.num_bytes, self._durable)
-            os.replace(self._tmp, self._path)
+    def finish(self) -> None:
+        self._append(tar.END)
+        self._file.finish(self._durable)
+        os.replace(self._tmp, self._path)
+
+    def close(self) -> None:
         self._file.close()
-        self.sha256 = self._digest.hexdigest()
 
 
 def _sizes(payload: list | np.ndarray) -> np.ndarray:
     return np.fromiter(map(len, payload), np.int64, len(payload))
-
-
-def _write_back(fd: int, offset: int, size: int, durable: bool) -> None:
-    """Have a stretch written to disk: now and for certain, or begun now so that sealing does not wait as long."""
-    if durable:
-        os.fsync(fd)
-    elif begin := getattr(ctypes.CDLL(None), "sync_file_range", None):  # Linux; glibc and musl have it
-        copy = os.dup(fd)
-
-        def run() -> None:  # in a thread, as it waits while the disk's queue is full
-            begin(copy, ctypes.c_int64(offset), ctypes.c_int64(size), SYNC_FILE_RANGE_WRITE)
-            os.close(copy)
-
-        threading.Thread(target=run, daemon=True).start()
 
 
 # -------------------------------------------------------------------------------------------------------- journal

@@ -1,9 +1,10 @@
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from mlpdata import Error, beton
+from mlpdata import Error, beton, disk
 
 
 def write_file(path, payloads, codec="raw", widths=None, heights=None, labels=None, page_size=1 << 21, cuts=()):
@@ -18,7 +19,7 @@ def write_file(path, payloads, codec="raw", widths=None, heights=None, labels=No
     with open(path, "r+b") as f:
         # Written back to front: the order of writing must not matter.
         for start, stop in reversed(list(pairwise(edges))):
-            beton.write(f.fileno(), plan.ptrs[start:stop], payloads[start:stop])
+            beton.write(partial(disk.pwrite, f.fileno()), plan.ptrs[start:stop], payloads[start:stop])
     return plan
 
 

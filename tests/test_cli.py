@@ -128,7 +128,7 @@ def test_broken_images_are_counted_and_named(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- rules
 
 ORDER = [
-    {"manifest", "image", "progress", "labels", "engines", "draws", "pixels", "memory", "epoch", "turbo", "threads"}
+    {"manifest", "image", "progress", "labels", "engines", "draws", "pixels", "memory", "epoch", "turbo", "threads", "disk"}
     | {"web", "download", "hub", "archives"},
     {"sources", "tar", "beton", "parts", "reader"},
     {"remote"},

@@ -16,11 +16,12 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mlpdata import beton
+from mlpdata import beton, disk
 
 SIZE = 64 * 64 * 3
 OURS = """
@@ -48,7 +49,7 @@ def make(path: Path, gigabytes: float) -> None:
     with open(tmp, "r+b") as f:
         for at in range(0, n, 4096):
             ptrs = plan.ptrs[at : at + 4096]
-            beton.write(f.fileno(), ptrs, pixels[: len(ptrs)])
+            beton.write(partial(disk.pwrite, f.fileno()), ptrs, pixels[: len(ptrs)])
         os.fsync(f.fileno())
     tmp.rename(path)
 

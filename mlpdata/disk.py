@@ -1,0 +1,149 @@
+"""Files past the page cache, where the file system can: O_DIRECT.
+
+What a conversion writes is larger than what memory is worth spending on. Through the cache every byte is copied into
+fresh pages (on a virtual machine whose host takes free memory back that costs more than decoding a small JPEG), those
+pages push out the archive that is being read, two processes that write to one file wait for each other, and the last
+sync waits for all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+ALIGN = 4096  # what O_DIRECT wants of offsets, lengths and addresses
+BUFFER_BYTES = 4 << 20
+NUM_BUFFERS = 4
+
+
+def open_direct(path: Path | str, flags: int) -> int | None:
+    """A descriptor that goes past the page cache; None where that cannot be had (tmpfs, another system than Linux)."""
+    try:
+        return os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC)
+    except (AttributeError, OSError):  # if the file itself is the matter, the plain way says what it is
+        return None
+
+
+def pwrite(fd: int, data, offset: int) -> None:
+    """Write all of a buffer at an offset; the system may take less than it is given."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+class Buffers:
+    """The buffers of one process's writers, and the thread that brings them to the disk while others are filled.
+
+    They are used again and again: fresh memory costs more than the copy into it.
+    """
+
+    def __init__(self):
+        self._thread = ThreadPoolExecutor(1, "mlpdata-write")
+        self._free = [mmap.mmap(-1, BUFFER_BYTES) for _ in range(NUM_BUFFERS)]  # whole pages, so they are aligned
+        self._under_way: deque[tuple[Future, mmap.mmap]] = deque()
+
+    def take(self) -> mmap.mmap:
+        """A buffer that is free, or the first that becomes so. Raises OSError where its bytes could not be written."""
+        if self._free:
+            return self._free.pop()
+        future, buffer = self._under_way.popleft()
+        try:
+            future.result()
+        except BaseException:
+            self._free.append(buffer)
+            raise
+        return buffer
+
+    def give_back(self, buffer: mmap.mmap, work=None, *args) -> None:
+        """Have work(*args) done, which writes a buffer; then it is free."""
+        if work is None:
+            self._free.append(buffer)
+        else:
+            self._under_way.append((self._thread.submit(work, *args), buffer))
+
+    def wait(self) -> None:
+        """Until all is written. Raises the first OSError of those that came in between."""
+        errors = []
+        while self._under_way:
+            future, buffer = self._under_way.popleft()
+            errors.append(future.exception())
+            self._free.append(buffer)
+        if error := next(filter(None, errors), None):
+            raise error
+
+
+class Writer:
+    """Writes a stretch of a file from front to back.
+
+    at: the first byte of the stretch. Others may write their stretches of the same file at the same time: the blocks
+    that two of them share go through the page cache, which keeps the bytes of both.
+    """
+
+    def __init__(self, path: Path, buffers: Buffers, flags: int = os.O_RDWR, at: int = 0):
+        self.at, self._path, self._buffers = at, path, buffers
+        self._plain = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        self._direct = open_direct(path, os.O_WRONLY)
+        self._buffer: mmap.mmap | None = None
+        self._first = self._end = 0  # what of the buffer holds bytes of the stretch
+
+    def write(self, data, at: int | None = None) -> None:
+        """Append a buffer's bytes, and zeros in front of them up to `at`. Raises OSError, perhaps for earlier bytes."""
+        if at is not None and at > self.at:
+            self.write(bytes(at - self.at))
+        view = memoryview(data).cast("B")
+        while len(view):
+            if self._buffer is None:
+                self._buffer = self._buffers.take()
+                self._first = self._end = self.at % ALIGN  # so that blocks of the file are blocks of the buffer
+            n = min(len(view), BUFFER_BYTES - self._end)
+            self._buffer[self._end : self._end + n] = view[:n]
+            view = view[n:]
+            self.at, self._end = self.at + n, self._end + n
+            if self._end == BUFFER_BYTES:
+                self._flush()
+
+    def finish(self, durable: bool) -> None:
+        """Wait until everything is written; durable: and will be there after a loss of power. Raises OSError."""
+        if self._buffer is not None:
+            self._flush()
+        self._buffers.wait()
+        if durable:
+            os.fsync(self._plain)
+
+    def close(self) -> None:
+        """Let go of the file. What is under way is awaited, what was not written is not."""
+        if self._buffer is not None:
+            self._buffers.give_back(self._buffer)
+            self._buffer = None
+        with contextlib.suppress(OSError):  # who finished has been told
+            self._buffers.wait()
+        for fd in (self._plain, self._direct):
+            if fd is not None:
+                os.close(fd)
+
+    def _flush(self) -> None:
+        buffer, self._buffer = self._buffer, None
+        self._buffers.give_back(buffer, self._put, memoryview(buffer), self._first, self._end, self.at - self._end)
+
+    def _put(self, view: memoryview, first: int, end: int, base: int) -> None:
+        """Write view[first:end] at base + first; base is on a block."""
+        low, high = min(-(-first // ALIGN) * ALIGN, end), end // ALIGN * ALIGN
+        done = low
+        try:
+            if self._direct is not None:
+                try:
+                    while done < high:
+                        done += os.pwrite(self._direct, view[done:high], base + done)
+                except OSError as e:
+                    if e.errno != errno.EINVAL:  # not every file system that opens a file so also writes to it
+                        raise
+            pwrite(self._plain, view[first:low], base + first)
+            pwrite(self._plain, view[done:end], base + done)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(self._path)) from None
