@@ -75,7 +75,9 @@ class Resize:
 
     def keeps(self, width: int, height: int) -> bool:
         """Whether an image of this size is stored as it is."""
-        return self.box_and_size(width, height)[1] == (width, height)
+        if self.rule == "longest":
+            return max(width, height) <= self.res
+        return width == height == self.res
 
 
 def library_versions() -> dict[str, str]:

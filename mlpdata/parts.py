@@ -89,7 +89,7 @@ def _write_data(path: Path, payloads: Iterable, durable: bool) -> str:
         for payload in payloads:
             check.update(payload)
             batch.append(payload)
-            size += memoryview(payload).nbytes
+            size += len(payload)
             if len(batch) == BUFFERS or size > BATCH_BYTES:
                 flush()
                 batch, size = [], 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import mmap
 import os
 import threading
@@ -29,6 +30,7 @@ from mlpdata.manifest import (
 )
 from mlpdata.parts import Part
 from mlpdata.plan import FORMATS, Plan
+from mlpdata.threads import ahead
 from mlpdata.units import Summary
 
 HASH_BYTES = 4 << 20  # read at a time
@@ -89,14 +91,15 @@ class Hasher:
             if fd is None:
                 fd = os.open(self._path, os.O_RDONLY)
             try:
-                self._hash(fd)
+                for chunk in ahead(self._chunks(fd), 1):
+                    self._digest.update(chunk)
             finally:
                 os.close(fd)
         except OSError as e:
             self._error = e
 
-    def _hash(self, fd: int) -> None:
-        at, room = 0, memoryview(mmap.mmap(-1, HASH_BYTES))
+    def _chunks(self, fd: int) -> Iterator[memoryview]:
+        at, rooms = 0, itertools.cycle([memoryview(mmap.mmap(-1, HASH_BYTES)) for _ in range(3)])
         while True:
             with self._changed:
                 while at >= self._limit // ALIGN * ALIGN and not self._closed:
@@ -104,8 +107,9 @@ class Hasher:
                 limit = self._limit if self._closed else self._limit // ALIGN * ALIGN
             if at >= limit:
                 return
+            room = next(rooms)  # one is being read, one waits, one is being hashed
             n = min(os.preadv(fd, [room], at), limit - at)
-            self._digest.update(room[:n])
+            yield room[:n]
             at += n
             if not n or (at < limit and at % ALIGN):
                 raise OSError(errno.EIO, "is shorter than it was written", str(self._path))

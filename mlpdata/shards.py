@@ -29,7 +29,7 @@ from mlpdata.sources import Source
 
 PARTS, SHARDS = "parts", "shards"  # folders of journals in the work directory
 LABELS = "labels.npy"  # in the work directory: the output's label of each of the source's
-BLOCK_BYTES = 8 << 20  # payload gathered at a time
+BLOCK_BYTES = 8 << 20
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -47,6 +47,7 @@ INDEX_SCHEMA = pa.schema(
         ("digest", pa.uint64()),  # XXH3-64 of the RGB pixels, before any lossy encoding
     ]
 )
+UNIQUE = ("key", "source", "offset", "bytes", "digest")  # a dictionary of their values only makes the index larger
 
 
 @dataclass
@@ -206,8 +207,7 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
                 here = slice(first, first + step)
                 payloads = _gather(state, rows[here], piece[here], sums)
                 for writer in writers:
-                    payload = payloads["pixels" if writer.codec == "raw" else "encoded"]
-                    writer.write(rows[here], labels[here], keys[here], payload)
+                    writer.write(rows[here], labels[here], keys[here], payloads[_kind(writer.codec)])
             for writer in writers:
                 writer.finish()
     except Undecodable as e:
@@ -218,7 +218,7 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
     for name, value in (("file", last.file), ("codec", last.codec)):
         numbers = _number_array(pa.int32(), np.zeros(len(rows)))
         columns[name] = pa.DictionaryArray.from_arrays(numbers, _text_array([value.encode()]))
-    numbers = {"label": labels, "offset": np.concatenate(last.offsets), "bytes": np.concatenate(last.sizes)}
+    numbers = {"label": labels, "offset": np.concatenate(last.offsets), "bytes": rows[f"{_kind(last.codec)}_bytes"]}
     for field in INDEX_SCHEMA:
         if field.name not in columns:
             values = numbers[field.name] if field.name in numbers else rows[field.name]
@@ -251,6 +251,10 @@ def _texts(stretches: list[parts.Stretch], order: np.ndarray) -> tuple[list[byte
     start, middle, end = start.tolist(), middle.tolist(), end.tolist()
     keys = [text[a:b] for a, b in zip(start, middle, strict=True)]
     return keys, [text[a:b] for a, b in zip(middle, end, strict=True)]
+
+
+def _kind(codec: str) -> str:
+    return "pixels" if codec == "raw" else "encoded"
 
 
 # Straight from their buffers: pa.array looks for pandas, and importing that costs more than writing a shard.
@@ -299,13 +303,16 @@ def _gather(
         room = [b for i in run.tolist() for b in ((pixels[i], encoded[i]) if there[i] else (encoded[i],))]
         parts.read_payloads(state.part(int(piece[first])).data_path, int(rows["data"][first]), room)
     deferred = parts.deferred(rows)
-    for i in deferred.tolist():
-        out = np.frombuffer(pixels[i], np.uint8).reshape(rows["height"][i], rows["width"][i], 3)
+    shapes = zip(rows["height"][deferred].tolist(), rows["width"][deferred].tolist(), strict=True)
+    digests = []
+    for i, (height, width) in zip(deferred.tolist(), shapes, strict=True):
+        out = np.frombuffer(pixels[i], np.uint8).reshape(height, width, 3)
         try:
             image.decode_kept(encoded[i], out)
         except image.ImageError:
             raise Undecodable(int(piece[i])) from None
-        rows["digest"][i] = xxhash.xxh3_64_intdigest(out)
+        digests.append(xxhash.xxh3_64_intdigest(out))
+    rows["digest"][deferred] = digests
     if sums is not None and len(deferred):
         images = gathered["pixels"]
         if isinstance(images, np.ndarray):
@@ -322,7 +329,7 @@ class _BetonWriter:
     def __init__(self, state: State, task: ShardTask):
         self.codec, self.file = state.beton_codec, f"{task.split}.beton"
         self.num_bytes, self.sha256 = 0, ""  # the beton is hashed when it is whole
-        self.offsets, self.sizes = [], []
+        self.offsets: list[np.ndarray] = []
         self._done, self._durable = 0, task.durable
         self._ptrs = state.order(task.split).pointers(task.first, len(task))
         self._file = Writer(beton_work_path(state.work, task.split), state.buffers, at=int(self._ptrs[0]))
@@ -332,7 +339,6 @@ class _BetonWriter:
         beton.write(self._file.write, ptrs, payload)
         self._done += len(rows)
         self.offsets.append(ptrs)
-        self.sizes.append(_sizes(payload))
 
     def finish(self) -> None:
         self._file.finish(self._durable)
@@ -346,7 +352,7 @@ class _TarWriter:
 
     def __init__(self, state: State, task: ShardTask):
         self.codec, self.file = state.tar_codec, task.name
-        self.offsets, self.sizes = [], []
+        self.offsets: list[np.ndarray] = []
         self._path, self._durable = state.root / task.name, task.durable
         self._tmp = state.work / f"{task.name}.tmp"  # there it goes with the rest if nobody comes back for it
         self._digest = hashlib.sha256()
@@ -363,7 +369,6 @@ class _TarWriter:
     def write(self, rows: np.ndarray, labels: np.ndarray, keys: list[bytes], payload) -> None:
         buffers, offsets = tar.build(keys, labels, self.codec, rows["width"], rows["height"], payload)
         self.offsets.append(offsets + self.num_bytes)
-        self.sizes.append(_sizes(payload))
         for buffer in buffers:
             self._append(buffer)
 
@@ -378,10 +383,6 @@ class _TarWriter:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _sizes(payload: list | np.ndarray) -> np.ndarray:
-    return np.fromiter(map(len, payload), np.int64, len(payload))
 
 
 # -------------------------------------------------------------------------------------------------------- journal
@@ -424,7 +425,8 @@ def read_made(work: Path, name: str) -> Made:
 def write_index(path: Path, work: Path, names: list[str]) -> None:
     """Write a split's parquet index, one row group a shard, in the order of the split."""
     tmp = path.with_name(f"{path.name}.tmp")
-    with pq.ParquetWriter(tmp, INDEX_SCHEMA, compression="zstd") as writer:
+    repeating = [name for name in INDEX_SCHEMA.names if name not in UNIQUE]
+    with pq.ParquetWriter(tmp, INDEX_SCHEMA, compression="zstd", use_dictionary=repeating) as writer:
         for name in names:
             with pa.memory_map(str(journal_path(work, name))) as f:
                 writer.write_table(pa.ipc.open_file(f).read_all().replace_schema_metadata())

@@ -114,7 +114,7 @@ def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> pa
             rows.append((*row, len(key), len(origin)))
             text.append(key + origin)
             splits.append(split)
-            payloads.append(b"" if pixels is None or not recipe.keep_pixels else pixels, encoded)
+            payloads.append(memoryview(pixels).cast("B") if pixels is not None and recipe.keep_pixels else b"", encoded)
             if pixels is not None and split == recipe.training_split:
                 sums.add(pixels)
         total.num_samples = len(rows)
@@ -181,20 +181,22 @@ def _convert_sample(
 class PixelSums:
     """Exact integer sums for mean and standard deviation, a block of equal shapes at a time.
 
-    A block's sums fit 16 bits and its sums of squares 32 (32 images of 255 at most), which keeps numpy on narrow types.
+    A block's sums fit 16 bits and its sums of squares 32 (64 images of 255 at most), which keeps numpy on narrow types.
     Blocks add up by position; what belongs to one channel is added up when the shape changes.
     """
 
-    BLOCK = 32
+    BLOCK, BLOCK_BYTES = 64, 2 << 20  # images, or as many as stay in a core's cache
 
     def __init__(self):
         self._waiting: list[np.ndarray] = []
+        self._wide = np.empty((0, 0), np.uint16)  # a block's pixels, and then their squares
         self._columns = np.zeros((2, 0), np.int64)  # sums and sums of squares of each byte of an image
         self._pixels, self._totals = 0, np.zeros((2, 3), np.int64)
 
     def add(self, pixels: np.ndarray) -> None:
         """pixels: (H, W, 3) uint8."""
-        if self._waiting and (len(self._waiting) == self.BLOCK or self._waiting[0].shape != pixels.shape):
+        waiting = self._waiting
+        if waiting and (2 * len(waiting) * pixels.nbytes >= self.BLOCK_BYTES or waiting[0].shape != pixels.shape):
             self._add_waiting()
         self._waiting.append(pixels)
 
@@ -203,12 +205,16 @@ class PixelSums:
         if self._columns.shape[1] != images.shape[1]:
             self._fold()
             self._columns = np.zeros((2, images.shape[1]), np.int64)
+            num_rows = max(1, min(self.BLOCK, self.BLOCK_BYTES // (2 * images.shape[1])))
+            self._wide = np.empty((num_rows, images.shape[1]), np.uint16)
         self._pixels += images.size // 3
-        for start in range(0, len(images), self.BLOCK):
-            block = images[start : start + self.BLOCK]
-            self._columns[0] += np.add.reduce(block, axis=0, dtype=np.uint16)
-            squared = np.multiply(block, block, dtype=np.uint16)
-            self._columns[1] += np.add.reduce(squared, axis=0, dtype=np.uint32)
+        for start in range(0, len(images), len(self._wide)):
+            block = images[start : start + len(self._wide)]
+            wide = self._wide[: len(block)]
+            np.copyto(wide, block)  # once: numpy would widen them anew in every step
+            self._columns[0] += np.add.reduce(wide, axis=0, dtype=np.uint16)
+            np.multiply(wide, wide, out=wide)
+            self._columns[1] += np.add.reduce(wide, axis=0, dtype=np.uint32)
 
     def _add_waiting(self) -> None:
         self.add_many(np.stack(self._waiting).reshape(len(self._waiting), -1))
@@ -232,12 +238,12 @@ class _Payloads:
 
     def __init__(self, folder: Path):
         self._folder, self._file = folder, None
-        self._items: list[tuple] = []  # (pixels, encoded), or (offset, bytes) in the file
+        self._items: list[tuple] = []  # (pixels, encoded) in bytes, or (offset, number of bytes) in the file
         self._in_file = self._held = 0
 
-    def append(self, pixels: np.ndarray | bytes, encoded: bytes) -> None:
+    def append(self, pixels: memoryview | bytes, encoded: bytes) -> None:
         self._items.append((pixels, encoded))
-        self._held += memoryview(pixels).nbytes + len(encoded)
+        self._held += len(pixels) + len(encoded)
         if self._held > HOLD_BYTES:
             self._spill()
 
@@ -252,15 +258,17 @@ class _Payloads:
         self._file.flush()
         self._in_file, self._held = len(self._items), 0
 
-    def iterate(self, order: list[int]) -> Iterator[np.ndarray | bytes]:
+    def iterate(self, order: list[int]) -> Iterator[memoryview | bytes]:
         """The payloads in an order."""
         for i in order:
             first, second = self._items[i]
             if i < self._in_file:
                 yield os.pread(self._file.fileno(), second, first)
             else:
-                yield first
-                yield second
+                if first:
+                    yield first
+                if second:
+                    yield second
 
     def __enter__(self) -> _Payloads:
         return self

@@ -21,7 +21,7 @@ ENTRY = np.dtype([
     ("comment_bytes", "<u2"), ("disk", "<u2"), ("internal", "<u2"), ("external", "<u4"), ("offset", "<u4"),
 ])  # fmt: skip
 LENGTHS = struct.Struct("<3H")  # of name, extra field and comment, from byte 28 on
-LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+LOCAL_HEADER_BYTES, LOCAL_LENGTHS = 30, struct.Struct("<2H")  # of name and extra field, from byte 26 on
 END = struct.Struct("<4s4H2LH")
 END64, LOCATOR64 = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 MAX_COMMENT = 1 << 16
@@ -66,25 +66,25 @@ def _read_directory(blob: PlainFile) -> Directory:
     starts, at = [], 0
     for _ in range(count):
         starts.append(at)
-        at += ENTRY.itemsize + sum(LENGTHS.unpack_from(data, at + 28))
+        name_bytes, extra_bytes, comment_bytes = LENGTHS.unpack_from(data, at + 28)
+        at += ENTRY.itemsize + name_bytes + extra_bytes + comment_bytes
     if at > len(data):
         raise ValueError("its directory is cut short")
-    rows = np.array(starts, np.int64)[:, None] + np.arange(ENTRY.itemsize)
-    entries = np.frombuffer(data, np.uint8)[rows].view(ENTRY)[:, 0]
+    anywhere = np.ndarray(max(0, len(data) - ENTRY.itemsize + 1), ENTRY, data, strides=(1,))  # an entry at every byte
+    begins = np.array(starts, np.int64)
+    entries = anywhere[begins]
     if (entries["magic"] != b"PK\1\2").any():
         raise ValueError("its directory is damaged")
     if (np.maximum(entries["packed"], np.maximum(entries["size"], entries["offset"])) == 0xFFFFFFFF).any():
         raise ValueError("it has members of 4 GiB and more")
     entries["offset"] += before
-    names = [
-        data[a : a + n].decode("utf-8" if utf8 else "cp437", "replace")
-        for a, n, utf8 in zip(
-            (rows[:, -1] + 1).tolist(),
-            entries["name_bytes"].tolist(),
-            (entries["flags"] & 1 << 11).tolist(),
-            strict=True,
-        )
-    ]
+    text, begins = data.decode("latin-1"), begins + ENTRY.itemsize
+    names = []
+    for a, b, i in zip(begins.tolist(), (begins + entries["name_bytes"]).tolist(), range(count), strict=True):
+        name = text[a:b]
+        if not name.isascii():
+            name = data[a:b].decode("utf-8" if entries["flags"][i] & 1 << 11 else "cp437", "replace")
+        names.append(name)
     return Directory(names, entries)
 
 
@@ -97,12 +97,12 @@ def unpack(data: bytes, at: int, packed: int, size: int, method: int, crc: int, 
         return f"claims {max(packed, size)} bytes"
     if flags & 1:
         return "is encrypted"
-    if at + LOCAL_HEADER.size > len(data):
+    if at + LOCAL_HEADER_BYTES > len(data):
         return "lies beyond the end of the archive"
-    magic, *_, name_bytes, extra_bytes = LOCAL_HEADER.unpack_from(data, at)
-    if magic != b"PK\3\4":
+    if data[at : at + 4] != b"PK\3\4":
         return "has no local header where the directory says"
-    start = at + LOCAL_HEADER.size + name_bytes + extra_bytes
+    name_bytes, extra_bytes = LOCAL_LENGTHS.unpack_from(data, at + 26)
+    start = at + LOCAL_HEADER_BYTES + name_bytes + extra_bytes
     body = data[start : start + packed]
     if len(body) < packed:
         return "is cut short"
