@@ -33,7 +33,7 @@ from mlpdata.plan import FORMATS, Plan
 from mlpdata.threads import ahead
 from mlpdata.units import Summary
 
-HASH_BYTES = 4 << 20  # read at a time
+HASH_BYTES = 2 << 20  # read at a time
 
 
 @dataclass

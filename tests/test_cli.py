@@ -128,8 +128,8 @@ def test_broken_images_are_counted_and_named(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- rules
 
 ORDER = [
-    {"manifest", "image", "progress", "labels", "engines", "draws", "pixels", "memory", "epoch", "turbo", "threads", "disk"}
-    | {"web", "download", "hub", "archives"},
+    {"manifest", "image", "progress", "labels", "engines", "draws", "pixels", "memory", "epoch", "turbo", "threads"}
+    | {"disk", "web", "download", "hub", "archives"},
     {"sources", "tar", "beton", "parts", "reader"},
     {"remote"},
     {"datasets", "units", "order", "augment", "publish", "index"},
