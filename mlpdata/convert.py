@@ -21,7 +21,7 @@ import numpy as np
 
 from mlpdata import beton, order, publish, remote, shards
 from mlpdata.engines import Engine, LocalEngine, RayEngine
-from mlpdata.manifest import Error, Manifest, beton_path, skipped_path, sync_dir, write_atomic
+from mlpdata.manifest import Error, Manifest, beton_path, index_path, skipped_path, sync_dir, write_atomic
 from mlpdata.parts import Part, cut_off, deferred
 from mlpdata.plan import Options, Plan, is_large, make_plan, size
 from mlpdata.progress import Progress
@@ -247,13 +247,17 @@ def _assemble(
     progress.resume(sum(len(task) for task in tasks if task.name in made))
     with contextlib.ExitStack() as stack:
         hashers = _hashers(plan, stack)
+        indexes = {split: shards.IndexWriter(index_path(plan.root, split), plan.work) for split in plan.splits}
+        for index in indexes.values():
+            stack.callback(index.close)
         cut = behind = 0  # shards whose samples are cut off; shards that are made, and all before them
 
         def move_on():
             nonlocal cut, behind
-            while behind < len(tasks) and tasks[behind].name in made:
-                if hasher := hashers.get(tasks[behind].split):
-                    hasher.allow(tasks[behind].beton_end)
+            while behind < len(tasks) and (task := tasks[behind]).name in made:
+                if hasher := hashers.get(task.split):
+                    hasher.allow(task.beton_end)
+                indexes[task.split].add(task.name)
                 behind += 1
             if durable and behind - cut > len(tasks) // CUTS:
                 _cut_off(plan, tasks[cut:behind])
@@ -270,6 +274,8 @@ def _assemble(
         progress.finish()
         if undecodable:
             return {}, {}, undecodable
+        for index in indexes.values():
+            index.finish()
         hashes = {shards.beton_work_path(plan.work, split): hasher.finish() for split, hasher in hashers.items()}
     return {split: [made[t.name] for t in tasks if t.split == split] for split in plan.splits}, hashes, undecodable
 

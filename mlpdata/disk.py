@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 ALIGN = 4096  # what O_DIRECT wants of offsets, lengths and addresses
-BUFFER_BYTES = 2 << 20
+BUFFER_BYTES = 4 << 20
 NUM_BUFFERS = 4
 
 

@@ -1,4 +1,4 @@
-"""The end of a conversion: indexes, listings, card; every file synced and hashed; and last of all the manifest."""
+"""The end of a conversion: listings, card; every file synced and hashed; and last of all the manifest."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mlpdata.plan import FORMATS, Plan
 from mlpdata.threads import ahead
 from mlpdata.units import Summary
 
-HASH_BYTES = 2 << 20  # read at a time
+HASH_BYTES = 4 << 20  # read at a time
 
 
 @dataclass
@@ -124,14 +124,13 @@ def iter_skipped(plan: Plan) -> Iterator[dict]:
 def seal(
     plan: Plan, engine: Engine, found: Found, made: dict[str, list[shards.Made]], hashes: dict[Path, str]
 ) -> Manifest:
-    """Write indexes, listings and the card, move the betons into place, and last of all write the manifest.
+    """Write listings and the card, move the betons into place, and last of all write the manifest.
 
     hashes: SHA-256 of the files that need not be read for it.
     """
     root, files, splits = plan.root, {}, {}
     paths = []
     for split in plan.splits:
-        shards.write_index(index_path(root, split), plan.work, [m.name for m in made[split]])
         paths.append(index_path(root, split))
         if plan.beton_codec:
             paths.append(shards.beton_work_path(plan.work, split))

@@ -422,12 +422,22 @@ def read_made(work: Path, name: str) -> Made:
     return Made(**{**made, "summary": units.Summary(**made["summary"])})
 
 
-def write_index(path: Path, work: Path, names: list[str]) -> None:
-    """Write a split's parquet index, one row group a shard, in the order of the split."""
-    tmp = path.with_name(f"{path.name}.tmp")
-    repeating = [name for name in INDEX_SCHEMA.names if name not in UNIQUE]
-    with pq.ParquetWriter(tmp, INDEX_SCHEMA, compression="zstd", use_dictionary=repeating) as writer:
-        for name in names:
-            with pa.memory_map(str(journal_path(work, name))) as f:
-                writer.write_table(pa.ipc.open_file(f).read_all().replace_schema_metadata())
-    os.replace(tmp, path)
+class IndexWriter:
+    """A split's parquet index, one row group a shard, in the order of the split; in its place only when finished."""
+
+    def __init__(self, path: Path, work: Path):
+        self._path, self._work, self._tmp = path, work, work / f"{path.name}.tmp"
+        repeating = [name for name in INDEX_SCHEMA.names if name not in UNIQUE]
+        self._writer = pq.ParquetWriter(self._tmp, INDEX_SCHEMA, compression="zstd", use_dictionary=repeating)
+
+    def add(self, name: str) -> None:
+        """Append the rows of a shard that is made."""
+        with pa.memory_map(str(journal_path(self._work, name))) as f:
+            self._writer.write_table(pa.ipc.open_file(f).read_all().replace_schema_metadata())
+
+    def finish(self) -> None:
+        self._writer.close()
+        os.replace(self._tmp, self._path)
+
+    def close(self) -> None:
+        self._writer.close()
