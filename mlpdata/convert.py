@@ -22,7 +22,7 @@ import numpy as np
 from mlpdata import beton, order, publish, remote, shards
 from mlpdata.engines import Engine, LocalEngine, RayEngine
 from mlpdata.manifest import Error, Manifest, beton_path, index_path, skipped_path, sync_dir, write_atomic
-from mlpdata.parts import Part, cut_off, deferred
+from mlpdata.parts import Part, cut_off
 from mlpdata.plan import Options, Plan, is_large, make_plan, size
 from mlpdata.progress import Progress
 from mlpdata.seal import Found, Hasher, iter_skipped, seal
@@ -76,8 +76,7 @@ def _run(plan: Plan, started: float, say) -> Manifest | None:
         with _engine(plan, state) as engine:  # new workers each time: they remember what the parts were
             if undecodable:
                 _convert_again(plan, engine, undecodable)
-            else:
-                _convert_parts(plan, tasks, engine, say)
+            _convert_parts(plan, tasks, engine, say, again=bool(undecodable))
             if plan.options.part is not None:
                 k, n = plan.options.part
                 say(f"part {k} of {n} is done, {len(tasks)} units; when all are, finish with --assemble for --part")
@@ -118,8 +117,8 @@ def _announce(plan: Plan) -> str:
 # ---------------------------------------------------------------------------------------------------------- parts
 
 
-def _convert_parts(plan: Plan, tasks: list[Task], engine: Engine, say) -> None:
-    """Convert the units that are not there yet."""
+def _convert_parts(plan: Plan, tasks: list[Task], engine: Engine, say, again: bool) -> None:
+    """Convert the units that are not there yet. again: they were all there before in this run."""
     quiet = plan.options.quiet
     old = [task.unit.name for task in tasks if shards.part_path(plan.work, task.unit.name).exists()]
     done = set(old)
@@ -131,7 +130,7 @@ def _convert_parts(plan: Plan, tasks: list[Task], engine: Engine, say) -> None:
                 done.remove(name)
         progress.finish()
     todo = [task for task in tasks if task.unit.name not in done]
-    if plan.options.assemble and todo:
+    if plan.options.assemble and todo and not again:
         raise Error(_missing(plan, todo))
     progress = Progress("converting", sum(task.num_samples for task in tasks), quiet=quiet)
     progress.num_bytes_expected = sum(task.unit.num_bytes for task in tasks)
@@ -148,7 +147,13 @@ def _convert_parts(plan: Plan, tasks: list[Task], engine: Engine, say) -> None:
 
 
 def _convert_again(plan: Plan, engine: Engine, numbers: set[int]) -> None:
-    """Convert units anew in which something does not decode that was left for later. What was assembled goes."""
+    """Convert units anew in which something does not decode that was left for later. What was assembled goes.
+
+    Of a large output so do the parts that were cut off: next they are found to be torn, and made again. That such an
+    image turns up is rare enough; looking for them first would cost every run as much as a quarter of its time.
+    """
+    plan.assembling.unlink(missing_ok=True)
+    sync_dir(plan.work)  # before anything else: where it stands, parts are believed to be whole
     for split in plan.splits:
         for path in (*plan.root.glob(f"{split}-*.tar"), shards.beton_work_path(plan.work, split)):
             path.unlink(missing_ok=True)
@@ -174,7 +179,7 @@ def _take_stock(plan: Plan) -> Found:
     """Count what the parts hold, one after the other."""
     num_classes = len(plan.source.classes)
     counts = {s: np.zeros(num_classes, np.int64) for s in plan.splits}
-    found = Found(counts, dict.fromkeys(plan.splits, 0), "", 0, [], Summary(), np.arange(num_classes))
+    found = Found(counts, dict.fromkeys(plan.splits, 0), "", 0, Summary(), np.arange(num_classes))
     for task in plan.tasks:
         part = Part(shards.part_path(plan.work, task.unit.name))
         record = part.record
@@ -188,8 +193,6 @@ def _take_stock(plan: Plan) -> Found:
             found.payload_bytes += int(
                 rows["pixels_bytes"].sum(dtype=np.int64) + rows["encoded_bytes"].sum(dtype=np.int64)
             )
-            if len(deferred(rows)) and task.unit.name not in found.deferred[-1:]:
-                found.deferred.append(task.unit.name)
     if plan.source.drops_empty_classes:
         kept = sum(counts.values()) > 0
         found.label_map = np.where(kept, np.cumsum(kept) - 1, -1)
@@ -232,8 +235,6 @@ def _assemble(
         shutil.rmtree(folder)  # unsynced shards are not trusted across runs; they are cheap to make again
     folder.mkdir(exist_ok=True)
     if durable and not plan.assembling.exists():
-        if undecodable := _check_deferred(plan, engine, found.deferred):
-            return {}, {}, undecodable
         if not plan.recipe.durable:
             for _ in engine.map(shards.sync_part, [task.unit.name for task in plan.tasks]):
                 pass
@@ -242,7 +243,7 @@ def _assemble(
     np.save(plan.work / shards.LABELS, found.label_map)
     tasks = [task for split in sorted(plan.splits) for task in _shard_tasks(plan, split, durable, found.label_map)]
     made = {task.name: shards.read_made(plan.work, task.name) for task in tasks if shards.is_made(plan.work, task.name)}
-    undecodable = set()
+    undecodable: set[int] = set()
     progress = Progress("writing shards", sum(len(task) for task in tasks), quiet=plan.options.quiet)
     progress.resume(sum(len(task) for task in tasks if task.name in made))
     with contextlib.ExitStack() as stack:
@@ -259,14 +260,14 @@ def _assemble(
                     hasher.allow(task.beton_end)
                 indexes[task.split].add(task.name)
                 behind += 1
-            if durable and behind - cut > len(tasks) // CUTS:
+            if durable and not undecodable and behind - cut > len(tasks) // CUTS:
                 _cut_off(plan, tasks[cut:behind])
                 cut = behind
 
         move_on()
         for task, result in engine.map(shards.write_shard, [t for t in tasks if t.name not in made], progress.tick):
             if isinstance(result, shards.Undecodable):
-                undecodable.add(result.part)
+                undecodable |= result.parts
                 continue
             made[task.name] = result
             progress.add(len(task), result.num_bytes)
@@ -278,19 +279,6 @@ def _assemble(
             index.finish()
         hashes = {shards.beton_work_path(plan.work, split): hasher.finish() for split, hasher in hashers.items()}
     return {split: [made[t.name] for t in tasks if t.split == split] for split in plan.splits}, hashes, undecodable
-
-
-def _check_deferred(plan: Plan, engine: Engine, names: list[str]) -> set[int]:
-    """The numbers of units in which something does not decode: where parts are cut off, it has to be known before."""
-    numbers = {task.unit.name: number for number, task in enumerate(plan.tasks)}
-    progress = Progress("checking", len(names), unit="units", quiet=plan.options.quiet)
-    undecodable = set()
-    for name, ok in engine.map(shards.check_deferred, names, progress.tick):
-        progress.add(1)
-        if not ok:
-            undecodable.add(numbers[name])
-    progress.finish()
-    return undecodable
 
 
 def _hashers(plan: Plan, stack: contextlib.ExitStack) -> dict[str, Hasher]:

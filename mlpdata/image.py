@@ -41,7 +41,7 @@ OVERSAMPLE = 2.0
 # 1016 us. 1.45 lets a photograph of 500 x 375, the commonest size, go at 2/8.
 BOX_OVERSAMPLE = 1.45
 BOX_AFTER_SCALED_DECODE = Image.Resampling.HAMMING
-JPEG_MAGIC = b"\xff\xd8\xff"
+JPEG_MAGIC, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 
 
 class ImageError(Exception):

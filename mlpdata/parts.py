@@ -111,7 +111,7 @@ class Part:
     """A finished part. Nothing of it stays in memory but where its pieces lie."""
 
     def __init__(self, journal: Path):
-        self.journal = journal
+        self.journal, self.data_path = journal, str(journal.with_suffix(".data"))
         with open(journal, "rb", buffering=0) as f:
             head = np.frombuffer(self._read(f, 0, HEAD.itemsize), HEAD)[0]
         self._num_rows, self._rows_at = int(head["num_rows"]), HEAD.itemsize + int(head["record_bytes"])
@@ -125,10 +125,6 @@ class Part:
 
     def __len__(self) -> int:
         return self._num_rows
-
-    @property
-    def data_path(self) -> Path:
-        return self.journal.with_suffix(".data")
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """(stop - start,) ROW."""
@@ -150,7 +146,7 @@ class Part:
         return data
 
 
-def read_payloads(path: Path, offset: int, buffers: Sequence) -> None:
+def read_payloads(path: str, offset: int, buffers: Sequence) -> None:
     """Fill buffers from NAME.data, one after the other from an offset on."""
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -191,5 +187,5 @@ def deferred(rows: np.ndarray) -> np.ndarray:
 def cut_off(part: Part, row: int) -> None:
     """Give back the disk space of the payloads from a row on. A row that is cut off already stays so."""
     end = int(part.rows(row, row + 1)["data"][0])
-    if part.data_path.stat().st_size > end:
+    if os.stat(part.data_path).st_size > end:
         os.truncate(part.data_path, end)

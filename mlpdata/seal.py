@@ -44,7 +44,6 @@ class Found:
     num_skipped: dict[str, int]  # by split
     first_reason: str  # of those that were skipped
     payload_bytes: int  # of all samples, as pixels and encoded
-    deferred: list[str]  # the units in which something is decoded only when its shard is written
     total: Summary
     label_map: np.ndarray  # the source's label -> the output's; -1 for a class that is left out
 

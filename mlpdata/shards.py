@@ -135,11 +135,11 @@ class Made:
     summary: units.Summary  # of the pixels that were decoded here
 
 
-class Undecodable(Exception):
-    """A deferred JPEG does not decode."""
+@dataclass(frozen=True)
+class Undecodable:
+    """A shard that cannot be: JPEGs do not decode that were left for later."""
 
-    def __init__(self, part: int):
-        self.part = part  # its number
+    parts: set[int]  # the numbers of those that have them
 
 
 # ----------------------------------------------------------------------------------------------------- task bodies
@@ -164,20 +164,6 @@ def convert_task(state: State, task: units.Task) -> tuple[int, int]:
     return len(part), len(part.record["skipped"])
 
 
-def check_deferred(state: State, name: str) -> bool:
-    """Whether everything decodes that a part leaves for later."""
-    part = Part(part_path(state.work, name))
-    rows = part.rows(0, len(part))
-    for row in rows[parts.deferred(rows)]:
-        encoded = bytearray(row["encoded_bytes"])
-        parts.read_payloads(part.data_path, int(row["data"]), [encoded])
-        try:
-            image.decode_kept(encoded, np.empty((row["height"], row["width"], 3), np.uint8))
-        except image.ImageError:
-            return False
-    return True
-
-
 def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
     """Gather one shard, write its tar and its stretch of the beton, then its journal."""
     used, starts, stops = state.order(task.split).stretches(task.number)
@@ -191,27 +177,25 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
     _refuse_duplicate_keys(rows, keys, sources)
     labels = state.label_map[rows["label"]].astype(np.int32)
     sums = units.PixelSums() if task.split == state.recipe.training_split else None
-    try:
-        with contextlib.ExitStack() as stack:
-            writers: list = []
-            if state.beton_codec:
-                writers.append(_BetonWriter(state, task))
-            if state.tar_codec:
-                writers.append(_TarWriter(state, task))
+    undecodable: set[int] = set()
+    with contextlib.ExitStack() as stack:
+        writers: list = []
+        if state.beton_codec:
+            writers.append(stack.enter_context(contextlib.closing(_BetonWriter(state, task))))
+        if state.tar_codec:
+            writers.append(stack.enter_context(contextlib.closing(_TarWriter(state, task))))
+        # Block by block, so that memory stays small and the bytes stay in the cache between one copy and the next.
+        total = int(rows["pixels_bytes"].sum(dtype=np.int64) + rows["encoded_bytes"].sum(dtype=np.int64))
+        step = max(1, BLOCK_BYTES * len(rows) // max(1, total))
+        for first in range(0, len(rows), step):
+            here = slice(first, first + step)
+            payloads = _gather(state, rows[here], piece[here], sums, undecodable)
             for writer in writers:
-                stack.callback(writer.close)
-            # Block by block, so that memory stays small and the bytes stay in the cache between one copy and the next.
-            total = int(rows["pixels_bytes"].sum(dtype=np.int64) + rows["encoded_bytes"].sum(dtype=np.int64))
-            step = max(1, BLOCK_BYTES * len(rows) // max(1, total))
-            for first in range(0, len(rows), step):
-                here = slice(first, first + step)
-                payloads = _gather(state, rows[here], piece[here], sums)
-                for writer in writers:
-                    writer.write(rows[here], labels[here], keys[here], payloads[_kind(writer.codec)])
-            for writer in writers:
-                writer.finish()
-    except Undecodable as e:
-        return e
+                writer.write(rows[here], labels[here], keys[here], payloads[_kind(writer.codec)])
+        if undecodable:  # all of the shard's are known now
+            return Undecodable(undecodable)
+        for writer in writers:
+            writer.finish()
     last = writers[-1]  # the index points into the tar where there is one
     made = Made(task.name, len(rows), last.num_bytes, last.sha256, sums.result() if sums else units.Summary())
     columns = {"key": _text_array(keys), "source": _text_array(sources)}
@@ -278,12 +262,13 @@ def _refuse_duplicate_keys(rows: np.ndarray, keys: list[bytes], sources: list[by
 
 
 def _gather(
-    state: State, rows: np.ndarray, piece: np.ndarray, sums: units.PixelSums | None
+    state: State, rows: np.ndarray, piece: np.ndarray, sums: units.PixelSums | None, undecodable: set[int]
 ) -> dict[str, list | np.ndarray]:
     """The payloads of one block by kind, in order: (n, size) uint8 where all have one size, else n buffers.
 
     rows: (n,) ROW; the digest of what is decoded here is filled in, and its pixels are added to the sums.
     piece: (n,) which part each comes from.
+    undecodable: the numbers of parts in which something does not decode are added.
     """
     gathered: dict[str, list | np.ndarray] = {}
     buffers: dict[str, list] = {}
@@ -310,7 +295,7 @@ def _gather(
         try:
             image.decode_kept(encoded[i], out)
         except image.ImageError:
-            raise Undecodable(int(piece[i])) from None
+            undecodable.add(int(piece[i]))
         digests.append(xxhash.xxh3_64_intdigest(out))
     rows["digest"][deferred] = digests
     if sums is not None and len(deferred):

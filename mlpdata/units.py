@@ -149,7 +149,7 @@ def _convert_sample(
     is_array, encoded = isinstance(data, np.ndarray), b""
     if not is_array and (defers or recipe.encoding == "jpg") and (kept := image.kept_jpeg(data, resize)):
         encoded, (width, height) = kept
-        if defers:
+        if defers and encoded.endswith(image.JPEG_END):  # else it is cut short, as most damage is: better known now
             row = (key_hash, 0, sample.label, width, height, width, height, 3 * width * height, 0, len(encoded))
             return row, None, encoded
     if is_array:

@@ -35,6 +35,13 @@ def encoded(pixels, kind="JPEG", **options):
     return out.getvalue()
 
 
+def damaged_inside(jpeg):
+    """A JPEG with whole headers and a whole end that no reader decodes: three codes of one bit in a Huffman table."""
+    at = jpeg.index(b"\xff\xc4") + 5
+    count = sum(jpeg[at : at + 16])
+    return jpeg[:at] + bytes([3, *[0] * 14, count - 3]) + jpeg[at + 16 :]
+
+
 # ---------------------------------------------------------------------------------------------------------- CIFAR
 
 

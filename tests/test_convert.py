@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import (
     convert_quietly,
+    damaged_inside,
     encoded,
     make_cifar,
     make_folder,
@@ -226,16 +227,18 @@ def test_a_damaged_jpeg_of_the_right_size_is_skipped(tmp_path, monkeypatch, larg
     options = {"dataset": "folder", "res": 32, "format": format_, "shard_size": 20, "max_skipped": 0.2}
     convert_quietly(**options, source=str(tmp_path / "in"), out=tmp_path / "expected")
     whole = next((tmp_path / "in" / "val").rglob("*.jpg"))
-    for name in ("a-damaged.jpg", "z-damaged.jpg"):
-        whole.with_name(name).write_bytes(whole.read_bytes()[:-100])
+    whole.with_name("a-damaged.jpg").write_bytes(damaged_inside(whole.read_bytes()))
+    whole.with_name("b-damaged.jpg").write_bytes(whole.read_bytes()[:-100])
+    whole.with_name("z-damaged.jpg").write_bytes(damaged_inside(whole.read_bytes()))
     if large:
         monkeypatch.setattr("mlpdata.plan.DURABLE_FROM_BYTES", 0)
     manifest, _ = convert_quietly(**options, source=str(tmp_path / "in"), out=tmp_path / "out", workers=2)
     assert [Path(row["source"]).name for row in read_jsonl(tmp_path / "out" / "skipped.jsonl")] == [
         "a-damaged.jpg",
+        "b-damaged.jpg",
         "z-damaged.jpg",
     ]
-    assert manifest.splits["val"].num_skipped == 2
+    assert manifest.splits["val"].num_skipped == 3
     expected = sums(tmp_path / "expected")
     assert {k: v for k, v in sums(tmp_path / "out").items() if k.endswith((".tar", ".beton", ".parquet"))} == {
         k: v for k, v in expected.items() if k.endswith((".tar", ".beton", ".parquet"))

@@ -66,8 +66,7 @@ def test_neighbours_write_one_file_at_a_time_and_share_blocks(tmp_path, ways):
     data, path = rng.bytes(edges[-1]), tmp_path / "file"
     path.write_bytes(bytes(len(data)))
     threads = [
-        threading.Thread(target=written, args=(path, data[a:b], a, max(2, (b - a) // 5)))
-        for a, b in pairwise(edges)
+        threading.Thread(target=written, args=(path, data[a:b], a, max(2, (b - a) // 5))) for a, b in pairwise(edges)
     ]
     for thread in threads[::-1]:
         thread.start()

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import encoded, picture, run_cli, sums
+from conftest import damaged_inside, encoded, picture, run_cli, sums
 
 import mlpdata
 from mlpdata import Error
@@ -42,7 +42,7 @@ def big_folder(tmp_path_factory):
         (root / f"class{c}").mkdir(parents=True)
         for i in range(300):
             (root / f"class{c}" / f"{i}.jpg").write_bytes(data[(7 * c + i) % 40])
-        (root / f"class{c}" / "damaged.jpg").write_bytes(data[0][:-60])
+        (root / f"class{c}" / "damaged.jpg").write_bytes(damaged_inside(data[0]))
     return root
 
 
