@@ -9,6 +9,7 @@ accuracies come from images that were not turned.
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import warnings
@@ -234,19 +235,19 @@ def encode_png(pixels: np.ndarray, level: int = 1) -> bytes:
     flat = pixels.reshape(height, 3 * width)
     rows[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
-    body = deflate.zlib_compress(rows.data, level)
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-            _chunk(b"IDAT", body),
-            _chunk(b"IEND", b""),
-        )
-    )
+    return b"".join((_png_head(width, height), _chunk(b"IDAT", deflate.zlib_compress(rows.data, level)), PNG_TAIL))
+
+
+@functools.lru_cache(256)  # sizes differ with --resize longest
+def _png_head(width: int, height: int) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
+    return b"".join((len(body).to_bytes(4), kind, body, zlib.crc32(body, zlib.crc32(kind)).to_bytes(4)))
+
+
+PNG_TAIL = _chunk(b"IEND", b"")
 
 
 def kept_jpeg(data: bytes, resize: Resize) -> tuple[bytes, tuple[int, int]] | None:
