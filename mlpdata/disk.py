@@ -29,6 +29,11 @@ def open_direct(path: Path | str, flags: int) -> int | None:
         return None
 
 
+def aligned(num_bytes: int) -> mmap.mmap:
+    """Memory of its own pages: a direct read or write takes any of their starts."""
+    return mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
 def pwrite(fd: int, data, offset: int) -> None:
     """Write all of a buffer at an offset; the system may take less than it is given."""
     view = memoryview(data).cast("B")
@@ -45,7 +50,7 @@ class Buffers:
 
     def __init__(self):
         self._thread = ThreadPoolExecutor(1, "mlpdata-write")
-        self._free = [mmap.mmap(-1, BUFFER_BYTES) for _ in range(NUM_BUFFERS)]  # whole pages, so they are aligned
+        self._free = [aligned(BUFFER_BYTES) for _ in range(NUM_BUFFERS)]
         self._under_way: deque[tuple[Future, mmap.mmap]] = deque()
 
     def take(self) -> mmap.mmap:

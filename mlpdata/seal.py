@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
-import mmap
 import os
 import threading
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import numpy as np
 
 import mlpdata
 from mlpdata import publish, shards
-from mlpdata.disk import ALIGN, open_direct
+from mlpdata.disk import ALIGN, aligned, open_direct
 from mlpdata.engines import Engine
 from mlpdata.manifest import (
     FORMAT_VERSION,
@@ -98,7 +97,7 @@ class Hasher:
             self._error = e
 
     def _chunks(self, fd: int) -> Iterator[memoryview]:
-        at, rooms = 0, itertools.cycle([memoryview(mmap.mmap(-1, HASH_BYTES)) for _ in range(3)])
+        at, rooms = 0, itertools.cycle([memoryview(aligned(HASH_BYTES)) for _ in range(3)])
         while True:
             with self._changed:
                 while at >= self._limit // ALIGN * ALIGN and not self._closed:
