@@ -29,10 +29,13 @@ from mlpdata.pixels import (
     grey,
     grey_mean,
     inside,
+    passes,
     products,
+    size_of,
     spread,
     to_rgb,
     to_ycc420,
+    turned,
 )
 
 __all__ = ["Augment", "Batch", "from_ycc420", "to_ycc420"]
@@ -40,7 +43,9 @@ __all__ = ["Augment", "Batch", "from_ycc420", "to_ycc420"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("nchw", "channels_last", "flat")
 ERASE_SCALE, ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's RandomErasing
-CHUNK = 32  # images a step of the eager pass on the CPU: their float32 pixels stay in the cache; even, for the pairs
+# Images a step of the pass on the CPU, whose float32 pixels stay in the cache; even, for the pairs.
+CHUNK = 32  # eager
+CHUNK_BYTES = 4 << 20  # compiled
 FEW = 3  # images: as many run as they are, for the compiler would make a version of their own for them
 COMPILE_PAYS_S = 30.0  # of eager work on the CPU before it is worth the compiler's 10 to 20 seconds
 
@@ -207,8 +212,8 @@ class Augment:
     # ------------------------------------------------------------------------------------------------------ pixels
 
     def _pixels(self, images, chroma, plan: _Plan) -> torch.Tensor:
-        """Stored pixels to the finished batch."""
-        compiled = torch.compiler.is_compiling() or images.device.type != "cpu"
+        """Stored pixels, turned where they are sampled by `passes`, to the finished batch."""
+        compiled = torch.compiler.is_compiling() or images.dtype == torch.float32 or images.device.type != "cpu"
         if plan.share is None:
             return self._laid_out([self._shade(images, chroma, plan, None, compiled)])[: len(images)]
         # A pair is made by the same step, which reads each of its images once. An odd last image is its own partner.
@@ -231,13 +236,13 @@ class Augment:
         """Some images (`which`, int64 (n,); None for all) but for mixing: three times float32 (n, R, R)."""
         if which is not None:
             plan = _Plan(*(t if t is None else t[which] for t in plan))
-        take = gather if compiled else products
+        take = passes if images.dtype == torch.float32 else gather if compiled else products
         if plan.rows is None:
             planes = list((images if which is None else images[which]).float().unbind(3))
         else:
             planes = take(images, which, plan.rows, plan.columns)
         if chroma is not None:
-            planes = self._with_chroma(planes[0], images.shape, chroma, plan, which, take)
+            planes = self._with_chroma(planes[0], size_of(images), chroma, plan, which, take)
         if self.brightness:
             planes = [(c * plan.factors[:, 0].view(-1, 1, 1)).clamp(0, 255) for c in planes]
         if self.contrast:
@@ -254,13 +259,13 @@ class Augment:
                 planes = [torch.where(blank, 0.0, c) for c in planes]
         return planes
 
-    def _with_chroma(self, luma, shape, chroma, plan: _Plan, which, take) -> list[torch.Tensor]:
+    def _with_chroma(self, luma, size, chroma, plan: _Plan, which, take) -> list[torch.Tensor]:
         """Luma as sampled to red, green, blue. Chroma pixel k lies between the luma pixels 2k and 2k + 1."""
         half = (((p - 128) >> 1) for p in (plan.rows, plan.columns))
-        half = [p.clamp(0, 256 * (size - 1)) for p, size in zip(half, chroma.shape[1:3], strict=True)]
+        half = [p.clamp(0, 256 * (length - 1)) for p, length in zip(half, size_of(chroma), strict=True)]
         cb, cr = (c - 128 for c in take(chroma, which, *half))
         if self.pad:  # black has no colour
-            there = cover(plan.rows, shape[1]).unsqueeze(2) * cover(plan.columns, shape[2]).unsqueeze(1)
+            there = cover(plan.rows, size[0]).unsqueeze(2) * cover(plan.columns, size[1]).unsqueeze(1)
             cb, cr = cb * there, cr * there
         return to_rgb(luma, cb, cr)
 
@@ -312,6 +317,7 @@ class _Runner:
         self.purposes = augment._purposes()
         self.kind = self.purposes, augment._tables(device), height, width, ycc
         self.on_cpu = device.type == "cpu"
+        self.step = max(8, CHUNK_BYTES // (12 * height * width)) // 2 * 2 if self.on_cpu else 1 << 62
         self.allowed, self.compiled = augment.compile is not False, None
 
     def __call__(self, images, chroma, values) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -321,10 +327,8 @@ class _Runner:
             try:
                 if self.compiled is None:  # importing the compiler takes seconds: not before it is needed
                     self.compiled = _compiled(self.augment._plan), _compiled(self.augment._pixels)
-                make_plan, make_pixels = self.compiled
-                images, chroma, values = _any_length(images, chroma, values)
-                plan, lam = make_plan(values, *self.kind)
-                return make_pixels(images, chroma, _Plan(*_any_length(*plan))), lam
+                plan, lam = self.compiled[0](*_any_length(values), *self.kind)
+                return self._by_steps(self._compiled_pixels, self.step, images, chroma, plan), lam
             except torch.OutOfMemoryError:
                 raise
             except Exception as e:
@@ -333,13 +337,36 @@ class _Runner:
                 _say_once(f"augmentation runs uncompiled, which is slower: {reason}")
         started = time.perf_counter()
         plan, lam = self.augment._plan(values, *self.kind)
-        step = CHUNK if self.on_cpu else max(n, 1)
-        parts = [slice(k, k + step) for k in range(0, max(n, 1), step)]
-        parts = [[t if t is None else t[p] for t in (images, chroma, *plan)] for p in parts]
-        parts = [self.augment._pixels(images, chroma, _Plan(*plan)) for images, chroma, *plan in parts]
-        x = torch.cat(parts) if len(parts) > 1 else parts[0]
+        x = self._by_steps(self.augment._pixels, CHUNK if self.on_cpu else max(n, 1), images, chroma, plan)
         self.eager_s += time.perf_counter() - started
         return x, lam
+
+    def _compiled_pixels(self, images, chroma, plan: _Plan) -> torch.Tensor:
+        if self.on_cpu and len(images) <= FEW:  # a rest; the results are the same
+            return self.augment._pixels(images, chroma, plan)
+        if self.on_cpu and plan.rows is not None:
+            images, chroma = turned(images), chroma if chroma is None else turned(chroma)
+        images, chroma, *plan = _any_length(images, chroma, *plan)
+        return self.compiled[1](images, chroma, _Plan(*plan))
+
+    def _by_steps(self, make_pixels, step: int, images, chroma, plan: _Plan) -> torch.Tensor:
+        """make_pixels of so many images at a time."""
+        n, whole = len(images), None
+        for k in range(0, max(n, 1), step):
+            part = [t if t is None else t[k : k + step] for t in (images, chroma, *plan)]
+            x = make_pixels(part[0], part[1], _Plan(*part[2:]))
+            if len(x) == n:
+                return x
+            if whole is None:
+                channels_last = self.augment.layout == "channels_last"
+                whole = torch.empty(
+                    (n, *x.shape[1:]),
+                    dtype=x.dtype,
+                    device=x.device,
+                    memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+                )
+            whole[k : k + step] = x
+        return whole
 
 
 _runner = cache(_Runner)
