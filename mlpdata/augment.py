@@ -232,6 +232,9 @@ class Augment:
             mixed.append([share * a + (1 - share) * b for a, b in zip(own, other, strict=True)])
         return self._laid_out(mixed)[: len(images)]
 
+    def _fill(self, out, images, chroma, plan: _Plan) -> None:
+        out.copy_(self._pixels(images, chroma, plan))
+
     def _shade(self, images, chroma, plan: _Plan, which, compiled: bool) -> list[torch.Tensor]:
         """Some images (`which`, int64 (n,); None for all) but for mixing: three times float32 (n, R, R)."""
         if which is not None:
@@ -326,9 +329,13 @@ class _Runner:
         if self.allowed and pays and n > FEW:
             try:
                 if self.compiled is None:  # importing the compiler takes seconds: not before it is needed
-                    self.compiled = _compiled(self.augment._plan), _compiled(self.augment._pixels)
+                    pixels = self.augment._fill if self.on_cpu else self.augment._pixels
+                    self.compiled = _compiled(self.augment._plan), _compiled(pixels)
                 plan, lam = self.compiled[0](*_any_length(values), *self.kind)
-                return self._by_steps(self._compiled_pixels, self.step, images, chroma, plan), lam
+                if self.on_cpu:
+                    return self._by_steps(self._compiled_fill, self.step, images, chroma, plan), lam
+                images, chroma, *plan = _any_length(images, chroma, *plan)
+                return self.compiled[1](images, chroma, _Plan(*plan)), lam
             except torch.OutOfMemoryError:
                 raise
             except Exception as e:
@@ -337,36 +344,35 @@ class _Runner:
                 _say_once(f"augmentation runs uncompiled, which is slower: {reason}")
         started = time.perf_counter()
         plan, lam = self.augment._plan(values, *self.kind)
-        x = self._by_steps(self.augment._pixels, CHUNK if self.on_cpu else max(n, 1), images, chroma, plan)
+        if self.on_cpu:
+            x = self._by_steps(self.augment._fill, CHUNK, images, chroma, plan)
+        else:
+            x = self.augment._pixels(images, chroma, plan)
         self.eager_s += time.perf_counter() - started
         return x, lam
 
-    def _compiled_pixels(self, images, chroma, plan: _Plan) -> torch.Tensor:
-        if self.on_cpu and len(images) <= FEW:  # a rest; the results are the same
-            return self.augment._pixels(images, chroma, plan)
-        if self.on_cpu and plan.rows is not None:
+    def _compiled_fill(self, out, images, chroma, plan: _Plan) -> None:
+        if len(images) <= FEW:  # what is left over; the results are the same
+            self.augment._fill(out, images, chroma, plan)
+            return
+        if plan.rows is not None:
             images, chroma = turned(images), chroma if chroma is None else turned(chroma)
-        images, chroma, *plan = _any_length(images, chroma, *plan)
-        return self.compiled[1](images, chroma, _Plan(*plan))
+        out, images, chroma, *plan = _any_length(out, images, chroma, *plan)
+        self.compiled[1](out, images, chroma, _Plan(*plan))
 
-    def _by_steps(self, make_pixels, step: int, images, chroma, plan: _Plan) -> torch.Tensor:
-        """make_pixels of so many images at a time."""
-        n, whole = len(images), None
-        for k in range(0, max(n, 1), step):
-            part = [t if t is None else t[k : k + step] for t in (images, chroma, *plan)]
-            x = make_pixels(part[0], part[1], _Plan(*part[2:]))
-            if len(x) == n:
-                return x
-            if whole is None:
-                channels_last = self.augment.layout == "channels_last"
-                whole = torch.empty(
-                    (n, *x.shape[1:]),
-                    dtype=x.dtype,
-                    device=x.device,
-                    memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-                )
-            whole[k : k + step] = x
-        return whole
+    def _by_steps(self, fill, step: int, images, chroma, plan: _Plan) -> torch.Tensor:
+        """The finished batch, so many images at a time."""
+        a, n = self.augment, len(images)
+        shape = (n, 3, a.res or self.kind[2], a.res or self.kind[3])
+        kind = torch.channels_last if a.layout == "channels_last" else torch.contiguous_format
+        x = torch.empty(shape, dtype=DTYPES[a.dtype], device=images.device, memory_format=kind)
+        x = x.flatten(1) if a.layout == "flat" else x
+        for k in range(0, n, step):
+            out, images_here, chroma_here, *plan_here = (
+                t if t is None else t[k : k + step] for t in (x, images, chroma, *plan)
+            )
+            fill(out, images_here, chroma_here, _Plan(*plan_here))
+        return x
 
 
 _runner = cache(_Runner)
