@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 from collections import deque
@@ -27,6 +28,18 @@ def open_direct(path: Path | str, flags: int) -> int | None:
         return os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC)
     except (AttributeError, OSError):  # if the file itself is the matter, the plain way says what it is
         return None
+
+
+def preadv(fd: int, buffers: list, offset: int) -> int:
+    """os.preadv; through the cache from then on where a file system lets a file be opened past it but not read so."""
+    try:
+        return os.preadv(fd, buffers, offset)
+    except OSError as e:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if e.errno != errno.EINVAL or not flags & getattr(os, "O_DIRECT", 0):
+            raise
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        return os.preadv(fd, buffers, offset)
 
 
 def aligned(num_bytes: int) -> mmap.mmap:

@@ -16,7 +16,7 @@ import simplejpeg
 import torch
 
 from mlpdata import image, turbo
-from mlpdata.disk import ALIGN, open_direct
+from mlpdata.disk import ALIGN, open_direct, preadv
 from mlpdata.manifest import CODECS, Error, ShardIndex
 from mlpdata.threads import Finish, Threads, done
 
@@ -224,7 +224,7 @@ class _Reads:
                     fd, opened = self._open(file), file
                 done = 0
                 while done < needed:
-                    got = os.preadv(fd, [self._data[to + done : to + room]], start + done)
+                    got = preadv(fd, [self._data[to + done : to + room]], start + done)
                     if not got:
                         self._reader.check_stamp(file, os.fstat(fd))  # it may have changed since it was opened
                         path, i = self._reader.index.files[file], self._reader.first_behind(file, start + done)

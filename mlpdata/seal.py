@@ -15,7 +15,7 @@ import numpy as np
 
 import mlpdata
 from mlpdata import publish, shards
-from mlpdata.disk import ALIGN, aligned, open_direct
+from mlpdata.disk import ALIGN, aligned, open_direct, preadv
 from mlpdata.engines import Engine
 from mlpdata.manifest import (
     FORMAT_VERSION,
@@ -106,7 +106,7 @@ class Hasher:
             if at >= limit:
                 return
             room = next(rooms)  # one is being read, one waits, one is being hashed
-            n = min(os.preadv(fd, [room], at), limit - at)
+            n = min(preadv(fd, [room], at), limit - at)
             yield room[:n]
             at += n
             if not n or (at < limit and at % ALIGN):
