@@ -320,7 +320,7 @@ class _Runner:
         self.purposes = augment._purposes()
         self.kind = self.purposes, augment._tables(device), height, width, ycc
         self.on_cpu = device.type == "cpu"
-        self.step = max(8, CHUNK_BYTES // (12 * height * width)) // 2 * 2 if self.on_cpu else 1 << 62
+        self.step = max(8, CHUNK_BYTES // (12 * height * width)) // 2 * 2
         self.allowed, self.compiled = augment.compile is not False, None
 
     def __call__(self, images, chroma, values) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -361,11 +361,11 @@ class _Runner:
         self.compiled[1](out, images, chroma, _Plan(*plan))
 
     def _by_steps(self, fill, step: int, images, chroma, plan: _Plan) -> torch.Tensor:
-        """The finished batch, so many images at a time."""
+        """The finished batch on the CPU, so many images at a time."""
         a, n = self.augment, len(images)
         shape = (n, 3, a.res or self.kind[2], a.res or self.kind[3])
-        kind = torch.channels_last if a.layout == "channels_last" else torch.contiguous_format
-        x = torch.empty(shape, dtype=DTYPES[a.dtype], device=images.device, memory_format=kind)
+        order = torch.channels_last if a.layout == "channels_last" else torch.contiguous_format
+        x = torch.empty(shape, dtype=DTYPES[a.dtype], memory_format=order)
         x = x.flatten(1) if a.layout == "flat" else x
         for k in range(0, n, step):
             out, images_here, chroma_here, *plan_here = (

@@ -71,11 +71,9 @@ class Buffers:
         if self._free:
             return self._free.pop()
         future, buffer = self._under_way.popleft()
-        try:
-            future.result()
-        except BaseException:
+        if error := future.exception():
             self._free.append(buffer)
-            raise
+            raise error
         return buffer
 
     def give_back(self, buffer: mmap.mmap, work=None, *args) -> None:
