@@ -76,7 +76,7 @@ class Resize:
 
     def keeps(self, width: int, height: int) -> bool:
         """Whether an image of this size is stored as it is."""
-        if self.rule == "longest":
+        if self.rule == "longest":  # what box_and_size says, without its arithmetic: it is asked for every image
             return max(width, height) <= self.res
         return width == height == self.res
 

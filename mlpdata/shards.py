@@ -29,7 +29,7 @@ from mlpdata.sources import Source
 
 PARTS, SHARDS = "parts", "shards"  # folders of journals in the work directory
 LABELS = "labels.npy"  # in the work directory: the output's label of each of the source's
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 8 << 20  # payload gathered at a time
 
 INDEX_SCHEMA = pa.schema(
     [

@@ -50,6 +50,13 @@ def test_scaled_decode_is_close_to_the_exact_one(rule, filter_):
     assert psnr > 35 and largest < 60
 
 
+@pytest.mark.parametrize("rule", image.RESIZES)
+def test_what_is_kept_is_what_resizing_leaves_alone(rule):
+    resize, sizes = image.Resize(5, rule), range(1, 12)
+    for width, height in ((w, h) for w in sizes for h in sizes):
+        assert resize.keeps(width, height) == (resize.box_and_size(width, height)[1] == (width, height))
+
+
 def test_longest_leaves_small_images_alone():
     pixels = photo(20, 30)
     seen, _ = image.decode(encoded(pixels, "PNG"), image.Resize(64, "longest"))

@@ -12,7 +12,7 @@ import numpy as np
 UNIT_PIXELS_BYTES = 192 << 20  # with what is encoded of them, what a worker holds in memory
 
 
-@dataclass(slots=True)  # not frozen: that takes three times as long to make
+@dataclass(slots=True)  # not frozen: that takes four times as long to make
 class Sample:
     """One labelled image as the archive holds it."""
 
