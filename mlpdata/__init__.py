@@ -2,7 +2,7 @@
 
 from mlpdata.manifest import Error
 
-__version__ = "0.1.0"
+__version__ = "0.1.1"
 __all__ = ["Augment", "Batch", "Error", "Loader", "__version__", "load"]
 
 _LAZY = {"load": "loader", "Loader": "loader", "Batch": "augment", "Augment": "augment"}

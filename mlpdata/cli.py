@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import click
 
 from mlpdata import Error, __version__
+
+gc.set_threshold(100_000)  # imports and listings of archives make many objects and next to no garbage
 
 
 class _Commands(click.Group):

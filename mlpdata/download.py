@@ -18,8 +18,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from mlpdata import web
 from mlpdata.manifest import Error, sync_dir, write_atomic
 from mlpdata.progress import Progress, duration
@@ -83,6 +81,8 @@ def fetch(
 @contextlib.contextmanager
 def only_one(lock_path: Path, say):
     """Hold a file's lock; the system takes it back from a process that dies."""
+    from filelock import FileLock, Timeout  # here, as most commands fetch nothing
+
     lock = FileLock(lock_path)
     try:
         lock.acquire(timeout=0)

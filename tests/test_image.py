@@ -50,6 +50,49 @@ def test_scaled_decode_is_close_to_the_exact_one(rule, filter_):
     assert psnr > 35 and largest < 60
 
 
+@pytest.mark.parametrize(
+    ("shape", "box", "size"),
+    [
+        ((94, 125), (0, 0, 125, 94), (64, 64)),
+        ((188, 250), (31.25, 0, 219.125, 188), (64, 64)),  # the middle, its edges inside of pixels
+        ((60, 100), (0, 0, 100, 60), (43, 19)),  # sizes that no band divides
+        ((70, 9), (0, 0, 9, 70), (1, 64)),
+        ((128, 128), (0, 0, 128, 128), (64, 64)),  # edges on pixels
+    ],
+)
+def test_area_mean_weighs_every_pixel_by_what_is_covered_of_it(shape, box, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+
+    def weights(n, start, stop, m):
+        edges = np.linspace(start, stop, m + 1)
+        covered = np.minimum(edges[1:, None], np.arange(1, n + 1)) - np.maximum(edges[:-1, None], np.arange(n))
+        return covered.clip(0) * m / (stop - start)
+
+    (h, w), (width, height) = shape, size
+    down, across = weights(h, box[1], box[3], height), weights(w, box[0], box[2], width)
+    expected = np.einsum("yh,xw,hwc->yxc", down, across, pixels, optimize=True)
+    seen = image.area_mean(pixels, box, size)
+    assert seen.dtype == np.uint8 and seen.shape == (height, width, 3)
+    # Rounding the result takes 0.5, and weights in 256ths of some four pixels each way up to 2 of 255.
+    assert np.abs(seen - expected).max() < 2 and np.abs(seen - expected).mean() < 0.5
+    # Whole numbers all the way: other orders of addition give the same.
+    exact = [np.zeros((m, n), np.int64) for n, m in ((h, height), (w, width))]
+    for whole, (n, start, stop, m) in zip(
+        exact, ((h, box[1], box[3], height), (w, box[0], box[2], width)), strict=True
+    ):
+        for first, a, b, band in image._bands(n, start, stop, m, 1):
+            whole[first : first + image.BAND, a:b] = band
+        assert (whole.sum(axis=1) == 256).all() and (whole >= 0).all()
+    sums = np.einsum("yh,xw,hwc->yxc", *exact, pixels.astype(np.int64), optimize=True)
+    assert np.array_equal(seen, (sums + (1 << 15)) >> 16)
+
+
+def test_area_mean_keeps_what_has_one_colour():
+    for value in (0, 1, 127, 254, 255):
+        seen = image.area_mean(np.full((97, 131, 3), value, np.uint8), (0, 0, 131, 97), (64, 64))
+        assert (seen == value).all()
+
+
 @pytest.mark.parametrize("rule", image.RESIZES)
 def test_what_is_kept_is_what_resizing_leaves_alone(rule):
     resize, sizes = image.Resize(5, rule), range(1, 12)
