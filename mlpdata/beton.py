@@ -199,6 +199,26 @@ def _read_index(path: Path, f, size: int) -> ShardIndex:
     )
 
 
+def read_rows(path: Path, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Some rows of the two tables of a file that `create` made: (n,) METADATA and (n,) ALLOCATION.
+
+    Raises Error for a file with other fields, or fewer rows.
+    """
+    with open(path, "rb") as f:
+        header, fields = np.fromfile(f, HEADER, 1), np.fromfile(f, FIELD, 2)
+        if not len(header) or (int(header[0]["version"]), int(header[0]["num_fields"])) != (VERSION, 2):
+            raise Error(f"{path} is not a beton of this tool: its header is another")
+        if fields["type_id"].tolist() != [TYPE_IMAGE, TYPE_INT] or int(header[0]["num_samples"]) < first + n:
+            raise Error(f"{path} is not a beton of this tool with {first + n} samples or more")
+        f.seek(METADATA_START + first * METADATA.itemsize)
+        meta = np.fromfile(f, METADATA, n)
+        f.seek(min(int(header[0]["alloc_table_ptr"]) + first * ALLOCATION.itemsize, os.fstat(f.fileno()).st_size))
+        allocations = np.fromfile(f, ALLOCATION, n)
+    if len(meta) < n or len(allocations) < n:
+        raise Error(f"{path} is cut short: it has no tables for {first + n} samples")
+    return meta, allocations
+
+
 def _narrow(values: np.ndarray) -> np.ndarray:
     """Values that are all the same, as one of them seen n times: no memory, and no time in the checks to come."""
     return np.broadcast_to(values[0], values.shape) if (values == values[0]).all() else values

@@ -215,6 +215,28 @@ def info(directory, as_json):
 
 
 @main.command()
+@click.argument("directory", type=SHARDS)
+def verify(directory):
+    """Check every checksum and every sample of a shard directory, and that both formats hold the same.
+
+    Images are decoded and compared with the index, labels and places of all files with each other. What is wrong is
+    listed, a line a problem, and the exit status is 1.
+
+    \b
+    mlpdata verify shards/cifar10-32
+    """
+    from mlpdata.verify import verify as run
+
+    what, found = run(directory)
+    for problem in found.problems:
+        click.echo(problem)
+    if found.num_problems:
+        listed = f"{len(found.problems):,} of them listed" if found.num_problems > len(found.problems) else "listed"
+        raise Error(f"{directory} is damaged: {found.num_problems:,} problems, {listed} above; get or convert it again")
+    click.echo(f"{directory} is whole: {what}")
+
+
+@main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("name", metavar="OWNER/NAME")
 @click.option("--private", is_flag=True, help="Make the repository a private one, where it is made.")

@@ -148,7 +148,7 @@ def seal(
     publish.write_skipped(skipped_path(root), iter_skipped(plan))
     for m in (m for split in plan.splits for m in made[split]):
         found.total.add(m.summary)
-    mean, std = _mean_std(found.total)
+    mean, std = found.total.mean_std()
     classes = [plan.source.classes[i] for i in np.flatnonzero(found.label_map >= 0)]
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -203,14 +203,6 @@ def _source_filter(plan: Plan, kept: int) -> dict:
     if plan.options.classes:
         record["classes"] = Path(plan.options.classes).name
     return record
-
-
-def _mean_std(total: Summary) -> tuple[list[float], list[float]]:
-    """Per channel, on the scale of 0 to 1, from exact integer sums."""
-    n = max(1, total.num_pixels)
-    mean = [s / n for s in total.pixel_sum]
-    variance = [max(0.0, q / n - m * m) for q, m in zip(total.pixel_sum_squared, mean, strict=True)]
-    return [round(m / 255, 6) for m in mean], [round(v**0.5 / 255, 6) for v in variance]
 
 
 def _fidelity(total: Summary) -> dict | None:

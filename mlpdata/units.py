@@ -81,6 +81,13 @@ class Summary:
             else:
                 setattr(self, name, mine + value)
 
+    def mean_std(self) -> tuple[list[float], list[float]]:
+        """Per channel, on the scale of 0 to 1, from exact integer sums."""
+        n = max(1, self.num_pixels)
+        mean = [s / n for s in self.pixel_sum]
+        variance = [max(0.0, q / n - m * m) for q, m in zip(self.pixel_sum_squared, mean, strict=True)]
+        return [round(m / 255, 6) for m in mean], [round(v**0.5 / 255, 6) for v in variance]
+
 
 # -------------------------------------------------------------------------------------------------------- convert
 

@@ -135,7 +135,7 @@ ORDER = [
     {"datasets", "units", "order", "augment", "publish", "index"},
     {"shards", "plan", "tiers", "dataset", "checksums"},
     {"seal", "workdir", "loader"},
-    {"convert", "inspect", "bench"},
+    {"convert", "inspect", "bench", "verify"},
     {"cli"},
 ]
 

@@ -1,0 +1,424 @@
+"""Whether a shard directory is what its manifest says: every checksum, every sample, both formats equal.
+
+Files and shards are checked by worker processes, one at a time each; memory does not grow with the data. A problem is
+a line of text, not an exception: what is wrong elsewhere is to be known as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import xxhash
+
+from mlpdata import beton, image, tar, units
+from mlpdata.engines import LocalEngine
+from mlpdata.manifest import (
+    Error,
+    Manifest,
+    beton_path,
+    classes_path,
+    index_path,
+    read_classes,
+    real_path,
+    skipped_path,
+    tar_path,
+)
+from mlpdata.progress import Progress
+from mlpdata.sources.blob import PlainFile
+from mlpdata.sources.tarscan import Damage, Member, scan
+
+MAX_TOLD = 10  # problems of one file or shard that are told one by one
+WINDOW_BYTES = 8 << 20  # read at a time
+LOSSLESS = ("raw", "png")
+ANOTHER_ENCODER = 6.5  # mean squared difference (40 dB) of JPEGs of one quality from two versions of the encoder
+COLUMNS = ["key", "label", "width", "height", "file", "offset", "bytes", "codec", "digest"]
+
+
+@dataclass
+class Findings:
+    """What was found in one file or shard; adds up."""
+
+    problems: list[str] = field(default_factory=list)
+    num_problems: int = 0  # as many as there are; only the first are told
+    class_counts: dict[str, np.ndarray] = field(default_factory=dict)  # split -> (classes,), by its index
+    summary: units.Summary = field(default_factory=units.Summary)  # of the training pixels that are stored exactly
+
+    def note(self, text: str) -> None:
+        self.num_problems += 1
+        if len(self.problems) < MAX_TOLD:
+            self.problems.append(text)
+
+    def add(self, other: Findings) -> None:
+        self.problems += other.problems
+        self.num_problems += other.num_problems
+        self.summary.add(other.summary)
+        for split, counts in other.class_counts.items():
+            self.class_counts[split] = self.class_counts.get(split, 0) + counts
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One sample in one format."""
+
+    file: str
+    codec: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class State:
+    """What every worker knows."""
+
+    root: Path
+    manifest: Manifest
+    training_split: str
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """One file, whose checksum is taken."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"file {self.name}"
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Consecutive samples of a split: those of a tar, where there are tars."""
+
+    split: str
+    first: int
+    num_samples: int
+    tar: str | None
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __str__(self) -> str:
+        return f"samples {self.first} to {self.first + self.num_samples - 1} of split {self.split}"
+
+
+def verify(root: Path, workers: int | None = None, quiet: bool = False) -> tuple[str, Findings]:
+    """Check a shard directory. Returns (what was checked, what is wrong).
+
+    workers: processes; None: the cores. Raises Error only where there is no finished directory to check.
+    """
+    root = Path(root)
+    manifest = Manifest.load(root)
+    training = "train" if "train" in manifest.splits else next(iter(manifest.splits))
+    total = Findings()
+    _check_directory(root, manifest, total)
+    state = State(root, manifest, training)
+    tasks = list(_tasks(state, total))
+    progress = Progress("verifying", sum(len(t) for t in tasks if isinstance(t, ShardTask)), quiet=quiet)
+    with LocalEngine(min(workers or len(os.sched_getaffinity(0)), len(tasks)), state) as engine:
+        for task, found in engine.map(_check, tasks, progress.tick):
+            total.add(found)
+            if isinstance(task, ShardTask):
+                progress.add(len(task))
+    progress.finish()
+    if not total.num_problems:  # else they would say so once more
+        _check_totals(manifest, training, total)
+    num_bytes = sum(f["bytes"] for f in manifest.files.values())
+    num_samples = sum(s.num_samples for s in manifest.splits.values())
+    both = ", equal in both formats" if len(manifest.formats) > 1 else ""
+    return f"{len(manifest.files)} files of {num_bytes:,} bytes, {num_samples:,} samples{both}", total
+
+
+# ------------------------------------------------------------------------------------------------------ directory
+
+
+def _check_directory(root: Path, manifest: Manifest, total: Findings) -> None:
+    """What the names and the small files say."""
+    for split, info in manifest.splits.items():
+        for name in filter(None, (info.beton, info.index, *info.tars)):
+            if name not in manifest.files:
+                total.note(f"manifest.json: split {split} has {name}, which is not among its files")
+        if info.tars and (sum(info.tar_lengths) != info.num_samples or len(info.tar_lengths) != len(info.tars)):
+            total.note(f"manifest.json: the tars of split {split} do not add up to its {info.num_samples:,} samples")
+        patterns = [beton_path(root, split), index_path(root, split), real_path(root, split)]
+        patterns.append(tar_path(root, split, 0).with_name(f"{split}-*.tar"))
+        for path in (p for pattern in patterns for p in sorted(root.glob(pattern.name))):
+            if path.name not in manifest.files:
+                total.note(f"{path.name} is not in the manifest, and readers that go by names would take it: remove it")
+    try:
+        if hashlib.sha256(classes_path(root).read_bytes()).hexdigest() != manifest.classes_sha256:
+            total.note(f"{classes_path(root).name} is not the class list that the manifest names")
+        elif (n := len(read_classes(root))) != manifest.num_classes:
+            total.note(f"{classes_path(root).name} lists {n:,} classes, the manifest {manifest.num_classes:,}")
+        skipped = dict.fromkeys(manifest.splits, 0)
+        with open(skipped_path(root), "rb") as lines:
+            for line in lines:
+                skipped[json.loads(line)["split"]] += 1
+        for split, info in manifest.splits.items():
+            if skipped[split] != info.num_skipped:
+                total.note(f"{skipped_path(root).name} lists {skipped[split]:,} images of split {split}, "
+                           f"the manifest {info.num_skipped:,}")  # fmt: skip
+    except OSError:
+        pass  # a file that is missing is told with the others
+    except (ValueError, KeyError, TypeError) as e:
+        total.note(f"{skipped_path(root).name} is damaged ({type(e).__name__}: {e})")
+
+
+def _tasks(state: State, total: Findings) -> Iterator[FileTask | ShardTask]:
+    """Betons first, for they take longest; then each tar and at once, while it is in memory, its samples."""
+    manifest, told = state.manifest, set()
+    for info in manifest.splits.values():
+        if info.beton:
+            told.add(info.beton)
+            yield FileTask(info.beton)
+    for split, info in manifest.splits.items():
+        try:
+            with pq.ParquetFile(index_path(state.root, split)) as file:
+                groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+        except (OSError, ValueError) as e:
+            total.note(f"{index_path(state.root, split).name} cannot be read: {_line(e)}")
+            groups = []
+        if groups and sum(groups) != info.num_samples:
+            total.note(f"{index_path(state.root, split).name} lists {sum(groups):,} samples, "
+                       f"the manifest {info.num_samples:,}")  # fmt: skip
+            groups = []
+        lengths, names = (info.tar_lengths, info.tars) if info.tars else (groups, [None] * len(groups))
+        first = 0
+        for n, name in zip(lengths, names, strict=False):
+            if name is not None:
+                told.add(name)
+                yield FileTask(name)
+            if groups:
+                yield ShardTask(split, first, n, name)
+            first += n
+    for name in manifest.files:
+        if name not in told:
+            yield FileTask(name)
+
+
+def _check_totals(manifest: Manifest, training: str, total: Findings) -> None:
+    for split, info in manifest.splits.items():
+        counts = total.class_counts[split]
+        if counts.tolist() != list(info.class_counts):
+            total.note(f"manifest.json: split {split} has other class counts than the index")
+    if total.summary.num_pixels:
+        mean, std = total.summary.mean_std()
+        if (mean, std) != (manifest.mean, manifest.std):
+            total.note(f"mean and std of split {training} are {mean}, {std}, not as the manifest says")
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+# -------------------------------------------------------------------------------------------------------- workers
+
+
+def _check(state: State, task: FileTask | ShardTask) -> Findings:
+    return _check_file(state, task) if isinstance(task, FileTask) else _check_samples(state, task)
+
+
+def _check_file(state: State, task: FileTask) -> Findings:
+    found, listed = Findings(), state.manifest.files[task.name]
+    try:
+        with open(state.root / task.name, "rb") as f:
+            size = os.fstat(f.fileno()).st_size
+            if size != listed["bytes"]:
+                found.note(f"{task.name} has {size:,} bytes, the manifest says {listed['bytes']:,}")
+            elif (digest := hashlib.file_digest(f, "sha256").hexdigest()) != listed["sha256"]:
+                found.note(f"{task.name} has sha256 {digest:.12}..., the manifest says {listed['sha256']:.12}...")
+    except OSError as e:
+        found.note(f"{task.name} cannot be read: {e.strerror}")
+    return found
+
+
+def _check_samples(state: State, task: ShardTask) -> Findings:
+    manifest, found = state.manifest, Findings()
+    index = index_path(state.root, task.split).name
+    try:
+        rows = _index_rows(state.root / index, task.first, task.num_samples)
+    except (OSError, ValueError, KeyError) as e:
+        found.note(f"{index} cannot be read at {task}: {_line(e)}")
+        return found
+    labels, sizes = rows["label"], np.stack([rows["width"], rows["height"]], axis=1)
+    bad = (labels < 0) | (labels >= manifest.num_classes) | (sizes < 1).any(axis=1) | (sizes > manifest.res).any(axis=1)
+    if bad.any():
+        i = int(bad.argmax())
+        found.note(f"{index}: sample {rows['key'][i]} has label {labels[i]} and {sizes[i, 0]} x {sizes[i, 1]} pixels")
+        return found
+    found.class_counts[task.split] = np.bincount(labels, minlength=manifest.num_classes)
+    if len(set(rows["key"])) < len(rows["key"]):
+        found.note(f"{index} has a key twice among {task}")
+    sums = units.PixelSums() if task.split == state.training_split else None
+    sources: list[Iterator[Stored | None]] = []
+    if manifest.splits[task.split].beton:
+        sources.append(_beton_samples(state, task, rows, found))
+    if task.tar:
+        sources.append(_tar_samples(state, task, rows, found))
+    # Both run until the last sample, and give None for what they cannot read.
+    for i, stored in enumerate(zip(*sources, strict=True)):
+        exact = _check_sample(state, rows, i, [s for s in stored if s is not None], found)
+        if sums is not None and exact is not None:
+            sums.add(exact)
+    if sums is not None:
+        found.summary = sums.result()
+    return found
+
+
+def _check_sample(state: State, rows: dict, i: int, stored: list[Stored], found: Findings) -> np.ndarray | None:
+    """One sample in its formats. Returns its pixels (H, W, 3) where they are known exactly."""
+    manifest, key, digest = state.manifest, rows["key"][i], int(rows["digest"][i])
+    shape = (int(rows["height"][i]), int(rows["width"][i]), 3)
+    exact, lossy = None, []
+    for s in stored:
+        try:
+            pixels = _pixels(s, shape)
+        except image.ImageError as e:
+            found.note(f"{s.file}: sample {key} {e}")
+            continue
+        if xxhash.xxh3_64_intdigest(pixels) == digest:
+            exact = pixels
+        elif s.codec in LOSSLESS or manifest.quality is None:
+            found.note(f"{s.file}: sample {key} has other pixels than the index says")
+        else:
+            lossy.append((s, pixels))
+    if len(lossy) == 2 and lossy[0][0].payload != lossy[1][0].payload:
+        found.note(f"{lossy[0][0].file} and {lossy[1][0].file}: sample {key} is a different JPEG in each")
+    for s, pixels in lossy if exact is not None else ():
+        if not _encodes(manifest, s, pixels, exact):
+            found.note(f"{s.file}: sample {key} is another image than the one whose pixels the index knows")
+    return exact
+
+
+def _pixels(stored: Stored, shape: tuple[int, int, int]) -> np.ndarray:
+    """uint8 `shape`. Raises ImageError."""
+    payload = stored.payload
+    if stored.codec == "raw":
+        if len(payload) != np.prod(shape):
+            raise image.ImageError(f"has {len(payload)} bytes, not {shape[1]} x {shape[0]} pixels")
+        return np.frombuffer(payload, np.uint8).reshape(shape)
+    if stored.codec == "jpg":
+        pixels = np.empty(shape, np.uint8)
+        image.decode_kept(payload, pixels)
+        return pixels
+    pixels = image.decode_exact(payload)
+    if pixels.shape != shape:
+        raise image.ImageError(f"is {pixels.shape[1]} x {pixels.shape[0]}, not {shape[1]} x {shape[0]} pixels")
+    return pixels
+
+
+def _encodes(manifest: Manifest, stored: Stored, decoded: np.ndarray, pixels: np.ndarray) -> bool:
+    """Whether a JPEG that was encoded here is that of some pixels: the encoder tells, for it always does the same."""
+    again = image.encode_jpeg(pixels, manifest.quality)
+    if again == stored.payload:
+        return True
+    if manifest.image_library["jpeg"] == image.library_versions()["jpeg"]:
+        return False
+    difference = decoded.astype(np.int32) - _pixels(replace(stored, payload=again), pixels.shape)
+    return float((difference * difference).mean()) < ANOTHER_ENCODER
+
+
+def _index_rows(path: Path, first: int, n: int) -> dict[str, np.ndarray | list]:
+    """Rows of a split's index: `key`, `file` and `codec` as lists of text, numbers as arrays."""
+    with pq.ParquetFile(path) as table:
+        ends = np.cumsum([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])
+        start, stop = (int(np.searchsorted(ends, row, side="right")) for row in (first, first + n - 1))
+        rows = table.read_row_groups(list(range(start, stop + 1)), columns=COLUMNS)
+    rows = rows.slice(first - (int(ends[start - 1]) if start else 0), n)
+    if rows.num_rows != n or any(column.null_count for column in rows.columns):
+        raise ValueError("it has gaps")
+    text = ("key", "file", "codec")
+    values = {name: rows[name].to_pylist() for name in COLUMNS}
+    types = {name: rows[name].type.to_pandas_dtype() for name in COLUMNS if name not in text}
+    return values | {name: np.array(values[name], dtype) for name, dtype in types.items()}
+
+
+class _Window:
+    """Reads of a file from front to back, of which many small ones are one."""
+
+    def __init__(self, path: Path):
+        self._blob, self._held, self._held_at = PlainFile(path), b"", 0
+        self.size = self._blob.size
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        if not self._held_at <= offset <= offset + size <= self._held_at + len(self._held):
+            self._held, self._held_at = self._blob.read_at(offset, max(size, WINDOW_BYTES)), offset
+        return self._held[offset - self._held_at : offset - self._held_at + size]
+
+    def close(self) -> None:
+        self._blob.close()
+
+
+def _beton_samples(state: State, task: ShardTask, rows: dict, found: Findings) -> Iterator[Stored | None]:
+    """Each sample, where the beton's own tables say it is; None from where nothing can be read."""
+    path, codec = beton_path(state.root, task.split), state.manifest.beton_codec
+    try:
+        meta, allocations = beton.read_rows(path, task.first, task.num_samples)
+        file = _Window(path)
+    except (OSError, Error) as e:
+        found.note(f"{path.name} cannot be read at {task}: {_line(e)}")
+        yield from [None] * task.num_samples
+        return
+    expected = {
+        "label": (meta["label"], rows["label"]),
+        "width": (meta["image"]["width"], rows["width"]),
+        "height": (meta["image"]["height"], rows["height"]),
+        "mode": (meta["image"]["mode"], np.full(len(meta), beton.MODES[codec])),
+        "allocation": (allocations["ptr"], meta["image"]["data_ptr"]),
+        "number": (allocations["sample_id"], np.arange(task.first, task.first + len(meta))),
+    }
+    for name, (seen, wanted) in expected.items():
+        if (different := seen != wanted).any():
+            i = int(different.argmax())
+            found.note(f"{path.name}: sample {rows['key'][i]} has {name} {seen[i]}, and should have {wanted[i]}")
+    with contextlib.closing(file):
+        places = zip(meta["image"]["data_ptr"].tolist(), allocations["size"].tolist(), strict=True)
+        for key, (at, size) in zip(rows["key"], places, strict=True):
+            if at + size > file.size:
+                found.note(f"{path.name} ends before sample {key}")
+                yield None
+            else:
+                yield Stored(path.name, codec, file.read_at(at, size))
+
+
+def _tar_samples(state: State, task: ShardTask, rows: dict, found: Findings) -> Iterator[Stored | None]:
+    """Each sample, as a reader of tars comes upon it; None from where nothing can be read."""
+    path, codec, done = state.root / task.tar, state.manifest.tar_codec, 0
+    try:
+        with contextlib.closing(_Window(path)) as file:
+            members = scan(file.read_at, 0, file.size)
+            for i, key in enumerate(rows["key"]):
+                member = _next_member(members, f"{key}.{tar.EXTENSIONS[codec]}")
+                data = file.read_at(member.offset, member.size)
+                head = tar.ppm_header(int(rows["width"][i]), int(rows["height"][i])) if codec == "raw" else b""
+                where = (member.offset + len(head), member.size - len(head), task.tar, codec)
+                if where != (rows["offset"][i], rows["bytes"][i], rows["file"][i], rows["codec"][i]):
+                    found.note(f"{path.name}: sample {key} is not where the index says, at byte {rows['offset'][i]}")
+                if not data.startswith(head):
+                    found.note(f"{path.name}: sample {key} has another PPM header than its size asks for")
+                member = _next_member(members, f"{key}.cls")
+                label = file.read_at(member.offset, min(member.size, 32))
+                if label != b"%d" % rows["label"][i]:
+                    found.note(f"{path.name}: sample {key} has class {label!r}, the index says {rows['label'][i]}")
+                yield Stored(path.name, codec, data[len(head) :])
+                done += 1
+            _next_member(members, None)
+    except (OSError, ValueError) as e:
+        found.note(f"{path.name} {_line(e)}")
+        yield from [None] * (len(rows["key"]) - done)
+
+
+def _next_member(members: Iterator[Member | Damage], name: str | None) -> Member | None:
+    """The next member, which has to have a name; None: there is to be no more. Raises ValueError."""
+    member = next(members, None)
+    if isinstance(member, Damage):
+        raise ValueError(f"is damaged: {member.reason}")
+    if (member and member.name) != name:
+        raise ValueError(f"holds {member.name if member else 'nothing more'} where {name or 'its end'} should be")
+    return member
