@@ -1,0 +1,324 @@
+import hashlib
+import json
+import shutil
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import convert_quietly, encoded, make_folder, make_tinyimagenet, picture, run_cli
+
+from mlpdata import beton, image, tar, verify
+from mlpdata.manifest import Manifest
+
+
+class Inline:
+    """Stands for LocalEngine where the workers' side is what is tested: no processes to wait for."""
+
+    def __init__(self, num_workers, state):
+        self.state = state
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def map(self, function, tasks, tick):
+        return ((task, function(self.state, task)) for task in tasks)
+
+
+@pytest.fixture(autouse=True)
+def _inline(monkeypatch):
+    monkeypatch.setattr(verify, "LocalEngine", Inline)
+
+
+def problems(root):
+    _, found = verify.verify(root, quiet=True)
+    assert found.num_problems >= len(found.problems)
+    return found.problems
+
+
+@pytest.fixture(scope="module")
+def kept_dir(tmp_path_factory):
+    """JPEGs that are stored as they are, beside their pixels."""
+    base = tmp_path_factory.mktemp("kept")
+    make_tinyimagenet(base / "tiny.zip")
+    convert_quietly(dataset="tinyimagenet", source=str(base / "tiny.zip"), out=base / "out", workers=1, shard_size=300)
+    return base / "out"
+
+
+CASES = [
+    {},
+    {"codec": "jpg"},
+    {"codec": "png"},
+    {"codec": "raw"},
+    {"resize": "longest", "codec": "jpg", "quality": 97},
+    {"format": "tar"},
+    {"format": "beton"},
+    {"format": "beton", "codec": "jpg"},
+]
+
+
+@pytest.mark.parametrize("options", CASES, ids=str)
+def test_what_convert_makes_is_whole(options, tmp_path):
+    make_folder(tmp_path / "in", per_class=7)
+    convert_quietly(
+        dataset="folder", source=str(tmp_path / "in"), res=32, out=tmp_path / "out", workers=1, shard_size=6, **options
+    )
+    assert problems(tmp_path / "out") == []
+
+
+def test_kept_jpegs_and_skipped_images_are_whole(kept_dir):
+    assert problems(kept_dir) == []
+
+
+def test_another_version_of_the_encoder_is_allowed_what_versions_differ_in(photos_dir, tmp_path, monkeypatch):
+    root = copy(photos_dir, tmp_path)
+    monkeypatch.setattr(image, "encode_jpeg", lambda pixels, quality: encoded(pixels, quality=quality))
+    assert "is another image" in problems(root)[0]  # of this version it has to be the very bytes
+    change_manifest(root, image_library={"jpeg": "simplejpeg 0.1", "resize": "pillow 1", "png": "deflate 0"})
+    assert problems(root) == []
+    monkeypatch.setattr(image, "encode_jpeg", lambda pixels, quality: encoded(pixels[::-1], quality=quality))
+    assert "is another image" in problems(root)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- damage
+
+
+def copy(root, tmp_path):
+    shutil.copytree(root, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def change_manifest(root, **changes):
+    path = root / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def relist(root):
+    """Have the manifest list the files as they are: what is wrong in them must be found without checksums."""
+    files = {}
+    for name in Manifest.load(root).files:
+        data = (root / name).read_bytes()
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    change_manifest(root, files=files)
+
+
+def overwrite(path, at, data):
+    with open(path, "r+b") as f:
+        f.seek(at)
+        f.write(data)
+
+
+def change_index(root, split, column, change):
+    path = root / f"{split}.index.parquet"
+    table = pq.read_table(path)
+    number = table.schema.get_field_index(column)
+    values = table[column].to_pylist()
+    change(values)
+    pq.write_table(
+        table.set_column(number, table.schema.field(number), pa.array(values, table.schema.field(number).type)), path
+    )
+
+
+@pytest.mark.parametrize("how", ["a bit", "cut short", "gone"])
+def test_damage_to_any_file_is_found_and_the_file_named(photos_dir, tmp_path, how):
+    for name, entry in Manifest.load(photos_dir).files.items():
+        root = tmp_path / name
+        shutil.copytree(photos_dir, root)
+        path, at = root / name, max(1, entry["bytes"]) // 2
+        if how == "gone":
+            path.unlink()
+        elif not entry["bytes"]:  # nothing was skipped
+            path.write_bytes(b"x")
+        elif how == "cut short":
+            path.write_bytes(path.read_bytes()[:at])
+        else:
+            overwrite(path, at, bytes([path.read_bytes()[at] ^ 1]))
+        assert any(name in p and ("sha256" in p or "bytes, the" in p or "cannot be read" in p) for p in problems(root))
+        shutil.rmtree(root)
+
+
+def flip_pixel(root):
+    at = int(beton.open_index(root / "train.beton").offset[3])
+    overwrite(root / "train.beton", at + 100, bytes([(root / "train.beton").read_bytes()[at + 100] ^ 1]))
+
+
+def change_beton_label(root):
+    path = root / "train.beton"
+    meta, _ = beton.read_rows(path, 0, 1)
+    meta["label"] = (meta["label"] + 1) % 3
+    overwrite(path, beton.METADATA_START, meta.tobytes())
+
+
+def swap_places(root):
+    path = root / "train.beton"
+    meta, _ = beton.read_rows(path, 0, 2)
+    meta["image"]["data_ptr"] = meta["image"]["data_ptr"][::-1].copy()
+    overwrite(path, beton.METADATA_START, meta.tobytes())
+
+
+def change_class(root):
+    path = root / "train-000000.tar"
+    data = path.read_bytes()
+    at = data.index(b".cls\0")
+    at = at // 512 * 512 + 512
+    overwrite(path, at, b"7")
+
+
+def rename_member(root):
+    path = root / "train-000001.tar"
+    with tarfile.open(path) as archive:
+        member = archive.getmembers()[2]
+    overwrite(path, member.offset, tar.headers(["other.jpg"], [member.size]).tobytes())
+
+
+def another_picture(root):
+    """A JPEG in a tar becomes another one that takes as many bytes."""
+    path = root / "train-000000.tar"
+    row = pq.read_table(root / "train.index.parquet").slice(2, 1).to_pylist()[0]
+    for seed in range(1000):
+        for quality in range(60, 96, 5):
+            data = encoded(picture(32, 32, 5000 + seed), quality=quality)
+            if len(data) <= row["bytes"]:
+                overwrite(path, row["offset"], data + bytes(row["bytes"] - len(data)))
+                return
+
+
+def add_member(root):
+    path = root / "val-000002.tar"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1024] + data[:512] + data[512:1024].ljust(512, b"\0") + data[-1024:])
+
+
+def change_digest(root):
+    change_index(root, "val", "digest", lambda values: values.__setitem__(4, values[4] ^ 1))
+
+
+def change_index_label(root):
+    change_index(root, "val", "label", lambda values: values.__setitem__(4, (values[4] + 1) % 3))
+
+
+def label_beyond(root):
+    change_index(root, "val", "label", lambda values: values.__setitem__(4, 3))
+
+
+def move_row(root):
+    change_index(root, "val", "offset", lambda values: values.__setitem__(0, values[0] + 512))
+
+
+def double_key(root):
+    change_index(root, "val", "key", lambda values: values.__setitem__(0, values[1]))
+
+
+def huge_image(root):
+    change_index(root, "val", "width", lambda values: values.__setitem__(0, 1 << 30))
+
+
+def fewer_rows(root):
+    path = root / "val.index.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+def change_counts(root):
+    splits = json.loads((root / "manifest.json").read_text())["splits"]
+    splits["val"]["class_counts"][0] += 1
+    change_manifest(root, splits=splits)
+
+
+def change_mean(root):
+    mean = json.loads((root / "manifest.json").read_text())["mean"]
+    change_manifest(root, mean=[mean[0] + 1e-5, *mean[1:]])
+
+
+def swap_classes(root):
+    path = root / "classes.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[::-1]) + "\n")
+
+
+def invent_skipped(root):
+    (root / "skipped.jsonl").write_text('{"split": "val", "source": "x", "reason": "y"}\n')
+
+
+def stray_tar(root):
+    shutil.copy(root / "train-000000.tar", root / "train-000009.tar")
+
+
+DAMAGE = [
+    (flip_pixel, "train.beton: sample {key3} has other pixels"),
+    (change_beton_label, "train.beton: sample"),
+    (swap_places, "train.beton: sample {key0} has allocation"),
+    (change_class, "train-000000.tar: sample {key0} has class b'7'"),
+    (rename_member, "train-000001.tar holds "),
+    (another_picture, "train-000000.tar: sample {key2} is another image"),
+    (add_member, "val-000002.tar holds "),
+    (change_digest, "val.beton: sample"),
+    (change_index_label, "the index says"),
+    (label_beyond, "has label 3"),
+    (move_row, "is not where the index says"),
+    (double_key, "has a key twice"),
+    (huge_image, "1073741824 x 32 pixels"),
+    (fewer_rows, "val.index.parquet lists 59 samples, the manifest 60"),
+    (change_counts, "split val has other class counts"),
+    (change_mean, "mean and std of split train"),
+    (swap_classes, "classes.txt is not the class list"),
+    (invent_skipped, "skipped.jsonl lists 1 images of split val, the manifest 0"),
+    (stray_tar, "train-000009.tar is not in the manifest"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE, ids=[d.__name__ for d, _ in DAMAGE])
+def test_what_checksums_do_not_tell_is_found_in_the_samples(photos_dir, tmp_path, damage, message):
+    root = copy(photos_dir, tmp_path)
+    keys = pq.read_table(root / "train.index.parquet")["key"].to_pylist()
+    damage(root)
+    relist(root)
+    found = problems(root)
+    assert any(message.format(key0=keys[0], key2=keys[2], key3=keys[3]) in p for p in found), found
+    assert not any("sha256" in p for p in found)
+
+
+def test_a_kept_jpeg_has_to_have_the_very_pixels(kept_dir, tmp_path):
+    root = copy(kept_dir, tmp_path)
+    row = pq.read_table(root / "train.index.parquet").slice(0, 1).to_pylist()[0]
+    path = root / row["file"]
+    pixels = image.decode_exact(path.read_bytes()[row["offset"] : row["offset"] + row["bytes"]])
+    data = encoded(255 - pixels, quality=30)
+    assert len(data) <= row["bytes"]
+    overwrite(path, row["offset"], data + bytes(row["bytes"] - len(data)))
+    relist(root)
+    assert any(f"{row['file']}: sample {row['key']} has other pixels" in p for p in problems(root))
+
+
+def test_twins_of_jpegs_are_compared_byte_by_byte(tmp_path):
+    make_folder(tmp_path / "in", per_class=7)
+    convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=32, out=tmp_path / "out", workers=1, codec="jpg")
+    row = pq.read_table(tmp_path / "out" / "val.index.parquet").slice(1, 1).to_pylist()[0]
+    data = (tmp_path / "out" / row["file"]).read_bytes()[row["offset"] : row["offset"] + row["bytes"]]
+    again = encoded(image.decode_exact(data), quality=20)
+    overwrite(tmp_path / "out" / row["file"], row["offset"], again + bytes(row["bytes"] - len(again)))
+    relist(tmp_path / "out")
+    assert any(f"sample {row['key']} is a different JPEG in each" in p for p in problems(tmp_path / "out"))
+
+
+def test_many_problems_are_counted_and_some_are_told(photos_dir, tmp_path):
+    root = copy(photos_dir, tmp_path)
+    change_index(root, "train", "digest", lambda values: values.__setitem__(slice(None), [d ^ 1 for d in values]))
+    relist(root)
+    _, found = verify.verify(root, quiet=True)
+    assert found.num_problems >= 60 and len(found.problems) == 3 * verify.MAX_TOLD  # of three shards
+
+
+def test_the_command_says_what_is_wrong_and_fails(photos_dir, tmp_path):
+    done = run_cli("verify", photos_dir)
+    assert done.returncode == 0
+    assert "is whole" in done.stdout and "120 samples, equal in both formats" in done.stdout
+    root = copy(photos_dir, tmp_path)
+    flip_pixel(root)
+    done = run_cli("verify", root)
+    assert done.returncode == 1
+    assert "train.beton has sha256" in done.stdout and "has other pixels than the index says" in done.stdout
+    assert done.stderr.startswith("mlpdata: error: ") and "2 problems, listed above" in done.stderr
+    assert run_cli("verify", tmp_path).returncode == 1
