@@ -70,6 +70,7 @@ class _ShardDirectory(click.ParamType):
 
 
 SHARDS = _ShardDirectory()
+LIBRARIES = ["ffcv", "webdataset", "datasets", "timm", "torch", "numpy"]
 
 
 def _path_or_url(text: str):
@@ -237,6 +238,37 @@ def verify(directory):
 
 
 @main.command()
+@click.argument("directory", type=SHARDS)
+@click.option("--json", "as_json", is_flag=True, help="For programs, with the keys of the duplicates.")
+def stats(directory, as_json):
+    """Class counts, mean and std, and images that are there more than once, within a split and across splits.
+
+    Duplicates have equal pixels at the stored resolution.
+
+    \b
+    mlpdata stats shards/cifar10-32
+    """
+    from mlpdata.stats import stats as run
+
+    click.echo(run(directory, as_json))
+
+
+@main.command()
+@click.argument("directory", type=SHARDS)
+@click.option("--for", "library", type=click.Choice(LIBRARIES), required=True, help="The library to read it with.")
+@click.option("--split", default="train", show_default=True)
+def snippet(directory, library, split):
+    """Print code that reads a shard directory elsewhere; it runs as printed.
+
+    \b
+    mlpdata snippet shards/cifar10-32 --for webdataset > read.py
+    """
+    from mlpdata import snippets
+
+    click.echo(snippets.snippet(directory, library, split))
+
+
+@main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("name", metavar="OWNER/NAME")
 @click.option("--private", is_flag=True, help="Make the repository a private one, where it is made.")
@@ -246,10 +278,10 @@ def push(directory, name, private):
     \b
     mlpdata push shards/cifar10-32 me/cifar10-32
     """
-    from mlpdata import inspect, remote
+    from mlpdata import remote
     from mlpdata.manifest import Manifest
 
-    inspect.check_files(directory, Manifest.load(directory))
+    Manifest.load(directory).check_sizes(directory)
     click.echo(remote.push(directory, name, private, click.echo))
 
 

@@ -24,7 +24,7 @@ SHEET_ROWS, SHEET_COLUMNS = 10, 8
 def info(root: Path, as_json: bool = False) -> str:
     """What a shard directory holds, for people or (the whole manifest) for programs."""
     manifest = Manifest.load(root)
-    check_files(root, manifest)
+    manifest.check_sizes(root)
     if as_json:
         return json.dumps(asdict(manifest), indent=1, ensure_ascii=False)
     size = sum(f["bytes"] for f in manifest.files.values())
@@ -54,15 +54,6 @@ def info(root: Path, as_json: bool = False) -> str:
             (f"split {name}", f"{split.num_samples:,} samples, {per_class}, {split.num_skipped:,} skipped{shards}")
         )
     return "\n".join(f"{name:<12} {value}" for name, value in rows)
-
-
-def check_files(root: Path, manifest: Manifest) -> None:
-    for name, entry in manifest.files.items():
-        path = Path(root) / name
-        if not path.is_file():
-            raise Error(f"{path} is missing, though the manifest lists it; convert again")
-        if path.stat().st_size != entry["bytes"]:
-            raise Error(f"{path} has {path.stat().st_size} bytes, the manifest says {entry['bytes']}; convert again")
 
 
 def _some_classes(root: Path) -> str:

@@ -127,6 +127,15 @@ class Manifest:
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
         write_atomic(manifest_path(root), text.encode())
 
+    def check_sizes(self, root: Path) -> None:
+        """Raise Error where a listed file is missing or has another size."""
+        for name, entry in self.files.items():
+            path = Path(root) / name
+            if not path.is_file():
+                raise Error(f"{path} is missing, though the manifest lists it; convert again")
+            if (size := path.stat().st_size) != entry["bytes"]:
+                raise Error(f"{path} has {size} bytes, the manifest says {entry['bytes']}; convert again")
+
     @classmethod
     def load(cls, root: str | Path) -> Manifest:
         """Read and check a directory's manifest. Raises Error when it is missing, damaged or from another version."""

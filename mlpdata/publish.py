@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -77,7 +78,10 @@ def card(manifest: Manifest, title: str, classes: list[tuple[str, str]]) -> str:
             }
         ]
         if len(classes) <= MAX_CARD_CLASSES:
-            label = {"class_label": {"names": {str(i): readable for i, (_, readable) in enumerate(classes)}}}
+            # Hugging Face datasets wants every name once; ImageNet has two cranes.
+            times = Counter(readable for _, readable in classes)
+            names = [readable if times[readable] == 1 else f"{readable} ({name})" for name, readable in classes]
+            label = {"class_label": {"names": {str(i): name for i, name in enumerate(names)}}}
             columns = [("__key__", "string"), ("__url__", "string"), (image_key, "image"), ("cls", label)]
             header["dataset_info"] = {"features": [{"name": n, "dtype": t} for n, t in columns]}
     rows = "\n".join(

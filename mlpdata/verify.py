@@ -38,7 +38,7 @@ from mlpdata.sources.tarscan import Damage, Member, scan
 MAX_TOLD = 10  # problems of one file or shard that are told one by one
 WINDOW_BYTES = 8 << 20  # read at a time
 LOSSLESS = ("raw", "png")
-# Mean squared difference of JPEGs of one quality from two encoders: up to 8 between Pillow's and simplejpeg's, on noise.
+# Mean squared difference of JPEGs of one quality from two encoders: on noise up to 8 from Pillow's to simplejpeg's.
 ANOTHER_ENCODER = 16.0
 COLUMNS = ["key", "label", "width", "height", "file", "offset", "bytes", "codec", "digest"]
 

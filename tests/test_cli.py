@@ -135,7 +135,7 @@ ORDER = [
     {"datasets", "units", "order", "augment", "publish", "index"},
     {"shards", "plan", "tiers", "dataset", "checksums"},
     {"seal", "workdir", "loader"},
-    {"convert", "inspect", "bench", "verify"},
+    {"convert", "inspect", "bench", "verify", "stats", "snippets"},
     {"cli"},
 ]
 

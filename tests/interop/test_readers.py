@@ -6,15 +6,17 @@ They run in `.venv-interop`, made by `make interop`, where mlpdata is not instal
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import convert_quietly, encoded, make_cifar, make_folder, picture
+from conftest import convert_quietly, encoded, make_cifar, make_folder, make_imagenet, picture, run_cli
 from PIL import Image
 
 import mlpdata
-from mlpdata import beton
+from mlpdata import beton, snippets
+from mlpdata.cli import LIBRARIES
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-interop" / "bin" / "python"
@@ -126,3 +128,66 @@ def test_tars(roots, seen, library, name, split, options):
     assert np.array_equal(images, seen_images) and np.array_equal(labels, seen_labels)
     if library != "timm":
         assert len(set(keys.tolist())) == len(labels)
+
+
+@pytest.fixture(scope="session")
+def elsewhere(roots):
+    """Directories that snippets have to fit: those above, images of several sizes, and classes of one readable name."""
+    convert_quietly(
+        dataset="folder", source=str(roots / "in"), res=64, resize="longest", out=roots / "longest", shard_size=50
+    )
+    make_imagenet(roots / "cranes.tar", synsets=["n02012849", "n03126707"], per_class=12)
+    convert_quietly(dataset="imagenet21k", source=str(roots / "cranes.tar"), res=32, out=roots / "cranes")
+    return roots
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_snippets_run_as_they_are_printed(elsewhere, library, tmp_path):
+    names = [*CODECS, "photos", "longest", "cranes"]
+    printed = {name: snippets.snippet(elsewhere / name, library) for name in names}
+    assert run_cli("snippet", elsewhere / "photos", "--for", library).stdout == printed["photos"] + "\n"
+    needs_us = {name: "import mlpdata" in code for name, code in printed.items()}
+    if not all(needs_us.values()):
+        need(library)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    for python, ours in ((PYTHON, False), (sys.executable, True)):
+        todo = [code for name, code in printed.items() if needs_us[name] == ours]
+        if not todo:
+            continue
+        # One process for all: most of the time goes into imports.
+        program = f"for code in {todo!r}:\n    exec(code, {{'__name__': '__main__'}})\n    print('=====')"
+        words = [python, "-c", f"if __name__ == '__main__':\n  {program}"]
+        done = subprocess.run(
+            words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        seen = dict(zip([name for name in names if needs_us[name] == ours], done.stdout.split("====="), strict=False))
+        for name, said in seen.items():
+            labels = mlpdata.load(elsewhere / name, "train", 64, res=64 if name == "longest" else None).labels
+            res, n = 64 if name in ("photos", "longest") else 32, min(256, len(labels))
+            wanted = {
+                "datasets": f"{len(labels)} {{",
+                "ffcv": f"[{n}, 3, {res}, {res}]) torch.uint8 torch.Size([{n}])",
+                "timm": f"[{n}, 3, {res}, {res}]) torch.float32",
+                "numpy": f"({len(labels) if ours else n}, {res}, {res}, 3) uint8 ({len(labels)},)",
+            }.get(library, f"[{n}, {res}, {res}, 3]) torch.uint8 torch.Size([{n}])")
+            assert wanted in said, (name, said)
+
+
+def test_a_snippet_in_numpy_alone_has_the_pixels(elsewhere):
+    printed = run_cli("snippet", elsewhere / "photos", "--for", "numpy", "--split", "val").stdout
+    images, labels = mlpdata.load(elsewhere / "photos", "val", 64).arrays()
+    names = {}
+    exec(printed, names)
+    assert np.array_equal(names["read"](np.arange(len(labels))[::-1]), images[::-1])
+    assert np.array_equal(names["labels"], labels)
+
+
+def test_a_snippet_for_what_is_not_there_is_refused(elsewhere, tmp_path):
+    convert_quietly(dataset="folder", source=str(elsewhere / "in"), res=16, format="tar", out=tmp_path / "tars")
+    done = run_cli("snippet", tmp_path / "tars", "--for", "ffcv")
+    assert done.returncode == 1 and "has no beton of split 'train'" in done.stderr and not done.stdout
+    done = run_cli("snippet", elsewhere / "large", "--for", "timm")
+    assert done.returncode == 1 and "has no tars of split 'train'" in done.stderr
+    assert run_cli("snippet", elsewhere / "large", "--for", "jax").returncode == 2
+    assert "mlpdata.load" in run_cli("snippet", tmp_path / "tars", "--for", "numpy").stdout  # as there is no beton
