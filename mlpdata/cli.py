@@ -232,8 +232,9 @@ def verify(directory):
     for problem in found.problems:
         click.echo(problem)
     if found.num_problems:
-        listed = f"{len(found.problems):,} of them listed" if found.num_problems > len(found.problems) else "listed"
-        raise Error(f"{directory} is damaged: {found.num_problems:,} problems, {listed} above; get or convert it again")
+        n, told = found.num_problems, len(found.problems)
+        listed = f"{n:,} problem{'s' if n > 1 else ''}, {f'{told:,} of them ' if n > told else ''}listed above"
+        raise Error(f"{directory} is damaged: {listed}; get or convert it again")
     click.echo(f"{directory} is whole: {what}")
 
 

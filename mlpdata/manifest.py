@@ -122,6 +122,13 @@ class Manifest:
             return held_out[0]
         raise Error(f"no split {name!r} in this directory; it has {', '.join(sorted(self.splits))}")
 
+    def _names(self) -> list[str]:
+        """All that names a file, or becomes part of such a name."""
+        names = [*self.files, *self.splits]
+        for info in self.splits.values():
+            names += [*info.tars, *filter(None, (info.beton, info.index))]
+        return names
+
     def save(self, root: Path) -> None:
         """Write `manifest.json`: the act that turns unfinished work into a shard directory."""
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -156,12 +163,12 @@ class Manifest:
             raw = {k: v for k, v in raw.items() if k in names}
             raw["splits"] = {k: SplitInfo(**v) for k, v in raw["splits"].items()}
             manifest = cls(**raw)
+            for name in manifest._names():
+                # A manifest may come from anywhere: it must not point outside its directory.
+                if Path(name).name != name or name in ("", ".."):
+                    raise Error(f"{path} names a file outside its directory: {name!r}")
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise Error(f"{path} is damaged ({type(e).__name__}: {e}); convert again") from None
-        for name in manifest.files:
-            # A manifest may come from anywhere: it must not point outside its directory.
-            if Path(name).name != name or name in ("", ".."):
-                raise Error(f"{path} names a file outside its directory: {name!r}")
         return manifest
 
 

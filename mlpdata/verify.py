@@ -6,9 +6,9 @@ a line of text, not an exception: what is wrong elsewhere is to be known as well
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -32,15 +32,12 @@ from mlpdata.manifest import (
     tar_path,
 )
 from mlpdata.progress import Progress
-from mlpdata.sources.blob import PlainFile
-from mlpdata.sources.tarscan import Damage, Member, scan
+from mlpdata.stored import Stored, beton_samples, index_rows, one_line, tar_samples
 
 MAX_TOLD = 10  # problems of one file or shard that are told one by one
-WINDOW_BYTES = 8 << 20  # read at a time
 LOSSLESS = ("raw", "png")
 # Mean squared difference of JPEGs of one quality from two encoders: on noise up to 8 from Pillow's to simplejpeg's.
 ANOTHER_ENCODER = 16.0
-COLUMNS = ["key", "label", "width", "height", "file", "offset", "bytes", "codec", "digest"]
 
 
 @dataclass
@@ -63,15 +60,6 @@ class Findings:
         self.summary.add(other.summary)
         for split, counts in other.class_counts.items():
             self.class_counts[split] = self.class_counts.get(split, 0) + counts
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """One sample in one format."""
-
-    file: str
-    codec: str
-    payload: bytes
 
 
 @dataclass(frozen=True)
@@ -116,6 +104,8 @@ def verify(root: Path, workers: int | None = None, quiet: bool = False) -> tuple
     """
     root = Path(root)
     manifest = Manifest.load(root)
+    if manifest.beton_codec not in (None, *beton.MODES) or manifest.tar_codec not in (None, *tar.EXTENSIONS):
+        raise Error(f"{root}: its manifest names codecs that this mlpdata does not know; is it of a later version?")
     training = "train" if "train" in manifest.splits else next(iter(manifest.splits))
     total = Findings()
     _check_directory(root, manifest, total)
@@ -183,13 +173,16 @@ def _tasks(state: State, total: Findings) -> Iterator[FileTask | ShardTask]:
             with pq.ParquetFile(index_path(state.root, split)) as file:
                 groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
         except (OSError, ValueError) as e:
-            total.note(f"{index_path(state.root, split).name} cannot be read: {_line(e)}")
+            total.note(f"{index_path(state.root, split).name} cannot be read: {one_line(e)}")
             groups = []
         if groups and sum(groups) != info.num_samples:
             total.note(f"{index_path(state.root, split).name} lists {sum(groups):,} samples, "
                        f"the manifest {info.num_samples:,}")  # fmt: skip
             groups = []
         lengths, names = (info.tar_lengths, info.tars) if info.tars else (groups, [None] * len(groups))
+        if min(lengths, default=0) < 1:
+            total.note(f"split {split} has a shard without samples")
+            groups = []
         first = 0
         for n, name in zip(lengths, names, strict=False):
             if name is not None:
@@ -205,17 +198,13 @@ def _tasks(state: State, total: Findings) -> Iterator[FileTask | ShardTask]:
 
 def _check_totals(manifest: Manifest, training: str, total: Findings) -> None:
     for split, info in manifest.splits.items():
-        counts = total.class_counts[split]
-        if counts.tolist() != list(info.class_counts):
+        counts = total.class_counts.get(split, np.zeros(0, np.int64))
+        if counts.tolist() != info.class_counts:
             total.note(f"manifest.json: split {split} has other class counts than the index")
-    if total.summary.num_pixels:
+    if total.summary.num_samples == manifest.splits[training].num_samples:
         mean, std = total.summary.mean_std()
         if (mean, std) != (manifest.mean, manifest.std):
             total.note(f"mean and std of split {training} are {mean}, {std}, not as the manifest says")
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 # -------------------------------------------------------------------------------------------------------- workers
@@ -243,9 +232,9 @@ def _check_samples(state: State, task: ShardTask) -> Findings:
     manifest, found = state.manifest, Findings()
     index = index_path(state.root, task.split).name
     try:
-        rows = _index_rows(state.root / index, task.first, task.num_samples)
-    except (OSError, ValueError, KeyError) as e:
-        found.note(f"{index} cannot be read at {task}: {_line(e)}")
+        rows = index_rows(state.root / index, task.first, task.num_samples)
+    except (OSError, ValueError) as e:
+        found.note(f"{index} cannot be read at {task}: {one_line(e)}")
         return found
     labels, sizes = rows["label"], np.stack([rows["width"], rows["height"]], axis=1)
     bad = (labels < 0) | (labels >= manifest.num_classes) | (sizes < 1).any(axis=1) | (sizes > manifest.res).any(axis=1)
@@ -259,16 +248,18 @@ def _check_samples(state: State, task: ShardTask) -> Findings:
     sums = units.PixelSums() if task.split == state.training_split else None
     sources: list[Iterator[Stored | None]] = []
     if manifest.splits[task.split].beton:
-        sources.append(_beton_samples(state, task, rows, found))
+        path = beton_path(state.root, task.split)
+        sources.append(beton_samples(path, manifest.beton_codec, task.first, rows, found.note))
     if task.tar:
-        sources.append(_tar_samples(state, task, rows, found))
+        sources.append(tar_samples(state.root / task.tar, manifest.tar_codec, rows, found.note))
     # Both run until the last sample, and give None for what they cannot read.
     for i, stored in enumerate(zip(*sources, strict=True)):
         exact = _check_sample(state, rows, i, [s for s in stored if s is not None], found)
         if sums is not None and exact is not None:
             sums.add(exact)
+            found.summary.num_samples += 1
     if sums is not None:
-        found.summary = sums.result()
+        found.summary.add(sums.result())
     return found
 
 
@@ -301,7 +292,7 @@ def _pixels(stored: Stored, shape: tuple[int, int, int]) -> np.ndarray:
     """uint8 `shape`. Raises ImageError."""
     payload = stored.payload
     if stored.codec == "raw":
-        if len(payload) != np.prod(shape):
+        if len(payload) != math.prod(shape):
             raise image.ImageError(f"has {len(payload)} bytes, not {shape[1]} x {shape[0]} pixels")
         return np.frombuffer(payload, np.uint8).reshape(shape)
     if stored.codec == "jpg":
@@ -323,103 +314,3 @@ def _encodes(manifest: Manifest, stored: Stored, decoded: np.ndarray, pixels: np
         return False
     difference = decoded.astype(np.int32) - _pixels(replace(stored, payload=again), pixels.shape)
     return float((difference * difference).mean()) < ANOTHER_ENCODER
-
-
-def _index_rows(path: Path, first: int, n: int) -> dict[str, np.ndarray | list]:
-    """Rows of a split's index: `key`, `file` and `codec` as lists of text, numbers as arrays."""
-    with pq.ParquetFile(path) as table:
-        ends = np.cumsum([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])
-        start, stop = (int(np.searchsorted(ends, row, side="right")) for row in (first, first + n - 1))
-        rows = table.read_row_groups(list(range(start, stop + 1)), columns=COLUMNS)
-    rows = rows.slice(first - (int(ends[start - 1]) if start else 0), n)
-    if rows.num_rows != n or any(column.null_count for column in rows.columns):
-        raise ValueError("it has gaps")
-    text = ("key", "file", "codec")
-    values = {name: rows[name].to_pylist() for name in COLUMNS}
-    types = {name: rows[name].type.to_pandas_dtype() for name in COLUMNS if name not in text}
-    return values | {name: np.array(values[name], dtype) for name, dtype in types.items()}
-
-
-class _Window:
-    """Reads of a file from front to back, of which many small ones are one."""
-
-    def __init__(self, path: Path):
-        self._blob, self._held, self._held_at = PlainFile(path), b"", 0
-        self.size = self._blob.size
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        if not self._held_at <= offset <= offset + size <= self._held_at + len(self._held):
-            self._held, self._held_at = self._blob.read_at(offset, max(size, WINDOW_BYTES)), offset
-        return self._held[offset - self._held_at : offset - self._held_at + size]
-
-    def close(self) -> None:
-        self._blob.close()
-
-
-def _beton_samples(state: State, task: ShardTask, rows: dict, found: Findings) -> Iterator[Stored | None]:
-    """Each sample, where the beton's own tables say it is; None from where nothing can be read."""
-    path, codec = beton_path(state.root, task.split), state.manifest.beton_codec
-    try:
-        meta, allocations = beton.read_rows(path, task.first, task.num_samples)
-        file = _Window(path)
-    except (OSError, Error) as e:
-        found.note(f"{path.name} cannot be read at {task}: {_line(e)}")
-        yield from [None] * task.num_samples
-        return
-    expected = {
-        "label": (meta["label"], rows["label"]),
-        "width": (meta["image"]["width"], rows["width"]),
-        "height": (meta["image"]["height"], rows["height"]),
-        "mode": (meta["image"]["mode"], np.full(len(meta), beton.MODES[codec])),
-        "allocation": (allocations["ptr"], meta["image"]["data_ptr"]),
-        "number": (allocations["sample_id"], np.arange(task.first, task.first + len(meta))),
-    }
-    for name, (seen, wanted) in expected.items():
-        if (different := seen != wanted).any():
-            i = int(different.argmax())
-            found.note(f"{path.name}: sample {rows['key'][i]} has {name} {seen[i]}, and should have {wanted[i]}")
-    with contextlib.closing(file):
-        places = zip(meta["image"]["data_ptr"].tolist(), allocations["size"].tolist(), strict=True)
-        for key, (at, size) in zip(rows["key"], places, strict=True):
-            if at + size > file.size:
-                found.note(f"{path.name} ends before sample {key}")
-                yield None
-            else:
-                yield Stored(path.name, codec, file.read_at(at, size))
-
-
-def _tar_samples(state: State, task: ShardTask, rows: dict, found: Findings) -> Iterator[Stored | None]:
-    """Each sample, as a reader of tars comes upon it; None from where nothing can be read."""
-    path, codec, done = state.root / task.tar, state.manifest.tar_codec, 0
-    try:
-        with contextlib.closing(_Window(path)) as file:
-            members = scan(file.read_at, 0, file.size)
-            for i, key in enumerate(rows["key"]):
-                member = _next_member(members, f"{key}.{tar.EXTENSIONS[codec]}")
-                data = file.read_at(member.offset, member.size)
-                head = tar.ppm_header(int(rows["width"][i]), int(rows["height"][i])) if codec == "raw" else b""
-                where = (member.offset + len(head), member.size - len(head), task.tar, codec)
-                if where != (rows["offset"][i], rows["bytes"][i], rows["file"][i], rows["codec"][i]):
-                    found.note(f"{path.name}: sample {key} is not where the index says, at byte {rows['offset'][i]}")
-                if not data.startswith(head):
-                    found.note(f"{path.name}: sample {key} has another PPM header than its size asks for")
-                member = _next_member(members, f"{key}.cls")
-                label = file.read_at(member.offset, min(member.size, 32))
-                if label != b"%d" % rows["label"][i]:
-                    found.note(f"{path.name}: sample {key} has class {label!r}, the index says {rows['label'][i]}")
-                yield Stored(path.name, codec, data[len(head) :])
-                done += 1
-            _next_member(members, None)
-    except (OSError, ValueError) as e:
-        found.note(f"{path.name} {_line(e)}")
-        yield from [None] * (len(rows["key"]) - done)
-
-
-def _next_member(members: Iterator[Member | Damage], name: str | None) -> Member | None:
-    """The next member, which has to have a name; None: there is to be no more. Raises ValueError."""
-    member = next(members, None)
-    if isinstance(member, Damage):
-        raise ValueError(f"is damaged: {member.reason}")
-    if (member and member.name) != name:
-        raise ValueError(f"holds {member.name if member else 'nothing more'} where {name or 'its end'} should be")
-    return member

@@ -133,7 +133,7 @@ ORDER = [
     {"sources", "tar", "beton", "parts", "reader"},
     {"remote"},
     {"datasets", "units", "order", "augment", "publish", "index"},
-    {"shards", "plan", "tiers", "dataset", "checksums"},
+    {"shards", "plan", "tiers", "dataset", "checksums", "stored"},
     {"seal", "workdir", "loader"},
     {"convert", "inspect", "bench", "verify", "stats", "snippets"},
     {"cli"},

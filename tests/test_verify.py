@@ -9,7 +9,7 @@ import pytest
 from conftest import convert_quietly, encoded, make_folder, make_tinyimagenet, picture, run_cli
 
 from mlpdata import beton, image, tar, verify
-from mlpdata.manifest import Manifest
+from mlpdata.manifest import Error, Manifest
 
 
 class Inline:
@@ -83,6 +83,15 @@ def test_another_version_of_the_encoder_is_allowed_what_versions_differ_in(photo
     assert "is another image" in problems(root)[0]
 
 
+def test_where_some_jpegs_are_kept_and_some_encoded_the_mean_is_not_asked_of_a_part(tmp_path):
+    make_folder(tmp_path / "in", per_class=7)
+    for i in range(5):
+        (tmp_path / "in" / "train" / "cat" / f"small{i}.jpg").write_bytes(encoded(picture(32, 32, 900 + i)))
+    out = tmp_path / "out"
+    convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=32, out=out, workers=1, format="tar")
+    assert problems(out) == []
+
+
 # ---------------------------------------------------------------------------------------------------------- damage
 
 
@@ -100,8 +109,9 @@ def relist(root):
     """Have the manifest list the files as they are: what is wrong in them must be found without checksums."""
     files = {}
     for name in Manifest.load(root).files:
-        data = (root / name).read_bytes()
-        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        with open(root / name, "rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        files[name] = {"bytes": (root / name).stat().st_size, "sha256": digest}
     change_manifest(root, files=files)
 
 
@@ -216,6 +226,29 @@ def huge_image(root):
     change_index(root, "val", "width", lambda values: values.__setitem__(0, 1 << 30))
 
 
+def text_for_numbers(root):
+    path = root / "val.index.parquet"
+    table = pq.read_table(path)
+    number = table.schema.get_field_index("width")
+    pq.write_table(table.set_column(number, "width", pa.array(["32"] * len(table))), path)
+
+
+def huge_member(root):
+    path = root / "train-000002.tar"
+    with tarfile.open(path) as archive:
+        member = archive.getmembers()[0]
+    overwrite(path, 0, tar.headers([member.name], [1_099_511_627]).tobytes())
+    with open(path, "r+b") as f:
+        f.truncate(1_200_000_000)  # most of it is not there
+
+
+def empty_shard(root):
+    splits = json.loads((root / "manifest.json").read_text())["splits"]
+    lengths = splits["val"]["tar_lengths"]
+    splits["val"]["tar_lengths"] = [0, lengths[0] + lengths[1], *lengths[2:]]
+    change_manifest(root, splits=splits)
+
+
 def fewer_rows(root):
     path = root / "val.index.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
@@ -260,6 +293,9 @@ DAMAGE = [
     (move_row, "is not where the index says"),
     (double_key, "has a key twice"),
     (huge_image, "1073741824 x 32 pixels"),
+    (text_for_numbers, "its column 'width' has no whole numbers"),
+    (huge_member, "train-000002.tar holds 1,099,511,627 bytes"),
+    (empty_shard, "split val has a shard without samples"),
     (fewer_rows, "val.index.parquet lists 59 samples, the manifest 60"),
     (change_counts, "split val has other class counts"),
     (change_mean, "mean and std of split train"),
@@ -322,3 +358,19 @@ def test_the_command_says_what_is_wrong_and_fails(photos_dir, tmp_path):
     assert "train.beton has sha256" in done.stdout and "has other pixels than the index says" in done.stdout
     assert done.stderr.startswith("mlpdata: error: ") and "2 problems, listed above" in done.stderr
     assert run_cli("verify", tmp_path).returncode == 1
+
+
+def test_a_manifest_that_leads_elsewhere_is_refused(photos_dir, tmp_path):
+    root = copy(photos_dir, tmp_path)
+    raw = json.loads((root / "manifest.json").read_text())
+    for change in (
+        {"splits": {"../train": raw["splits"]["train"]}},
+        {"splits": {"train": {**raw["splits"]["train"], "tars": ["../../etc/passwd"]}}},
+        {"splits": {"train": {**raw["splits"]["train"], "beton": "/etc/passwd"}}},
+    ):
+        change_manifest(root, **{**raw, **change})
+        with pytest.raises(Error, match="names a file outside its directory"):
+            verify.verify(root, quiet=True)
+    change_manifest(root, **{**raw, "tar_codec": "gif"})
+    with pytest.raises(Error, match="codecs that this mlpdata does not know"):
+        verify.verify(root, quiet=True)

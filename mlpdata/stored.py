@@ -1,0 +1,153 @@
+"""The samples of a shard as each of its files tells them, for `verify` to compare: the index, the beton, the tar.
+
+Nothing in a file is believed before it is checked: sizes are bounded, and what does not fit is a ValueError or a note.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlpdata import beton, tar
+from mlpdata.manifest import Error
+from mlpdata.sources.blob import PlainFile
+from mlpdata.sources.tarscan import Damage, Member, scan
+
+WINDOW_BYTES = 8 << 20  # read at a time
+MAX_IMAGE_BYTES = 16 << 20  # of one sample; at 1,024 pixels a side, the most convert makes, raw ones have 3 MB
+TEXT, NUMBERS = ("key", "file", "codec"), ("label", "width", "height", "offset", "bytes", "digest")
+
+Rows = dict[str, np.ndarray | list[str]]
+Note = Callable[[str], None]  # takes a line about what is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One sample in one format."""
+
+    file: str
+    codec: str
+    payload: bytes
+
+
+def index_rows(path: Path, first: int, n: int) -> Rows:
+    """Rows of a split's index: TEXT as lists, NUMBERS as arrays. Raises OSError or ValueError."""
+    with pq.ParquetFile(path) as table:
+        ends = np.cumsum([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])
+        start, stop = (int(np.searchsorted(ends, row, side="right")) for row in (first, first + n - 1))
+        if missing := {*TEXT, *NUMBERS} - {*table.schema_arrow.names}:
+            raise ValueError(f"it has no column {min(missing)!r}")
+        if stop >= len(ends):
+            raise ValueError(f"it ends before row {first + n}")
+        rows = table.read_row_groups(list(range(start, stop + 1)), columns=[*TEXT, *NUMBERS])
+    rows = rows.slice(first - (int(ends[start - 1]) if start else 0), n)
+    for name in NUMBERS:
+        if not pa.types.is_integer(rows[name].type):
+            raise ValueError(f"its column {name!r} has no whole numbers")
+    if rows.num_rows != n or any(column.null_count for column in rows.columns):
+        raise ValueError("it has gaps")
+    numbers = {name: np.array(rows[name].to_pylist(), rows[name].type.to_pandas_dtype()) for name in NUMBERS}
+    return numbers | {name: rows[name].to_pylist() for name in TEXT}
+
+
+class _Window:
+    """Reads of a file from front to back, of which many small ones are one."""
+
+    def __init__(self, path: Path):
+        self._blob, self._held, self._held_at = PlainFile(path), b"", 0
+        self.size = self._blob.size
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        if not self._held_at <= offset <= offset + size <= self._held_at + len(self._held):
+            self._held, self._held_at = self._blob.read_at(offset, max(size, WINDOW_BYTES)), offset
+        return self._held[offset - self._held_at : offset - self._held_at + size]
+
+    def close(self) -> None:
+        self._blob.close()
+
+
+def beton_samples(path: Path, codec: str, first: int, rows: Rows, note: Note) -> Iterator[Stored | None]:
+    """Each sample, where the beton's own tables say it is; None from where nothing can be read.
+
+    rows: of the index, from sample `first` of the split on.
+    """
+    n = len(rows["key"])
+    try:
+        meta, allocations = beton.read_rows(path, first, n)
+        file = _Window(path)
+    except (OSError, Error) as e:
+        note(f"{path.name} cannot be read: {one_line(e)}")
+        yield from [None] * n
+        return
+    expected = {
+        "label": (meta["label"], rows["label"]),
+        "width": (meta["image"]["width"], rows["width"]),
+        "height": (meta["image"]["height"], rows["height"]),
+        "mode": (meta["image"]["mode"], np.full(n, beton.MODES[codec])),
+        "allocation": (allocations["ptr"], meta["image"]["data_ptr"]),
+        "number": (allocations["sample_id"], np.arange(first, first + n)),
+    }
+    for name, (seen, wanted) in expected.items():
+        if (different := seen != wanted).any():
+            i = int(different.argmax())
+            note(f"{path.name}: sample {rows['key'][i]} has {name} {seen[i]}, and should have {wanted[i]}")
+    with contextlib.closing(file):
+        places = zip(meta["image"]["data_ptr"].tolist(), allocations["size"].tolist(), strict=True)
+        for key, (at, size) in zip(rows["key"], places, strict=True):
+            if at + size > file.size or size > MAX_IMAGE_BYTES:
+                note(f"{path.name}: sample {key} would have {size:,} bytes at byte {at:,}, of {file.size:,}")
+                yield None
+            else:
+                yield Stored(path.name, codec, file.read_at(at, size))
+
+
+def tar_samples(path: Path, codec: str, rows: Rows, note: Note) -> Iterator[Stored | None]:
+    """Each sample, as a reader of tars comes upon it; None from where nothing can be read.
+
+    rows: of the index, those of this tar.
+    """
+    done = 0
+    try:
+        with contextlib.closing(_Window(path)) as file:
+            members = scan(file.read_at, 0, file.size)
+            for i, key in enumerate(rows["key"]):
+                member = _next_member(members, f"{key}.{tar.EXTENSIONS[codec]}")
+                data = file.read_at(member.offset, member.size)
+                head = tar.ppm_header(int(rows["width"][i]), int(rows["height"][i])) if codec == "raw" else b""
+                where = (member.offset + len(head), member.size - len(head), path.name, codec)
+                if where != (rows["offset"][i], rows["bytes"][i], rows["file"][i], rows["codec"][i]):
+                    note(f"{path.name}: sample {key} is not where the index says, at byte {rows['offset'][i]}")
+                if not data.startswith(head):
+                    note(f"{path.name}: sample {key} has another PPM header than its size asks for")
+                member = _next_member(members, f"{key}.cls")
+                label = file.read_at(member.offset, min(member.size, 32))
+                if label != b"%d" % rows["label"][i]:
+                    note(f"{path.name}: sample {key} has class {label!r}, the index says {rows['label'][i]}")
+                yield Stored(path.name, codec, data[len(head) :])
+                done += 1
+            _next_member(members, None)
+    except (OSError, ValueError) as e:
+        note(f"{path.name} {one_line(e)}")
+        yield from [None] * (len(rows["key"]) - done)
+
+
+def _next_member(members: Iterator[Member | Damage], name: str | None) -> Member | None:
+    """The next member, which has to have a name; None: there is to be no more. Raises ValueError."""
+    member = next(members, None)
+    if isinstance(member, Damage):
+        raise ValueError(f"is damaged: {member.reason}")
+    if (member and member.name) != name:
+        raise ValueError(f"holds {member.name if member else 'nothing more'} where {name or 'its end'} should be")
+    if member and member.size > MAX_IMAGE_BYTES:
+        raise ValueError(f"holds {member.size:,} bytes as {name}")
+    return member
+
+
+def one_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
