@@ -58,6 +58,7 @@ def test_scaled_decode_is_close_to_the_exact_one(rule, filter_):
         ((60, 100), (0, 0, 100, 60), (43, 19)),  # sizes that no band divides
         ((70, 9), (0, 0, 9, 70), (1, 64)),
         ((128, 128), (0, 0, 128, 128), (64, 64)),  # edges on pixels
+        ((500, 700), (0, 0, 700, 500), (224, 224)),  # products in pieces, down and across
     ],
 )
 def test_area_mean_weighs_every_pixel_by_what_is_covered_of_it(shape, box, size):
@@ -85,6 +86,19 @@ def test_area_mean_weighs_every_pixel_by_what_is_covered_of_it(shape, box, size)
         assert (whole.sum(axis=1) == 256).all() and (whole >= 0).all()
     sums = np.einsum("yh,xw,hwc->yxc", *exact, pixels.astype(np.int64), optimize=True)
     assert np.array_equal(seen, (sums + (1 << 15)) >> 16)
+
+
+def test_no_product_of_area_mean_is_large_enough_for_threads(monkeypatch):
+    sizes = []
+    matmul = np.matmul
+
+    def recorded(a, b, out):
+        sizes.append(a.shape[0] * a.shape[1] * b.shape[1])
+        matmul(a, b, out=out)
+
+    monkeypatch.setattr(np, "matmul", recorded)
+    image.area_mean(np.zeros((900, 1200, 3), np.uint8), (0, 0, 1200, 900), (300, 400))
+    assert 1 << 16 < max(sizes) <= 1 << 18
 
 
 def test_area_mean_keeps_what_has_one_colour():
