@@ -105,7 +105,8 @@ class Manifest:
     seed: int
     shard_size: int
     image_library: dict[str, str]
-    fidelity: dict | None  # num_samples, psnr_db, max_diff of the fast decode against the exact one; None: always exact
+    # num_samples, psnr_db, psnr_db_upper (what it may be by chance), max_diff of the fast decode against the exact one
+    fidelity: dict | None  # None: always exact
     mean: list[float]  # per channel over the training pixels, on the scale of 0 to 1
     std: list[float]
     splits: dict[str, SplitInfo]

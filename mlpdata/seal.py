@@ -206,8 +206,21 @@ def _source_filter(plan: Plan, kept: int) -> dict:
 
 
 def _fidelity(total: Summary) -> dict | None:
-    if not total.num_measured:
+    """What the manifest says of it. `psnr_db_upper` is what it may be by chance, two standard errors away."""
+    n = total.num_measured
+    if not n:
         return None
     mse = total.measured_squared_error / total.measured_values
-    psnr = 99.0 if mse == 0 else float(10 * np.log10(255**2 / mse))
-    return {"num_samples": total.num_measured, "psnr_db": round(psnr, 2), "max_diff": total.measured_max_diff}
+    variance = max(0.0, total.measured_mse_squared / n - mse**2)
+    least = mse - 2 * (variance / (n - 1)) ** 0.5 if n > 1 else 0.0
+    return {
+        "num_samples": n,
+        "psnr_db": _psnr(mse),
+        "psnr_db_upper": _psnr(least),
+        "max_diff": total.measured_max_diff,
+    }
+
+
+def _psnr(mse: float) -> float:
+    """10 log10(255^2 / MSE) in dB, at most 99."""
+    return 99.0 if mse <= 0 else min(99.0, round(float(10 * np.log10(255**2 / mse)), 2))

@@ -69,6 +69,7 @@ class Summary:
     num_measured: int = 0
     measured_values: int = 0
     measured_squared_error: float = 0.0
+    measured_mse_squared: float = 0.0  # sum over images of the square of an image's mean squared error
     measured_max_diff: int = 0
 
     def add(self, other: Summary) -> None:
@@ -171,7 +172,11 @@ def _convert_sample(
         squared, largest = image.squared_error(data, pixels, resize)
         total.add(
             Summary(
-                num_measured=1, measured_values=pixels.size, measured_squared_error=squared, measured_max_diff=largest
+                num_measured=1,
+                measured_values=pixels.size,
+                measured_squared_error=squared,
+                measured_mse_squared=(squared / pixels.size) ** 2,
+                measured_max_diff=largest,
             )
         )
     if recipe.encoding == "png":

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,11 +30,12 @@ from conftest import (
 from PIL import Image
 
 import mlpdata
-from mlpdata import Error, beton, image, units
+from mlpdata import Error, beton, convert, seal, units
 from mlpdata.manifest import Manifest, read_classes
 from mlpdata.plan import Options, make_plan
 from mlpdata.progress import Progress, duration
 from mlpdata.seal import Hasher
+from mlpdata.units import Summary
 from mlpdata.workdir import Lock
 
 
@@ -383,8 +386,42 @@ def test_two_images_with_one_key_are_an_error(tmp_path):
         convert_quietly(dataset="imagenet1k", source=str(tmp_path), res=8, out=tmp_path / "out", workers=1)
 
 
-def test_fidelity_is_measured_on_scaled_decodes_only():
-    assert image.Resize(32).keeps(32, 32) and not image.Resize(32).keeps(33, 32)
+def test_fidelity_is_measured_on_resized_images_only(photos_dir, tmp_path):
+    folder = tmp_path / "in" / "train" / "cat"
+    folder.mkdir(parents=True)
+    for i in range(20):
+        (folder / f"{i}.jpg").write_bytes(encoded(picture(32, 32, i)))
+    manifest, _ = convert_quietly(
+        dataset="folder", source=str(tmp_path / "in"), res=32, out=tmp_path / "out", workers=1
+    )
+    assert manifest.fidelity is None
+    seen = Manifest.load(photos_dir).fidelity
+    assert 5 < seen["num_samples"] <= 120 and 20 < seen["psnr_db"] <= seen["psnr_db_upper"] <= 99
+
+
+@pytest.mark.parametrize(
+    ("errors", "psnr", "upper", "warned"),
+    [
+        ([100.0] * 50, 28.13, 28.13, True),
+        ([10.0] * 17 + [400.0], 33.12, 99.0, False),  # one image in a few
+        ([10.0] * 1700 + [400.0] * 100, 33.12, 33.74, True),  # as many of many
+        ([5.0] * 20, 41.14, 41.14, False),
+        ([400.0], 22.11, 99.0, False),
+        ([0.0, 0.0], 99.0, 99.0, False),
+    ],
+)
+def test_low_fidelity_is_warned_of_unless_chance_explains_it(photos_dir, errors, psnr, upper, warned):
+    total = Summary()
+    for mse in errors:
+        total.add(
+            Summary(num_measured=1, measured_values=12, measured_squared_error=12 * mse, measured_mse_squared=mse**2)
+        )
+    seen = seal._fidelity(total)
+    assert (seen["num_samples"], seen["psnr_db"], seen["psnr_db_upper"]) == (len(errors), psnr, upper)
+    lines = []
+    convert._say_done(SimpleNamespace(root="x"), replace(Manifest.load(photos_dir), fidelity=seen), 1.0, lines.append)
+    assert lines[-1].startswith("warning: fidelity") == warned
+    assert ("too few to tell" in lines[-1]) == (psnr < 35 and not warned)
 
 
 def test_a_file_is_hashed_while_it_is_written(tmp_path):
