@@ -13,8 +13,6 @@ import click
 
 from mlpdata import Error, __version__
 
-gc.set_threshold(100_000)  # imports and listings of archives make many objects and next to no garbage
-
 
 class _Commands(click.Group):
     """Turns expected failures into one line and exit status 1; anything else is a bug and shows its traceback."""
@@ -55,6 +53,7 @@ def main():
     mlpdata convert cifar10 --source cifar-10-python.tar.gz
     mlpdata train recipes/cifar10-small.yaml --set data.shards=shards/cifar10-32
     """
+    gc.set_threshold(100_000)  # imports and listings of archives make many objects and next to no garbage
     # Asked to end, end as after Ctrl-C: clean, and saying how to go on.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 

@@ -174,8 +174,12 @@ class Manifest:
 
 
 def read_classes(root: str | Path) -> list[tuple[str, str]]:
-    """(name in the source, readable name) of every class, in label order."""
-    lines = classes_path(Path(root)).read_text(encoding="utf-8").splitlines()
+    """(name in the source, readable name) of every class, in label order. Raises Error."""
+    path = classes_path(Path(root))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise Error(f"cannot read {path}: {getattr(e, 'strerror', None) or e}; get or convert it again") from None
     return [(name, readable or name) for name, _, readable in (line.partition("\t") for line in lines)]
 
 

@@ -66,7 +66,7 @@ def stats(root: Path, as_json: bool = False) -> str:
     manifest = Manifest.load(root)
     manifest.check_sizes(root)
     names = [readable.split(",")[0] for _, readable in read_classes(root)]
-    if any(len(info.class_counts) != len(names) for info in manifest.splits.values()):
+    if not names or any(len(info.class_counts) != len(names) for info in manifest.splits.values()):
         raise Error(f"{root} has {len(names)} classes, but counts of others in its manifest; convert again")
     found = _find_duplicates(root, manifest)
     counts = found.counts()

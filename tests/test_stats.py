@@ -116,6 +116,10 @@ def test_an_index_that_does_not_fit_is_an_error(photos_dir, tmp_path):
     path.write_bytes(bytes(len(data)))
     with pytest.raises(Error, match=r"cannot read .*val\.index\.parquet: .*; get or convert it again"):
         stats.stats(root)
+    path.write_bytes(data)
+    (root / "classes.txt").write_bytes(b"\xff" * (root / "classes.txt").stat().st_size)
+    with pytest.raises(Error, match=r"cannot read .*classes\.txt: .*utf-8"):
+        stats.stats(root)
     path.unlink()
     with pytest.raises(Error, match="is missing"):
         stats.stats(root)
