@@ -34,10 +34,10 @@ FILTERS = {
 SCALES = (1, 2, 4)
 # A scaled decode keeps at least this many source pixels for each target pixel, on both sides.
 OVERSAMPLE = 2.0
-# Box does with fewer, as an area mean. Against exact decode and Pillow's box, on 400 ImageNet photographs at 64 px: 38.4
-# dB at 2.0, 36.7 at 1.5, 35.5 at 1.45, 35.3 at 1.4, 33.1 at 1.3; the first four take 1375, 1329, 1276 and 1272 us an
-# image. (Pillow's Hamming instead: 35.4 dB and 1356 us at 1.45; its box: 35.1 dB at 2.0.) 1.45 lets a photograph of
-# 500 x 375, the commonest size, go at 2/8.
+# Box does with fewer, as an area mean. Against exact decode and Pillow's box, on 400 ImageNet photographs at 64 px:
+# 38.4 dB at 2.0, 36.7 at 1.5, 35.5 at 1.45, 35.3 at 1.4, 33.1 at 1.3; the first four take 1375, 1329, 1276 and 1272 us
+# an image. (With Pillow's Hamming in its place 35.4 dB and 1356 us at 1.45.) 1.45 lets a photograph of 500 x 375, the
+# commonest size, go at 2/8.
 BOX_OVERSAMPLE = 1.45
 BAND = 8  # target rows or columns that one matrix product makes: more multiply more zeros, fewer are more calls
 # Multiplications in one product. OpenBLAS gives threads to products of more than 2^18, and threads of several processes
