@@ -15,6 +15,7 @@ import numpy as np
 
 FORMAT_VERSION = 1
 CODECS = ("raw", "jpg", "png")  # index.codec counts in this order; raw is uint8 RGB, rows top to bottom
+MAX_RES = 1024  # pixels a side
 EVAL_NAMES = ("val", "test", "validation", "valid")
 
 
@@ -123,6 +124,16 @@ class Manifest:
             return held_out[0]
         raise Error(f"no split {name!r} in this directory; it has {', '.join(sorted(self.splits))}")
 
+    def _check(self) -> None:
+        """Raise ValueError for what no conversion writes: readers size buffers, and print code, by these."""
+        counts = [self.num_classes, *(info.num_samples for info in self.splits.values())]
+        if not all(type(n) is int and n >= 0 for n in counts):
+            raise ValueError("it counts in other than whole numbers")
+        if type(self.res) is not int or not 1 <= self.res <= MAX_RES:
+            raise ValueError(f"its resolution is {self.res!r}")
+        if self.beton_codec not in (None, "raw", "jpg") or self.tar_codec not in (None, *CODECS):
+            raise ValueError(f"its codecs are {self.beton_codec!r} and {self.tar_codec!r}")
+
     def _names(self) -> list[str]:
         """All that names a file, or becomes part of such a name."""
         names = [*self.files, *self.splits]
@@ -164,6 +175,7 @@ class Manifest:
             raw = {k: v for k, v in raw.items() if k in names}
             raw["splits"] = {k: SplitInfo(**v) for k, v in raw["splits"].items()}
             manifest = cls(**raw)
+            manifest._check()
             for name in manifest._names():
                 # A manifest may come from anywhere: it must not point outside its directory.
                 if Path(name).name != name or name in ("", ".."):

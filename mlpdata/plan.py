@@ -11,7 +11,7 @@ import xxhash
 
 import mlpdata
 from mlpdata import datasets, image, web
-from mlpdata.manifest import FORMAT_VERSION, Error, work_path
+from mlpdata.manifest import FORMAT_VERSION, MAX_RES, Error, work_path
 from mlpdata.sources import ClassFilter, Source
 from mlpdata.sources.blob import fingerprint
 from mlpdata.units import Recipe, Task
@@ -62,8 +62,8 @@ class Options:
         ):
             if getattr(self, name) not in allowed:
                 raise Error(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        if self.res is not None and not 1 <= self.res <= 1024:
-            raise Error(f"res must be from 1 to 1024 pixels, not {self.res}")
+        if self.res is not None and not 1 <= self.res <= MAX_RES:
+            raise Error(f"res must be from 1 to {MAX_RES} pixels, not {self.res}")
         for name, low in (
             ("shard_size", 1),
             ("quality", 1),

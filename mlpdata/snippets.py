@@ -63,7 +63,7 @@ def _webdataset(root: Path, manifest: Manifest, split: str) -> str:
 import numpy as np
 import webdataset as wds
 
-tars = [{str(root)!r} + f"/{split}-{{i:06d}}.tar" for i in range({len(info.tars)})]
+tars = [{str(root / split)!r} + f"-{{i:06d}}.tar" for i in range({len(info.tars)})]
 dataset = (
     wds.WebDataset(tars, shardshuffle={len(info.tars) if split == "train" else False}, empty_check=False)
     .shuffle({1000 if split == "train" else 0})

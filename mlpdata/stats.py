@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mlpdata.manifest import Error, Manifest, index_path, read_classes
+from mlpdata.tar import integers
 
 READ_ROWS = 1 << 17
 TOLD_GROUPS = 5
@@ -38,15 +39,15 @@ class Duplicates:
     def group(self, g: int) -> np.ndarray:
         return self.rows[self.starts[g] : self.starts[g + 1]]
 
-    def split_numbers(self) -> np.ndarray:
-        """(M,) the split of each row."""
-        return np.searchsorted(self.first_rows, self.rows, side="right") - 1
+    def split_of(self, rows: np.ndarray) -> np.ndarray:
+        """The number of the split of each row, same shape."""
+        return np.searchsorted(self.first_rows, rows, side="right") - 1
 
     def counts(self) -> np.ndarray:
         """(groups, splits) samples."""
         group = np.repeat(np.arange(len(self)), np.diff(self.starts))
         counts = np.zeros((len(self), len(self.splits)), np.int64)
-        np.add.at(counts, (group, self.split_numbers()), 1)
+        np.add.at(counts, (group, self.split_of(self.rows)), 1)
         return counts
 
     def num_labelled_differently(self) -> int:
@@ -166,10 +167,7 @@ def _column(root: Path, manifest: Manifest, split: str, name: str) -> np.ndarray
             if table.metadata.num_rows != len(values):
                 raise ValueError(f"it lists {table.metadata.num_rows} samples, the manifest {len(values)}")
             for batch in table.iter_batches(READ_ROWS, columns=[name]):
-                # Array.to_numpy would import pandas first.
-                column = batch.column(0)
-                data = np.frombuffer(column.buffers()[1], column.type.to_pandas_dtype())
-                values[at : at + len(batch)] = data[column.offset : column.offset + len(batch)]
+                values[at : at + len(batch)] = integers(batch.column(0))
                 at += len(batch)
     except (OSError, ValueError, KeyError, IndexError) as e:
         raise Error(f"cannot read {path}: {str(e).splitlines()[0]}; get or convert it again") from None
@@ -195,8 +193,7 @@ def _named(root: Path, manifest: Manifest, found: Duplicates, most: int) -> Iter
                 at += n
     for g, group in enumerate(groups):
         labels = found.labels[found.starts[g] : found.starts[g + 1]].tolist()
-        of = (np.searchsorted(found.first_rows, group, side="right") - 1).tolist()
         yield [
             {"split": found.splits[i], "key": keys[row], "label": label}
-            for row, i, label in zip(group.tolist(), of, labels, strict=True)
+            for row, i, label in zip(group.tolist(), found.split_of(group).tolist(), labels, strict=True)
         ]

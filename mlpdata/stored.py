@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlpdata import beton, tar
@@ -47,12 +46,9 @@ def index_rows(path: Path, first: int, n: int) -> Rows:
             raise ValueError(f"it ends before row {first + n}")
         rows = table.read_row_groups(list(range(start, stop + 1)), columns=[*TEXT, *NUMBERS])
     rows = rows.slice(first - (int(ends[start - 1]) if start else 0), n)
-    for name in NUMBERS:
-        if not pa.types.is_integer(rows[name].type):
-            raise ValueError(f"its column {name!r} has no whole numbers")
-    if rows.num_rows != n or any(column.null_count for column in rows.columns):
+    if rows.num_rows != n or any(rows[name].null_count for name in TEXT):
         raise ValueError("it has gaps")
-    numbers = {name: np.array(rows[name].to_pylist(), rows[name].type.to_pandas_dtype()) for name in NUMBERS}
+    numbers = {name: tar.integers(rows[name].combine_chunks()) for name in NUMBERS}
     return numbers | {name: rows[name].to_pylist() for name in TEXT}
 
 

@@ -192,16 +192,16 @@ def _read_columns(table: pq.ParquetFile, expected: int) -> dict[str, np.ndarray]
             if name == "codec":
                 names = values.dictionary_encode() if pa.types.is_string(values.type) else values
                 numbers = np.array([_codec_number(c) for c in names.dictionary.to_pylist()], np.uint8)
-                column[name][part] = numbers[_values(names.indices)]
+                column[name][part] = numbers[integers(names.indices)]
             else:
-                column[name][part] = _values(values)
+                column[name][part] = integers(values)
         at = part.stop
     if at != n:
         raise ValueError(f"it ends after {at} of {n} rows")
     return column
 
 
-def _values(array: pa.Array) -> np.ndarray:
+def integers(array: pa.Array) -> np.ndarray:
     """The integers of a column without nulls, in place: Array.to_numpy would import pandas first."""
     if array.null_count or not pa.types.is_integer(array.type):
         raise ValueError(f"it has gaps or {array.type} where whole numbers belong")

@@ -18,10 +18,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import xxhash
 
-from mlpdata import beton, image, tar, units
+from mlpdata import image, units
 from mlpdata.engines import LocalEngine
 from mlpdata.manifest import (
-    Error,
     Manifest,
     beton_path,
     classes_path,
@@ -104,8 +103,6 @@ def verify(root: Path, workers: int | None = None, quiet: bool = False) -> tuple
     """
     root = Path(root)
     manifest = Manifest.load(root)
-    if manifest.beton_codec not in (None, *beton.MODES) or manifest.tar_codec not in (None, *tar.EXTENSIONS):
-        raise Error(f"{root}: its manifest names codecs that this mlpdata does not know; is it of a later version?")
     training = "train" if "train" in manifest.splits else next(iter(manifest.splits))
     total = Findings()
     _check_directory(root, manifest, total)

@@ -1,3 +1,4 @@
+import ast
 import hashlib
 import json
 import shutil
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import convert_quietly, encoded, make_folder, make_tinyimagenet, picture, run_cli
 
-from mlpdata import beton, image, tar, verify
+from mlpdata import beton, image, snippets, tar, verify
 from mlpdata.manifest import Error, Manifest
 
 
@@ -293,7 +294,7 @@ DAMAGE = [
     (move_row, "is not where the index says"),
     (double_key, "has a key twice"),
     (huge_image, "1073741824 x 32 pixels"),
-    (text_for_numbers, "its column 'width' has no whole numbers"),
+    (text_for_numbers, "it has gaps or string where whole numbers belong"),
     (huge_member, "train-000002.tar holds 20,000,000 bytes"),
     (empty_shard, "split val has a shard without samples"),
     (fewer_rows, "val.index.parquet lists 59 samples, the manifest 60"),
@@ -371,6 +372,17 @@ def test_a_manifest_that_leads_elsewhere_is_refused(photos_dir, tmp_path):
         change_manifest(root, **{**raw, **change})
         with pytest.raises(Error, match="names a file outside its directory"):
             verify.verify(root, quiet=True)
-    change_manifest(root, **{**raw, "tar_codec": "gif"})
-    with pytest.raises(Error, match="codecs that this mlpdata does not know"):
-        verify.verify(root, quiet=True)
+    for change in ({"tar_codec": "gif"}, {"res": "32"}, {"res": 1 << 30}, {"num_classes": -1}):
+        change_manifest(root, **{**raw, **change})
+        with pytest.raises(Error, match=r"manifest\.json is damaged"):
+            verify.verify(root, quiet=True)
+
+
+@pytest.mark.parametrize("library", snippets.LIBRARIES)
+def test_no_name_in_a_manifest_becomes_code(photos_dir, tmp_path, library):
+    root = copy(photos_dir, tmp_path)
+    raw = json.loads((root / "manifest.json").read_text())
+    name = "x\"+print('got you')+\"{print('got you')}'"
+    change_manifest(root, splits={name: raw["splits"]["train"]})
+    calls = [n for n in ast.walk(ast.parse(snippets.snippet(root, library, name))) if isinstance(n, ast.Call)]
+    assert not any("got you" in ast.unparse(a) for n in calls if ast.unparse(n.func) == "print" for a in n.args)
