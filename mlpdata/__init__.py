@@ -1,6 +1,6 @@
 """mlpdata: image archives to low-resolution FFCV and WebDataset shards, and back to batches on a device."""
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 __version__ = "0.1.1"
 __all__ = ["Augment", "Batch", "Error", "Loader", "__version__", "load"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlpdata import web
 from mlpdata.download import Wanted, fetch
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 ACCOUNT = "https://image-net.org/download-images"  # where one registers, and finds what has no address of its own
 

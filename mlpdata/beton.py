@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from mlpdata.disk import pwrite
-from mlpdata.manifest import CODECS, Error, ShardIndex
+from mlpdata.errors import Error
+from mlpdata.manifest import CODECS, ShardIndex
 
 PAGE_SIZE = 8 << 20  # ffcv's own default; the reader wants a power of two of at least 2 MiB
 

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import xxhash
 
-from mlpdata.manifest import Error, Manifest, index_path
+from mlpdata.errors import Error
+from mlpdata.manifest import Manifest, index_path
 from mlpdata.reader import Reader
 
 ROWS = 4096  # compared at a time

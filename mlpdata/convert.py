@@ -21,7 +21,8 @@ import numpy as np
 
 from mlpdata import beton, order, publish, remote, shards
 from mlpdata.engines import Engine, LocalEngine, RayEngine
-from mlpdata.manifest import Error, Manifest, beton_path, index_path, skipped_path, sync_dir, write_atomic
+from mlpdata.errors import Error
+from mlpdata.manifest import Manifest, beton_path, index_path, skipped_path, sync_dir, write_atomic
 from mlpdata.parts import Part, cut_off
 from mlpdata.plan import Options, Plan, is_large, make_plan, size
 from mlpdata.progress import Progress

@@ -12,7 +12,7 @@ from pathlib import Path
 from mlpdata import hub, web
 from mlpdata.archives import ACCOUNT, Archive, download_folder, fetch_url, missing
 from mlpdata.download import fetch
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from mlpdata.sources import ClassFilter, Source
 
 

@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mlpdata import web
-from mlpdata.manifest import Error, sync_dir, write_atomic
+from mlpdata.errors import Error
+from mlpdata.manifest import sync_dir, write_atomic
 from mlpdata.progress import Progress, duration
 
 SLOW_AFTER_S, SLOW_BYTES_PER_S = 5.0, 4e6  # one connection this slow after so long gets company

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 from typing import Any, Protocol
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 TICK_S = 1.0
 CONNECT_S = 10.0

@@ -9,7 +9,7 @@ import hashlib
 
 import numpy as np
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 ROUNDS = 6
 MIN_BITS = 6  # a Feistel network on fewer bits is no good shuffle

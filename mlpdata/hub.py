@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlpdata import web
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 PREFIX = "hf:"
 NAME = re.compile(r"hf:(?://datasets/)?(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")

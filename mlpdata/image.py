@@ -22,6 +22,7 @@ import PIL
 import simplejpeg
 from PIL import Image
 
+MAX_IMAGE_BYTES = 256 << 20  # an encoded image of more is not read
 MAX_PIXELS = 1 << 28  # a declared size beyond this is taken for an attack or damage (ImageNet's largest is 1.2e8 or so)
 RESIZES = ("squash", "crop", "longest")
 FILTERS = {

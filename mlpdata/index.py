@@ -17,7 +17,8 @@ from PIL import Image
 
 from mlpdata import beton, tar
 from mlpdata.archives import download_folder
-from mlpdata.manifest import CODECS, Error, Manifest, ShardIndex, beton_path, manifest_path, work_path, write_atomic
+from mlpdata.errors import Error
+from mlpdata.manifest import CODECS, Manifest, ShardIndex, beton_path, manifest_path, work_path, write_atomic
 from mlpdata.sources import tarscan
 from mlpdata.sources.blob import PlainFile
 

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mlpdata import image, turbo
-from mlpdata.manifest import Error, Manifest, read_classes
+from mlpdata.errors import Error
+from mlpdata.manifest import Manifest, read_classes
 
 SHEET_ROWS, SHEET_COLUMNS = 10, 8
 

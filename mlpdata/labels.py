@@ -17,7 +17,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 LISTS = {"fall11": "f", "fall11-12k": "t", "fall11-p": "p", "winter21-p": "w", "ilsvrc2012": "k"}  # name -> its mark
 VAL_KEY = re.compile(r"ILSVRC2012_val_(\d{8})$")

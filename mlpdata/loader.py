@@ -20,8 +20,9 @@ from mlpdata import remote, tiers
 from mlpdata.augment import Augment, Batch
 from mlpdata.checksums import check_files
 from mlpdata.epoch import Order, permute
+from mlpdata.errors import Error
 from mlpdata.index import open_split
-from mlpdata.manifest import Error, read_classes
+from mlpdata.manifest import read_classes
 from mlpdata.memory import free_memory
 from mlpdata.pixels import from_ycc420
 from mlpdata.reader import Reader

@@ -13,14 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mlpdata.errors import Error
+
 FORMAT_VERSION = 1
 CODECS = ("raw", "jpg", "png")  # index.codec counts in this order; raw is uint8 RGB, rows top to bottom
 MAX_RES = 1024  # pixels a side
 EVAL_NAMES = ("val", "test", "validation", "valid")
-
-
-class Error(Exception):
-    """A failure the user can act on; its text is one line: what, where, what to do. The command line exits with 1."""
 
 
 # ---------------------------------------------------------------------------------------------------------- paths

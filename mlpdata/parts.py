@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 ROW = np.dtype(
     [

@@ -11,7 +11,8 @@ import xxhash
 
 import mlpdata
 from mlpdata import datasets, image, web
-from mlpdata.manifest import FORMAT_VERSION, MAX_RES, Error, work_path
+from mlpdata.errors import Error
+from mlpdata.manifest import FORMAT_VERSION, MAX_RES, work_path
 from mlpdata.sources import ClassFilter, Source
 from mlpdata.sources.blob import fingerprint
 from mlpdata.units import Recipe, Task

@@ -17,7 +17,8 @@ import torch
 
 from mlpdata import image, turbo
 from mlpdata.disk import ALIGN, open_direct, preadv
-from mlpdata.manifest import CODECS, Error, ShardIndex
+from mlpdata.errors import Error
+from mlpdata.manifest import CODECS, ShardIndex
 from mlpdata.threads import Finish, Threads, done
 
 RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")

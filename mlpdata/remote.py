@@ -19,7 +19,8 @@ from typing import Any
 from mlpdata import hub
 from mlpdata.archives import download_folder
 from mlpdata.download import ByteProgress, Wanted, fetch_alone, only_one
-from mlpdata.manifest import Error, Manifest, manifest_path, sync_dir, work_path
+from mlpdata.errors import Error
+from mlpdata.manifest import Manifest, manifest_path, sync_dir, work_path
 from mlpdata.sources.url import UrlFile
 
 BLOCK_BYTES = 8 << 20

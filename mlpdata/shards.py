@@ -22,7 +22,8 @@ import xxhash
 
 from mlpdata import beton, image, parts, tar, units
 from mlpdata.disk import Buffers, Writer
-from mlpdata.manifest import Error, tar_path, work_path
+from mlpdata.errors import Error
+from mlpdata.manifest import tar_path, work_path
 from mlpdata.order import Order
 from mlpdata.parts import Part
 from mlpdata.sources import Source

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlpdata import beton
-from mlpdata.manifest import Error, Manifest, beton_path
+from mlpdata.errors import Error
+from mlpdata.manifest import Manifest, beton_path
 from mlpdata.tar import EXTENSIONS
 
 BATCH_SIZE = 256

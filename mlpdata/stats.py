@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from mlpdata.manifest import Error, Manifest, index_path, read_classes
+from mlpdata.errors import Error
+from mlpdata.manifest import Manifest, index_path, read_classes
 from mlpdata.tar import integers
 
 READ_ROWS = 1 << 17

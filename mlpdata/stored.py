@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mlpdata import beton, tar
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.tarscan import Damage, Member, scan
 

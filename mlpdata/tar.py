@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlpdata.manifest import CODECS, Error, Manifest, ShardIndex, index_path
+from mlpdata.errors import Error
+from mlpdata.manifest import CODECS, Manifest, ShardIndex, index_path
 
 BLOCK = 512
 EXTENSIONS = {"raw": "ppm", "jpg": "jpg", "png": "png"}

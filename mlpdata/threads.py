@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 Finish = Callable[[], None]  # waits until work that was begun is done; raises its first error; may be called again
 

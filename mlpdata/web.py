@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 if TYPE_CHECKING:  # a tenth of a second, which a conversion of local files need not pay
     import requests

@@ -8,7 +8,8 @@ import os
 import shutil
 import time
 
-from mlpdata.manifest import Error, Manifest, manifest_path, sync_dir
+from mlpdata.errors import Error
+from mlpdata.manifest import Manifest, manifest_path, sync_dir
 from mlpdata.plan import Plan, largest, size
 
 WAIT_S = 2.0  # for the workers of a run that was just killed: they hold its lock for a moment

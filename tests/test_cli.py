@@ -128,7 +128,21 @@ def test_broken_images_are_counted_and_named(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- rules
 
 ORDER = [
-    {"manifest", "image", "progress", "labels", "engines", "draws", "pixels", "memory", "epoch", "turbo", "threads"}
+    {
+        "errors",
+        "splits",
+        "manifest",
+        "image",
+        "progress",
+        "labels",
+        "engines",
+        "draws",
+        "pixels",
+        "memory",
+        "epoch",
+        "turbo",
+        "threads",
+    }
     | {"disk", "web", "download", "hub", "archives"},
     {"sources", "tar", "beton", "parts", "reader"},
     {"remote"},
@@ -167,7 +181,7 @@ def test_imports_go_one_way():
                 assert level[other] < level[name] or (level[other] == level[name] == 0), f"{name} imports {other}"
     for path in (ROOT / "trainer").rglob("*.py"):
         used = {other for package, other in imports(path) if package == "mlpdata"}
-        assert used <= {"manifest", "loader", "augment"}, f"{path} imports {used}"
+        assert used <= {"errors", "splits", "manifest", "loader", "augment"}, f"{path} imports {used}"
 
 
 def test_names_of_data_sets_stand_in_one_module():

@@ -8,7 +8,8 @@ import pytest
 from conftest import convert_quietly, make_folder, run_cli
 
 from mlpdata import stats
-from mlpdata.manifest import Error, Manifest
+from mlpdata.errors import Error
+from mlpdata.manifest import Manifest
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 from conftest import convert_quietly, encoded, make_folder, make_tinyimagenet, picture, run_cli
 
 from mlpdata import beton, image, snippets, tar, verify
-from mlpdata.manifest import Error, Manifest
+from mlpdata.errors import Error
+from mlpdata.manifest import Manifest
 
 
 class Inline:

@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 
 def main() -> int:

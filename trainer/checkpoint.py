@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from mlpdata.manifest import Error, Manifest, write_atomic
+from mlpdata.errors import Error
+from mlpdata.manifest import Manifest, write_atomic
 from trainer.model import HEAD, build, config_of
 from trainer.recipe import Model, Recipe
 

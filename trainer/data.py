@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from mlpdata.augment import Augment, Batch
+from mlpdata.errors import Error
 from mlpdata.loader import Loader
-from mlpdata.manifest import Error, Manifest
+from mlpdata.manifest import Manifest
 from trainer.recipe import Augmentation, Data, Recipe
 from trainer.world import World
 

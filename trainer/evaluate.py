@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlpdata.augment import Augment
+from mlpdata.errors import Error
 from mlpdata.loader import Loader
-from mlpdata.manifest import Error, Manifest, index_path, read_classes, real_path
+from mlpdata.manifest import Manifest, index_path, read_classes, real_path
 from trainer.checkpoint import Checkpoint, open_checkpoint
 from trainer.data import augment_of, of_ours
 from trainer.recipe import Augmentation, Recipe

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from trainer.recipe import Model
 
 NORMS = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda width: nn.Identity()}

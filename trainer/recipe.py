@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from trainer import strict
 
 

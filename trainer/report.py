@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mlpdata.manifest import Error, write_atomic
+from mlpdata.errors import Error
+from mlpdata.manifest import write_atomic
 from trainer.recipe import Recipe
 
 METRICS, STEPS, CURVE, SUMMARY = "metrics.jsonl", "steps.jsonl", "curve.png", "summary.json"

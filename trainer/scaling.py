@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from trainer.report import read_metrics
 
 UNKNOWNS = 4

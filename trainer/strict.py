@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 
 class Section(dict):

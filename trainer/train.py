@@ -17,7 +17,8 @@ import torch
 import yaml
 from torch import nn
 
-from mlpdata.manifest import Error, write_atomic
+from mlpdata.errors import Error
+from mlpdata.manifest import write_atomic
 from trainer import checkpoint, report, saturation
 from trainer.data import FeatureLoader, open_loaders
 from trainer.evaluate import autocast_of, evaluate

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 TIMEOUT = timedelta(minutes=10)  # waiting longer than this for another process is an error: loading and evaluating fit
 

@@ -25,11 +25,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A sample that is listed in the archive and cannot be read from it."""
+    """A sample that is listed in the archive and cannot be read from it, or a file that is none: both are listed."""
 
     origin: str
     reason: str
     split: str = ""  # where it is not its unit's
+    is_data: bool = True  # False: a file that is none of the data (sources.files.is_system); listed, and no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Unit:
     num_samples: int  # expected; 0 where only reading can tell
     num_bytes: int  # to read from the archive, for the progress line
     at: Any  # where the source finds it; picklable
+    exact: bool = False  # whether num_samples is a promise: so many come, Broken ones included, or the source changed
 
 
 def most_samples(res: int) -> int:

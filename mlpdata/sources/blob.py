@@ -11,7 +11,7 @@ from pathlib import Path
 import xxhash
 
 from mlpdata import web
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from mlpdata.sources.url import UrlFile
 
 READ_BYTES = 8 << 20

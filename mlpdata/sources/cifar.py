@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from mlpdata.sources import Sample, Source, Unit, pickles
 from mlpdata.sources.blob import open_blob
 from mlpdata.sources.tarscan import Damage, Member, scan

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mlpdata.errors import Error
 from mlpdata.hub import Repository
-from mlpdata.manifest import Error
 from mlpdata.sources import ClassFilter, Source, downsampled, webdataset
 from mlpdata.sources.folder import Folder
 from mlpdata.sources.ilsvrc import TRAIN, ImageNet1k, flat_val

@@ -22,7 +22,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mlpdata import labels
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from mlpdata.progress import Progress
 from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, pickles
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import xxhash
 
 from mlpdata import labels
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, most_samples
 
 EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "png"}

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from mlpdata import labels
+from mlpdata.errors import Error
 from mlpdata.hub import Repository
-from mlpdata.manifest import Error
 from mlpdata.sources import Broken, Sample, Source, Unit
 from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.url import UrlFile

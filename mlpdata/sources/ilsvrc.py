@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mlpdata import labels
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from mlpdata.sources import Broken, ClassFilter, Sample, Unit
 from mlpdata.sources.blob import open_blob
 from mlpdata.sources.imagenet import MAX_IMAGE_BYTES, ImageNetTars

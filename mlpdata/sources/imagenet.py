@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlpdata import labels
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, most_samples
 from mlpdata.sources.blob import open_blob
 from mlpdata.sources.listing import WNID, Listing, Stretch, is_image, list_archive, list_directory

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import xxhash
 
-from mlpdata.manifest import Error, write_atomic
+from mlpdata.errors import Error
+from mlpdata.manifest import write_atomic
 from mlpdata.progress import Progress
 from mlpdata.sources.blob import GzipFile, PlainFile
 from mlpdata.sources.tarscan import Damage, Member, ReadAt, scan

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from mlpdata.sources import Sample, Source, Unit
 
 NAMES = ["disc", "square", "triangle", "ring", "cross", "star", "bar", "crescent", "two discs", "frame"]

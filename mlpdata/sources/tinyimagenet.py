@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from mlpdata.sources import Broken, Sample, Source, Unit
 from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.zipdir import LOCAL_HEADER_BYTES, MAX_MEMBER_BYTES, read_directory, unpack

@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from mlpdata import web
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 
 NEAR_BYTES = 64 << 10  # the least that is asked of a server: a header, and what may follow it
 PIECE_BYTES = 16 << 20  # the most that is asked of a server at once

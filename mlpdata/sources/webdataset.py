@@ -12,8 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 from mlpdata import labels
+from mlpdata.errors import Error
 from mlpdata.hub import Repository
-from mlpdata.manifest import Error, info_path
+from mlpdata.manifest import info_path
 from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, most_samples
 from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.tarscan import BLOCK, Damage, Member, next_member, scan

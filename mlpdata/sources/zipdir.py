@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlpdata.manifest import Error
+from mlpdata.errors import Error
 from mlpdata.sources.blob import PlainFile
 
 ENTRY = np.dtype([

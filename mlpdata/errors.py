@@ -1,0 +1,17 @@
+"""The error a user can act on, and how other people's exceptions become one line of it."""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """A failure the user can act on; its text is one line: what, where, what to do. The command line exits with 1."""
+
+
+def first_line(error: BaseException | str) -> str:
+    """The first line of an exception's text that says anything; its type's name where none does.
+
+    >>> first_line(ValueError("bad\\nworse")), first_line(MemoryError())
+    ('bad', 'MemoryError')
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), error if isinstance(error, str) else type(error).__name__)

@@ -1,0 +1,45 @@
+"""Keys: what samples are called in shards. Any name of a class or a file becomes a key that every reader takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def part(name: str) -> str:
+    """A name as one part of a WebDataset key. No two names meet, and ordinary names stay as they are.
+
+    A key ends at its first dot, parts are separated by `/`, a part that begins with `__` is taken for metadata by
+    webdataset, and line ends or unprintable characters end names in one reader or another: all of these, and `%`, are
+    written as %XX of their bytes. Bytes that are no UTF-8 (surrogate escapes) are written so too.
+
+    >>> part("n01440764"), part("a.b/c"), part("__background__"), part("two\\u2028lines"), part("caf\\udce9")
+    ('n01440764', 'a%2Eb%2Fc', '%5F_background__', 'two%E2%80%A8lines', 'caf%E9')
+    """
+    if name.isalnum() and name.isascii():
+        return name
+    text = "".join(c if c.isprintable() and c not in "%./\\" else _escaped(c) for c in name)
+    return f"%5F{text[1:]}" if text.startswith("__") else text
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+def distinct(keys: Iterable[str]) -> list[str]:
+    """The keys in their order, each that is there already with `-2`, `-3`, ... behind it: linear in their number.
+
+    >>> distinct(["a", "b", "a", "a-2", "a"])
+    ['a', 'b', 'a-2', 'a-2-2', 'a-3']
+    """
+    taken: set[str] = set()
+    counts: dict[str, int] = {}
+    found = []
+    for key in keys:
+        name, n = key, counts.get(key, 1)
+        while name in taken:
+            n += 1
+            name = f"{key}-{n}"
+        counts[key] = n
+        taken.add(name)
+        found.append(name)
+    return found

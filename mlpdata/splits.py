@@ -1,0 +1,109 @@
+"""What splits are called: the only table. Every source, shard directory and recipe asks here.
+
+Inside mlpdata the splits are `train`, `val` and `test`; a split with a name of its own keeps it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from mlpdata.errors import Error
+
+_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "eval": "val",
+    "test": "test",
+    "testing": "test",
+}
+HELD_OUT = ("val", "test")  # in the order in which they are looked for
+_MAX_NAME = 64
+
+
+def canonical(name: str) -> str | None:
+    """The split that a whole name stands for, in any case; None where it stands for none.
+
+    >>> canonical("Validation"), canonical("dev"), canonical("cats")
+    ('val', 'val', None)
+    """
+    return _NAMES.get(name.strip().lower())
+
+
+def of_path(path: str) -> str | None:
+    """The split that a file's path names, or None where no word of it does. Raises Error where two fit.
+
+    path: relative, with `/`; folders, and then the file. A folder or a file whose whole name is a split's (digits,
+    separators and extensions aside) decides over words inside longer names, and the file over its folders there.
+
+    >>> of_path("imagenet1k-validation-00.tar"), of_path("Val-3.tar"), of_path("train0000.tar"), of_path("a/b.tar")
+    ('val', 'val', 'train', None)
+    >>> of_path("val/dev-clean-0.parquet"), of_path("train_val_split/val.parquet"), of_path("train/x-test.tar")
+    ('val', 'val', 'train')
+    """
+    *folders, file = [part for part in path.split("/") if part not in ("", ".")] or [""]
+    parts = [*folders, file.partition(".")[0]]
+    whole = {split for part in parts if (split := canonical(_without_numbers(part)))}
+    if whole:
+        return _only(whole, path)
+    for part in reversed(parts):
+        found = {split for word in re.split(r"[^a-z]+", part.lower()) if (split := canonical(word))}
+        if found:
+            return _only(found, path)
+    return None
+
+
+def _without_numbers(part: str) -> str:
+    """`train-00000-of-00007` and `Train_3` as `train`."""
+    return re.sub(r"^[\W\d_]+|([\W\d_]+of)?[\W\d_]+$", "", part)
+
+
+def _only(found: set[str], path: str) -> str:
+    if len(found) > 1:
+        raise Error(
+            f"{path} fits two splits, {' and '.join(sorted(found))}: rename it or move it into a folder of its split"
+        )
+    return found.pop()
+
+
+def settle(names: Iterable[str]) -> dict[str, str]:
+    """Our name for each of a data set's splits, in their order. A lone `test` is called `val`: it is what is held out.
+
+    Two names of one split both lead to it: whoever calls adds them up or refuses them. Raises Error where a name cannot
+    be part of a file name.
+
+    >>> settle(["train", "testing"]), settle(["train", "validation", "test"])
+    ({'train': 'train', 'testing': 'val'}, {'train': 'train', 'validation': 'val', 'test': 'test'})
+    """
+    ours = {name: canonical(name) or checked(name) for name in names}
+    if "val" not in ours.values():
+        ours = {name: "val" if split == "test" else split for name, split in ours.items()}
+    return ours
+
+
+def checked(name: object) -> str:
+    """The name of a split, which becomes part of file names; raises Error where it cannot."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name) or len(name.encode()) > _MAX_NAME:
+        raise Error(f"{name!r:.80} is no name for a split: letters, digits, _ and -, at most {_MAX_NAME} bytes")
+    return name
+
+
+def find(name: str, available: Iterable[str]) -> str | None:
+    """Which of the splits at hand a name asks for: itself, its other spelling, or the only one that is held out.
+
+    >>> find("validation", ["train", "val"]), find("val", ["train", "test"]), find("val", ["train", "val", "test"])
+    ('val', 'test', 'val')
+    """
+    available = list(available)
+    if name in available:
+        return name
+    wanted = canonical(name)
+    same = [split for split in available if wanted and canonical(split) == wanted]
+    held_out = [split for split in available if canonical(split) in HELD_OUT]
+    if len(same) == 1:
+        return same[0]
+    return held_out[0] if wanted in HELD_OUT and len(held_out) == 1 else None
