@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mlpdata.sources.files import stamp
+
 UNIT_PIXELS_BYTES = 192 << 20  # with what is encoded of them, what a worker holds in memory
 
 
@@ -86,6 +88,14 @@ class Source(ABC):
     @abstractmethod
     def units(self) -> list[Unit]:
         """Every unit, in a fixed order, without reading the images. Called once, in the parent process."""
+
+    def stamps(self) -> dict[str, str]:
+        """What tells whether the files read are still those they were, by path; taken anew it is equal or they changed.
+
+        Of local files and folders only: what is read from a URL is checked as it is read. Raises Error for a folder
+        that cannot be read.
+        """
+        return {path: stamp(path) for path in self.files if not path.startswith(("http://", "https://", "hf:"))}
 
     @abstractmethod
     def samples(self, unit: Unit) -> Iterator[Sample | Broken]:

@@ -1,4 +1,4 @@
-"""What a file's name says before its content is read: whether it may be an image, and what systems leave behind.
+"""Files and folders before their content is read: what names say, what lies below a folder, whether it changed.
 
 Names only estimate and order (counts of a listing, which images are held out). Whether a file is an image is decided by
 its content, in `mlpdata.image`.
@@ -6,7 +6,18 @@ its content, in `mlpdata.image`.
 
 from __future__ import annotations
 
+import os
 import posixpath
+import stat
+from collections import Counter
+from collections.abc import Iterator
+
+import xxhash
+
+from mlpdata.errors import Error, first_line
+
+KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+MAX_LINKS = 1_000  # to one folder; links to folders of links are 2^n paths
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm",
                   ".pgm", ".pbm", ".pnm", ".avif", ".jp2")  # fmt: skip
@@ -35,3 +46,79 @@ def is_system(path: str) -> bool:
     """
     *folders, file = path.lower().split("/")
     return file.startswith("._") or file in SYSTEM_FILES or any(f in SYSTEM_FOLDERS for f in (*folders, file))
+
+
+def tree(root: str) -> Iterator[tuple[str, list[os.DirEntry]]]:
+    """Every folder from `root` on, as (path below it with `/`, entries in the order of their names); "" is `root`.
+
+    Links to folders are followed. System folders are among the entries and not entered. Raises Error for a folder that
+    cannot be read, and for a link to a folder around it.
+    """
+    num_links: Counter[tuple[int, int]] = Counter()
+    waiting: list[tuple[str, bool, tuple]] = [("", False, ())]
+    while waiting:
+        below, is_link, around = waiting.pop()
+        path = os.path.join(root, below) if below else root
+        try:
+            status = os.stat(path)
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda e: e.name)
+        except OSError as e:
+            raise Error(f"cannot read the folder {path}: {e.strerror or first_line(e)}") from None
+        identity = (status.st_dev, status.st_ino)
+        if identity in around:
+            raise Error(f"{path} is the same folder as one around it: a loop of links; remove the link")
+        num_links[identity] += is_link
+        if num_links[identity] > MAX_LINKS:
+            raise Error(f"{path} is linked to from more than {MAX_LINKS:,} places; remove links")
+        yield below, entries
+        inner = (*around, identity)
+        for entry in reversed(entries):
+            if is_folder(entry) and not is_system(entry.name + "/"):
+                waiting.append((f"{below}/{entry.name}" if below else entry.name, entry.is_symlink(), inner))
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def why_no_file(entry: os.DirEntry) -> str:
+    """Why an entry that is no folder cannot be read as a file, without touching it; "" where it is a file."""
+    try:
+        if entry.is_file():
+            return ""
+        mode = entry.stat().st_mode
+    except OSError as e:
+        return f"a link that leads nowhere: {e.strerror}" if entry.is_symlink() else f"cannot be read: {e.strerror}"
+    return f"no file but a {KINDS.get(stat.S_IFMT(mode), 'thing that only the system knows')}"
+
+
+def stamp(path: str) -> str:
+    """What tells whether a file, or anything below a folder, is still what it was: sizes and times of change."""
+    try:
+        if not os.path.isdir(path):
+            return _stamp(os.stat(path))
+        digest = xxhash.xxh3_128()
+        for below, entries in tree(path):
+            digest.update(f"{below}\0".encode("utf-8", "surrogateescape"))
+            for entry in entries:
+                if not (is_folder(entry) or is_system(entry.name)):
+                    digest.update(f"{entry.name}\0{_entry_stamp(entry)}\0".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+    except OSError as e:
+        return f"cannot be read: {e.strerror or first_line(e)}"
+
+
+def _entry_stamp(entry: os.DirEntry) -> str:
+    try:
+        return _stamp(entry.stat())
+    except OSError:
+        return "gone"  # or a link that leads nowhere
+
+
+def _stamp(status: os.stat_result) -> str:
+    return f"{status.st_size} bytes, changed at {status.st_mtime_ns} ns"
