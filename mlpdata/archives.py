@@ -75,7 +75,8 @@ def download(
     """Fetch the first of the archives, and what belongs beside it.
 
     only:  names of files, where not all are wanted, or another than the first.
-    login: what lets the user in where an account is needed. Raises Error that says what to get by hand, and how.
+    login: what lets the user in where an account is needed; mirrors are not sent it. Raises Error that says what to get
+    by hand, and how.
     """
     offered = [a for archive in archives for a in (archive, *archive.beside)]
     unknown = set(only) - {a.name for a in offered}
@@ -91,7 +92,7 @@ def download(
             say(_plan(wanted, path))
         else:
             try:
-                fetch(wanted, folder, login or web.Login(), say, quiet)
+                fetch(wanted, folder, (login or web.Login()).to(archive.url), say, quiet)
                 checked = "checksum right" if wanted.md5 else "no checksum of it is published"
                 say(f"{path}: {path.stat().st_size:,} bytes, {checked}")
             except Error as e:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mlpdata import web
-from mlpdata.errors import Error
+from mlpdata.errors import Error, first_line
 from mlpdata.manifest import sync_dir, write_atomic
 from mlpdata.progress import Progress, duration
 
@@ -29,6 +29,8 @@ SPLIT_BYTES = 8 << 20  # no stretch is split into smaller ones
 SAVE_EVERY_S = 1.0  # how much a killed process fetches again
 TICK_S = 0.1
 UNKNOWN = 1 << 62
+MAX_JOURNAL_BYTES = 1 << 20
+SPARE_BYTES = 1 << 30  # of the disk, left free by a body whose end nobody knows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,8 @@ def fetch(
     wanted; what has arrived stays for the next call.
     """
     path = folder / wanted.name
-    login.session().close()  # a login that cannot be read is no matter of mirrors
+    if wanted.urls:
+        login.session(wanted.urls[0]).close()  # a login that cannot be read is no matter of mirrors
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with only_one(folder / f".{wanted.name}.lock", say):
@@ -184,6 +187,27 @@ class _Journal:
     size: int | None
     missing: list[list[int]]  # [at, stop] of every stretch
 
+    @classmethod
+    def read(cls, path: Path) -> _Journal:
+        """Raises ValueError for what is none: the file may be damaged, or somebody else's."""
+        with open(path, "rb") as f:
+            text = f.read(MAX_JOURNAL_BYTES)
+        try:
+            journal = cls(**json.loads(text))
+            pairs = [n for at, stop in journal.missing for n in (at, stop)]
+        except (TypeError, ValueError, RecursionError) as e:
+            raise ValueError(first_line(e)) from None
+        numbers = pairs if journal.size is None else [journal.size, *pairs]
+        if not (isinstance(journal.url, str) and isinstance(journal.tag, str) and journal.tag.isprintable()):
+            raise ValueError("no text where there should be some")
+        if not all(type(n) is int for n in numbers):
+            raise ValueError("no whole numbers")
+        return journal
+
+
+class _Endless(Error):
+    """A body that is larger than the file wanted, or than the disk."""
+
 
 class _Transfer:
     """One URL into one part file."""
@@ -212,6 +236,9 @@ class _Transfer:
             except web.Changed as e:
                 self._say(f"{self._url}: {e}; starting again")
                 self.forget()
+            except _Endless:
+                self.forget()
+                raise
         raise Error(f"{self._url}: the file could not be had in one piece in {web.ATTEMPTS} attempts")
 
     def _run_once(self) -> bool:
@@ -220,7 +247,7 @@ class _Transfer:
             return True
         first = self._stretches[0]
         resumed = first.at > 0 or len(self._stretches) > 1
-        session = self._login.session()
+        session = self._login.session(self._url)
         answer = web.persist(
             self._url, lambda: web.get(session, self._url, first.at, self._end(first), self._tag), self._say
         )
@@ -248,10 +275,10 @@ class _Transfer:
         """(tag, size, missing stretches) to begin with: of what an earlier run left, where that is still of use."""
         anew = ("", None, [_Stretch(0, UNKNOWN)])
         try:
-            journal = _Journal(**json.loads(self._journal_path.read_text()))
-            stretches = [_Stretch(int(at), int(stop)) for at, stop in journal.missing]
+            journal = _Journal.read(self._journal_path)
+            stretches = [_Stretch(at, stop) for at, stop in journal.missing]
             held = self.part.stat().st_size
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError):
             return anew
         size, checkable = journal.size, self._wanted.checksum is not None and journal.size == self._wanted.num_bytes
         if size is None or held != size or not all(0 <= s.at < s.stop <= size for s in stretches):
@@ -274,6 +301,9 @@ class _Transfer:
             self._stretches[-1].stop = self._size
         need = sum(s.stop - s.at for s in self._stretches) if self._size is not None else 0
         free = shutil.disk_usage(self.part.parent).free
+        self._most = max(0, free - SPARE_BYTES) if self._size is None else self._size
+        if self._size is None and wanted is not None:
+            self._most = wanted
         if need > free:
             raise Error(f"no space for {self.part}: {need / 1e9:,.1f} GB are missing, {free / 1e9:,.1f} GB free")
         self._file = os.open(self.part, os.O_RDWR | os.O_CREAT, 0o644)
@@ -322,7 +352,7 @@ class _Transfer:
         if company:
             self._say(f"{self._wanted.name}: this is slow; going on with {1 + company} connections")
         for _ in range(company):
-            self._employ(self._login.session())
+            self._employ(self._login.session(self._url))
 
     # ------------------------------------------------------------------------------------------------------ threads
 
@@ -366,7 +396,7 @@ class _Transfer:
                     for chunk in answer.chunks():
                         if self._take(stretch, chunk):
                             return
-                        pauses.gained()
+                        pauses.gained(len(chunk))
                 if self._size is None:  # the end of the body is all that tells the size
                     with self._lock:
                         stretch.stop = stretch.at
@@ -382,6 +412,8 @@ class _Transfer:
             if self._file < 0:
                 return True
             chunk = chunk[: stretch.stop - stretch.at]
+            if stretch.at + len(chunk) > self._most:
+                raise _Endless(f"{self._url} gives more than {self._most:,} bytes and does not say how many there are")
             if os.pwrite(self._file, chunk, stretch.at) != len(chunk):
                 raise Error(f"no space left for {self.part}")
             stretch.at += len(chunk)

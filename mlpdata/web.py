@@ -10,15 +10,17 @@ import email.utils
 import posixpath
 import re
 import socket
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from mlpdata.errors import Error
+from mlpdata.errors import Error, first_line
 
 if TYPE_CHECKING:  # a tenth of a second, which a conversion of local files need not pay
     import requests
@@ -27,6 +29,11 @@ CONNECT_S, STALL_S = 10.0, 30.0  # until a server answers, and without a byte fr
 ATTEMPTS = 5  # failures in a row, with nothing gained in between
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 120.0  # pauses double; a server may ask for longer ones up to the second
 CHUNK_BYTES = 1 << 18
+# A server that drips is one that stalls: less than so many bytes in so many seconds.
+DRIP_BYTES, DRIP_S = 4096, 60.0
+GAIN_BYTES = 64 << 10  # of a body: less between two failures is no progress, and they are counted as in a row
+MAX_COOKIES_BYTES = 16 << 20
+MAX_HEADER = 1024  # characters of a header's value that are believed: real ones have a few dozen
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 T = TypeVar("T")
@@ -54,29 +61,53 @@ class Changed(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Login:
-    """What a server needs to let the user in: headers, and a cookies.txt. Sent to the URL's own host only."""
+    """What a server needs to let the user in: headers, and a cookies.txt. No other server is sent any of it.
+
+    url: whose server it is for. None: that of whatever URL is fetched; servers it redirects to are others all the same.
+    """
 
     headers: dict[str, str] = field(default_factory=dict)
     cookies: Path | None = None
+    url: str | None = None
 
-    def session(self) -> requests.Session:
-        """A new session. Raises Error for a cookie file that cannot be read."""
+    def to(self, url: str | None) -> Login:
+        """The same for one server only; for none where there is no URL."""
+        return replace(self, url=url) if url else Login()
+
+    def session(self, url: str) -> requests.Session:
+        """A new session to fetch a URL with. Raises Error for a cookie file that cannot be read, or no URL."""
+        try:
+            urlsplit(url).port  # noqa: B018 - it raises
+        except ValueError as e:
+            raise Error(f"cannot fetch {url}: {first_line(e)}") from None
+        session = _session_class()(self.url or url)
+        # Bytes as they lie on the server: offsets would mean nothing in a stream compressed on the way.
+        session.headers.update({"Accept-Encoding": "identity", "User-Agent": "mlpdata"})
+        jar = self._read_cookies() if self.cookies is not None else None
+        if session.is_own(url):
+            session.headers.update(self.headers)
+            session.private = set(self.headers)
+            if jar is not None:
+                session.cookies = jar
+                session.private.add("Cookie")
+        return session
+
+    def _read_cookies(self):
         from http.cookiejar import LoadError, MozillaCookieJar
 
-        session = _session_class()(set(self.headers))
-        # Bytes as they lie on the server: offsets would mean nothing in a stream compressed on the way.
-        session.headers.update({"Accept-Encoding": "identity", "User-Agent": "mlpdata", **self.headers})
-        if self.cookies is not None:
-            jar = MozillaCookieJar(self.cookies)
-            try:
+        jar, path = MozillaCookieJar(self.cookies), self.cookies
+        try:
+            if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_COOKIES_BYTES):
+                raise LoadError
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it warns of damage with a traceback, and then raises
                 jar.load(ignore_discard=True, ignore_expires=True)
-            except (OSError, LoadError, UnicodeDecodeError) as e:
-                reason = getattr(e, "strerror", None) or "it is not in the cookies.txt format that browsers export"
-                raise Error(f"cannot read --cookies {self.cookies}: {reason}") from None
-            for cookie in jar:
-                cookie.expires = cookie.expires or None  # browsers write 0 for "as long as the session"
-            session.cookies = jar
-        return session
+        except (OSError, LoadError, ValueError) as e:
+            reason = getattr(e, "strerror", None) or "it is not in the cookies.txt format that browsers export"
+            raise Error(f"cannot read --cookies {path}: {reason}") from None
+        for cookie in jar:
+            cookie.expires = cookie.expires or None  # browsers write 0 for "as long as the session"
+        return jar
 
 
 @cache
@@ -84,14 +115,18 @@ def _session_class():
     import requests
 
     class Session(requests.Session):
-        def __init__(self, private: set[str]):
+        def __init__(self, home: str):
             super().__init__()
-            self._private = private
+            self._home, self.private = home, set()
+
+        def is_own(self, url: str) -> bool:
+            """Whether a URL is on the server that the login is for, or on its encrypted twin."""
+            return not self.should_strip_auth(self._home, url)
 
         def rebuild_auth(self, prepared_request, response):
-            # requests itself takes Authorization off; the user's other headers are no business of another host either.
-            if self.should_strip_auth(response.request.url, prepared_request.url):
-                for name in self._private:
+            # requests itself takes off Authorization only, and adds the cookies of whatever host the file has some for.
+            if not self.is_own(prepared_request.url):
+                for name in self.private:
                     prepared_request.headers.pop(name, None)
             super().rebuild_auth(prepared_request, response)
 
@@ -105,11 +140,13 @@ class Pauses:
     """
 
     def __init__(self, what: str, say: Callable[[str], None] | None = None):
-        self.what, self._say, self._failures = what, say, 0
+        self.what, self._say, self._failures, self._gained = what, say, 0, 0
 
-    def gained(self) -> None:
-        """Something arrived: the next failure counts as the first."""
-        self._failures = 0
+    def gained(self, num_bytes: int) -> None:
+        """Something arrived. Once it is worth the name, the next failure counts as the first."""
+        self._gained += num_bytes
+        if self._gained >= GAIN_BYTES:
+            self._failures = self._gained = 0
 
     def after(self, failure: Passing, sleep: Callable[[float], None] = time.sleep) -> None:
         """Wait before the next try. Raises Error when it is enough."""
@@ -151,9 +188,15 @@ class Answer:
         """The body. Raises Passing when it ends early or stalls."""
         import urllib3
 
+        since, got = time.monotonic(), 0
         try:
             while chunk := self.response.raw.read1(CHUNK_BYTES, decode_content=False):
+                got += len(chunk)
                 yield chunk
+                if time.monotonic() - since > DRIP_S:
+                    if got < DRIP_BYTES:
+                        raise Passing(f"only {got} bytes arrived in {DRIP_S:.0f} s")
+                    since, got = time.monotonic(), 0
         except (urllib3.exceptions.HTTPError, OSError) as e:
             raise Passing(_reason(e)) from None
 
@@ -175,7 +218,7 @@ def get(session: requests.Session, url: str, start: int = 0, stop: int | None = 
         if tag:
             headers["If-Range"] = tag
     try:
-        response = session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, STALL_S))
+        response = _in_time(lambda: session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, STALL_S)))
     except (requests.ConnectionError, requests.Timeout) as e:
         cause = _innermost(e)
         if isinstance(e, requests.exceptions.SSLError | requests.exceptions.ProxyError) or (
@@ -192,15 +235,48 @@ def get(session: requests.Session, url: str, start: int = 0, stop: int | None = 
         raise
 
 
+def _in_time(ask: Callable[[], requests.Response]) -> requests.Response:
+    """What ask() returns. Raises Passing where the head of an answer takes so long that it is none.
+
+    The timeouts of a connection count from one byte to the next: a server that drips headers, or says "100 Continue"
+    for ever, keeps within them. The thread that still listens to such a one is given up.
+    """
+    found: list = []
+    lock = threading.Lock()
+    given_up = False
+
+    def run() -> None:
+        try:
+            result = ask()
+        except BaseException as e:
+            result = e
+        with lock:
+            found.append(result)
+            if given_up and not isinstance(result, BaseException):
+                result.close()
+
+    thread = threading.Thread(target=run, name="mlpdata-ask", daemon=True)
+    thread.start()
+    thread.join(CONNECT_S + 3 * STALL_S)
+    with lock:
+        given_up = not found
+    if given_up:
+        raise Passing("no whole answer in time")
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
 def _read_answer(url: str, response: requests.Response, start: int, asked: dict, tag: str) -> Answer:
     status, now = response.status_code, _tag(response)
     if status == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if not match or int(match[1]) != start:
-            raise Error(f"{url} answers a range with {response.headers.get('Content-Range', 'no range')!r}")
+        told = _header(response, "Content-Range")
+        match = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", told)
+        if not match or int(match[1]) != start or not start <= int(match[2]) or (match[3] == "0"):
+            raise Error(f"{url} answers a range with {told or 'no range'!r}")
         if tag and now and now != tag:
             raise Changed("the file has changed on the server")
-        return Answer(response, start, None if match[2] == "*" else int(match[2]), now, True)
+        return Answer(response, start, None if match[3] == "*" else int(match[3]), now, True)
     if status == 200:
         if "Range" in asked and start:
             raise Changed(
@@ -208,30 +284,43 @@ def _read_answer(url: str, response: requests.Response, start: int, asked: dict,
                 if tag and now != tag
                 else "the server does not go on in the middle"
             )
-        length = response.headers.get("Content-Length", "")
-        ranges = response.headers.get("Accept-Ranges") == "bytes"
-        return Answer(response, 0, int(length) if length.isdecimal() else None, now, ranges)
+        length = _header(response, "Content-Length")
+        if length and not re.fullmatch(r"\d{1,19}", length):
+            raise Error(f"{url}: the server says the file has {length[:30]!r} bytes")
+        return Answer(response, 0, int(length) if length else None, now, _header(response, "Accept-Ranges") == "bytes")
     if status == 416:
         raise Changed("the file has become shorter on the server")
     if status in PASSING:
-        raise Passing(f"the server answers {status} {response.reason}", _retry_after(response))
+        raise Passing(f"the server answers {status} {_words(response.reason)}", _retry_after(response))
     hint = "; it wants a login: `mlpdata download` takes --cookies and --header" if status in (401, 403) else ""
-    raise Refused(f"{url}: the server answers {status} {response.reason}{hint}", status)
+    raise Refused(f"{url}: the server answers {status} {_words(response.reason)}{hint}", status)
+
+
+def _header(response: requests.Response, name: str) -> str:
+    """A header's value; "" where it is missing, or longer than any that means something."""
+    value = response.headers.get(name, "")
+    return value if len(value) <= MAX_HEADER else ""
+
+
+def _words(text: str | None) -> str:
+    """What a server says, for a line on a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text or "")[:100]
 
 
 def _tag(response: requests.Response) -> str:
-    tag = response.headers.get("ETag", "")
-    return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
+    tag = _header(response, "ETag")
+    tag = tag if tag.startswith('"') else _header(response, "Last-Modified")
+    return tag if tag.isascii() and tag.isprintable() else ""  # it is sent back
 
 
 def _retry_after(response: requests.Response) -> float:
     """Seconds, from a number or a date (RFC 9110, 10.2.3)."""
-    value = response.headers.get("Retry-After", "")
-    if value.strip().isdecimal():
+    value = _header(response, "Retry-After")
+    if re.fullmatch(r"\s*\d{1,12}\s*", value):
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, TypeError, OverflowError, IndexError):  # what it raises for no date, by version
         return 0.0
 
 
@@ -263,8 +352,7 @@ def _reason(error: BaseException) -> str:
         return "the connection was cut"
     if isinstance(seen, OSError) and seen.strerror:
         return seen.strerror
-    text = re.sub(r"^<[^>]*>:? ?|\w+\(.*?\): ", "", str(seen).splitlines()[0] if str(seen) else "")
-    return text or type(seen).__name__
+    return _words(re.sub(r"^<[^>]*>:? ?|\w+\(.*?\): ", "", first_line(seen))) or type(seen).__name__
 
 
 def is_url(text: str) -> bool:
@@ -278,9 +366,9 @@ def file_name(path: str) -> str:
 
 
 def parse_headers(lines: tuple[str, ...]) -> dict[str, str]:
-    """`K: V` lines as on a command line. Raises Error for one without a colon."""
+    """`K: V` lines as on a command line. Raises Error for what is none."""
     pairs = [line.partition(":") for line in lines]
     for (name, colon, _), line in zip(pairs, lines, strict=True):
-        if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name.strip()) or "\n" in line or "\r" in line:
+        if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name.strip()) or not line.isprintable():
             raise Error(f"--header {line!r} is no header; expected 'Name: value'")
     return {name.strip(): value.strip() for name, _, value in pairs}

@@ -3,7 +3,9 @@ import http.server
 import io
 import json
 import multiprocessing as mp
+import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -288,6 +290,140 @@ def test_a_damaged_journal_costs_what_had_arrived(server, tmp_path, damage):
     assert fetched(wanted(server), tmp_path)[0] == DATA
 
 
+@pytest.mark.parametrize(
+    "journal",
+    [
+        {"tag": "a\r\nX: y"},
+        {"tag": 5},
+        {"url": None},
+        {"size": 1e300},
+        {"size": True},
+        {"missing": [["0", "9"]]},
+        {"missing": [[0]]},
+        {"missing": 7},
+        {"missing": [[-5, 10]]},
+        {"missing": [[0, 10**30]]},
+    ],
+    ids=str,
+)
+def test_a_journal_of_somebody_else_is_not_believed(server, tmp_path, journal):
+    (tmp_path / "a.bin.part").write_bytes(OTHER)
+    right = {"url": f"{server.url}/a.bin", "tag": "", "size": len(OTHER), "missing": [[5, 10]]}
+    (tmp_path / "a.bin.part.json").write_text(json.dumps(right | journal))
+    assert fetched(wanted(server), tmp_path)[0] == DATA
+
+
+# ---------------------------------------------------------------------------------------------------------- hostile
+
+
+def endless(head, body=b"x" * 65536):
+    """A fault: an answer that is `head` and then `body` over and over, until the client goes."""
+
+    def fault(handler, _):
+        handler.wfile.write(head)
+        while not handler.server_state.closing.is_set():
+            handler.wfile.write(body)
+        handler.close_connection = True
+
+    return fault
+
+
+def answered(status, **headers):
+    lines = [f"HTTP/1.1 {status} OK", *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items())]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin1")
+
+
+def test_a_body_that_never_ends_is_bounded(server, tmp_path, monkeypatch):
+    server.faults = [endless(answered(200))]
+    with pytest.raises(Error, match="gives more than 3,000,000 bytes and does not say how many there are"):
+        fetch(wanted(server), tmp_path)
+    assert not list(tmp_path.glob("*.part*"))
+    monkeypatch.setattr(download, "SPARE_BYTES", shutil.disk_usage(tmp_path).free - (8 << 20))
+    server.faults = [endless(answered(200))]
+    with pytest.raises(Error, match=r"gives more than .* bytes and does not say"):
+        fetch(wanted(server, size=None, md5=None), tmp_path)
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_reading_in_place_takes_no_more_than_it_asked_for(server):
+    size = len(DATA)
+    server.faults = [endless(answered(206, Content_Range=f"bytes 0-65535/{size}"), DATA[: 64 << 10])]
+    blob = url.UrlFile(f"{server.url}/a.bin")
+    assert blob.size == size and blob.read_at(0, 100) == DATA[:100]
+    server.faults = [endless(answered(206, Content_Range=f"bytes 1000000-1065535/{size}"), DATA[1_000_000:2_000_000])]
+    assert blob.read_at(1_000_000, 10) == DATA[1_000_000:1_000_010]
+    whole = answered(200, Content_Length=1 << 40)
+    server.faults = [endless(whole)]
+    with pytest.raises(Error, match="serves no ranges"):
+        url.UrlFile(f"{server.url}/a.bin")
+    for at in (0, 2_000_000):
+        blob.close()
+        server.faults = [endless(whole)]
+        with pytest.raises(Error, match=r"serves no ranges|has changed on the server"):
+            blob.read_at(at, 10)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        answered(200, Content_Length="9" * 5000),
+        answered(200, Content_Length="-5"),
+        answered(206, Content_Range="bytes 0-9/" + "9" * 5000),
+        answered(206, Content_Range="bytes 9-0/0"),
+        answered(503, Retry_After="9" * 5000),
+        answered(503, Retry_After="Wed, 99 Foo 99999 99:99:99 GMT"),
+        answered(302, Location="http://[::1"),
+        answered(302, Location="\x00\x01"),
+        answered("404 \x1b[2J\x07"),
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: y\r\n" % i for i in range(5000)) + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000 + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00" * 100,
+    ],
+)
+def test_absurd_heads_are_one_line(server, tmp_path, head):
+    def fault(handler, _):
+        handler.wfile.write(head)
+        handler.close_connection = True
+
+    for ask in (lambda: fetch(wanted(server), tmp_path), lambda: url.UrlFile(f"{server.url}/a.bin")):
+        server.faults = [fault] * 40
+        with pytest.raises(Error) as raised:
+            ask()
+        assert str(raised.value).isprintable() and len(str(raised.value)) < 600
+
+
+def test_an_absurd_etag_is_not_sent_back(server, tmp_path):
+    def fault(handler, body):
+        handler.extra = {"ETag": '"' + "e" * 60_000 + '"'}
+        handler.cut = 1_000_000
+        return body
+
+    server.tags, server.faults = False, [fault]
+    assert fetched(wanted(server), tmp_path)[0] == DATA
+    assert all(len(headers.get("If-Range", "")) < 100 for _, _, headers in server.requests)
+
+
+def test_servers_that_drip_are_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(web, "CONNECT_S", 0.2)
+    monkeypatch.setattr(web, "STALL_S", 0.2)
+    server.faults = [endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n")] * 5
+    with pytest.raises(Error, match="no whole answer in time; gave up"):
+        fetch(wanted(server), tmp_path)
+    monkeypatch.setattr(web, "STALL_S", 5.0)
+    monkeypatch.setattr(web, "DRIP_S", -1.0)  # every piece is late
+    monkeypatch.setattr(web, "DRIP_BYTES", 1 << 40)  # whatever comes is too little
+    server.faults = [endless(answered(200, Content_Length=SIZE), b"x" * 1000)] * 9
+    with pytest.raises(Error, match=r"bytes arrived in .*gave up"):
+        monkeypatch.setattr(web, "GAIN_BYTES", 1 << 40)
+        fetch(wanted(server), tmp_path)
+
+
+def test_a_byte_at_a_time_is_no_progress(server, tmp_path):
+    server.faults = [cut(1)] * 5
+    with pytest.raises(Error, match="gave up after 5 attempts"):
+        fetch(wanted(server), tmp_path)
+
+
 # ----------------------------------------------------------------------------------------------------------- login
 
 
@@ -305,9 +441,50 @@ def test_headers_and_cookies_go_to_their_host_only(server, tmp_path):
     (tmp_path / "bad.txt").write_text("hello")
     for name in ("bad.txt", "none.txt"):
         with pytest.raises(Error, match=f"cannot read --cookies .*{name}"):
-            web.Login(cookies=tmp_path / name).session()
+            web.Login(cookies=tmp_path / name).session(server.url)
     with pytest.raises(Error, match="'nonsense' is no header"):
         web.parse_headers(("nonsense",))
+
+
+def test_mirrors_are_sent_no_secret(server, tmp_path, monkeypatch):
+    cookies = tmp_path / "cookies.txt"
+    cookies.write_text("# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\tsession\tabc\n")
+    login = web.Login(headers={"X-Key": "secret", "Authorization": "Bearer x"}, cookies=cookies)
+    secrets = {"X-Key", "Authorization", "Cookie"}
+    with FileServer() as first, FileServer() as last:  # of the same host, as two services of one machine are
+        monkeypatch.setenv("MLPDATA_MIRROR", first.url)
+        archive = archives.Archive(name="a.bin", url=f"{server.url}/a.bin", mirrors=(f"{last.url}/a.bin",), md5=MD5)
+        server.faults = [status(404)]
+        with pytest.raises(Error, match="404"):
+            archives.download([archive], tmp_path / "x", login=login, say=str, quiet=True)
+        assert secrets <= set(server.requests[0][2])
+        for mirror in (first, last):
+            assert mirror.requests and not secrets & set(mirror.requests[0][2])
+        # Nor the servers that one is sent on to, however often: cookies are put on anew at every step.
+        first.files, last.files = {"/b": b"", "/c": b""}, {"/d": DATA}
+        server.faults = [status(302, Location=f"{first.url}/b")]
+        first.faults = [status(302, Location=f"{first.url}/c"), status(307, Location=f"{last.url}/d")]
+        monkeypatch.delenv("MLPDATA_MIRROR")
+        archives.download([archive], tmp_path / "y", login=login, say=str, quiet=True)
+        assert all(not secrets & set(headers) for _, _, headers in (*first.requests, *last.requests))
+    no_address = archives.Archive(name="a.bin", mirrors=(f"{server.url}/a.bin",), md5=MD5)
+    archives.download([no_address], tmp_path / "z", login=login, say=str, quiet=True)
+    assert not secrets & set(server.requests[-1][2])
+
+
+def test_cookies_of_another_kind_are_one_line(server, tmp_path):
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 10)
+    (tmp_path / "fields").write_text("# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\tnever\n")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    with open(tmp_path / "huge", "wb") as f:
+        f.truncate(1 << 40)
+    for name in ("binary", "fields", "folder", "fifo", "huge"):
+        with pytest.raises(Error, match=f"cannot read --cookies .*{name}"):
+            fetch(wanted(server), tmp_path / "x", web.Login(cookies=tmp_path / name))
+    for line in ("X: a\0b", "X: a\x1b[2J", "X: a\nY: b"):
+        with pytest.raises(Error, match="is no header"):
+            web.parse_headers((line,))
 
 
 def test_proxy_variables_are_honoured(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from mlpdata.errors import Error
 
 NEAR_BYTES = 64 << 10  # the least that is asked of a server: a header, and what may follow it
 PIECE_BYTES = 16 << 20  # the most that is asked of a server at once
+NO_RANGES = "the server serves no ranges: it cannot be read in place; download it first"
 HELD_BYTES = 512 << 20  # announced stretches up to this size are fetched once, however often they are read
 
 
@@ -77,9 +78,13 @@ class UrlFile:
                 with contextlib.closing(self._get(start + len(data), stop)) as answer:
                     if answer.size not in (None, self.size):
                         raise web.Changed
+                    if answer.response.status_code != 206 and stop - start < self.size:
+                        raise Error(f"{self.path}: {NO_RANGES}")
                     for chunk in answer.chunks():
                         data += chunk
-                        pauses.gained()
+                        pauses.gained(len(chunk))
+                        if len(data) >= stop - start:  # a server may send on for ever
+                            break
                 if len(data) < stop - start:
                     raise web.Passing("the connection was cut")
             except web.Passing as e:
@@ -94,15 +99,18 @@ class UrlFile:
         def ask() -> int:
             with contextlib.closing(self._get(0, NEAR_BYTES)) as answer:
                 if answer.response.status_code != 206 or answer.size is None:
-                    raise Error(
-                        f"{self.path}: the server serves no ranges: it cannot be read in place; download it first"
-                    )
-                self._tag, self._near = answer.tag, b"".join(answer.chunks())
+                    raise Error(f"{self.path}: {NO_RANGES}")
+                self._tag, begun = answer.tag, bytearray()
+                for chunk in answer.chunks():
+                    begun += chunk
+                    if len(begun) >= NEAR_BYTES:
+                        break
+                self._near = bytes(begun[:NEAR_BYTES])
                 return answer.size
 
         return web.persist(self.path, ask)
 
     def _get(self, start: int, stop: int) -> web.Answer:
         if self._session is None or self._pid != os.getpid():  # a connection must not be shared with a fork
-            self._session, self._pid = self._login.session(), os.getpid()
+            self._session, self._pid = self._login.session(self.path), os.getpid()
         return web.get(self._session, self.path, start, stop, self._tag)
