@@ -154,9 +154,15 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.option(
     "--max-skipped", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share that may be unreadable."
 )
-@click.option("--min-class-size", type=click.IntRange(min=0), default=0, help="Leave out classes with fewer images.")
 @click.option(
-    "--val-per-class", type=click.IntRange(min=0), default=0, help="Hold out N images a class, first by name."
+    "--min-class-size",
+    type=click.IntRange(min=0),
+    help="Leave out classes with fewer images.  [default: 0; of imagenet21k 500]",
+)
+@click.option(
+    "--val-per-class",
+    type=click.IntRange(min=0),
+    help="Hold out N images a class as val, first by name.  [default: 0; of imagenet21k 50]",
 )
 @click.option(
     "--classes", type=click.Path(path_type=Path), help="File with the classes to take, one a line, in label order."
@@ -183,7 +189,8 @@ def convert(dataset, source, res, format_, codec, quality, resize, filter_, out,
     mlpdata convert tinyimagenet --source tiny-imagenet-200.zip --out shards/tiny
     mlpdata convert folder --source photos/ --res 64 --resize crop
     mlpdata convert imagenet1k --source ILSVRC2012/
-    mlpdata convert imagenet21k --source winter21_whole.tar.gz --min-class-size 500 --val-per-class 50
+    mlpdata convert imagenet21k --res 64
+    mlpdata convert imagenet21k --source winter21_whole.tar.gz --min-class-size 0 --val-per-class 0
     mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --engine ray
     mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --part 1/4
     mlpdata convert hub --source hf:uoft-cs/cifar10@main --res 32

@@ -56,6 +56,8 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
                 if check_directory(plan) is None:  # another run may have finished it a moment ago
                     check_plan(plan)
                     say(_announce(plan))
+                    if plan.filter_note:
+                        say(plan.filter_note)
                     for warning in plan.source.warnings:
                         say(f"warning: {warning}")
                     return _run(plan, started, say)
@@ -180,11 +182,12 @@ def _take_stock(plan: Plan) -> Found:
     """Count what the parts hold, one after the other."""
     num_classes = len(plan.source.classes)
     counts = {s: np.zeros(num_classes, np.int64) for s in plan.splits}
-    found = Found(counts, dict.fromkeys(plan.splits, 0), "", 0, Summary(), np.arange(num_classes))
+    found = Found(counts, dict.fromkeys(plan.splits, 0), "", {}, 0, Summary(), np.arange(num_classes))
     for task in plan.tasks:
         part = Part(shards.part_path(plan.work, task.unit.name))
         record = part.record
         found.total.add(Summary(**record["summary"]))
+        found.small.update(record["small"])
         for skipped in record["skipped"]:
             found.num_skipped[skipped["split"]] += 1
             found.first_reason = found.first_reason or skipped["reason"]
@@ -201,6 +204,8 @@ def _take_stock(plan: Plan) -> Found:
 
 
 def _check_skipped(plan: Plan, found: Found) -> None:
+    if found.small and not any(counts.sum() for counts in found.class_counts.values()):
+        raise plan.class_filter.none_left(found.small)
     for split, counts in found.class_counts.items():
         if not counts.sum():
             reason = f"; the first: {found.first_reason}" if found.first_reason else ""

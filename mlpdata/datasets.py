@@ -26,9 +26,10 @@ class DatasetSpec:
     samples: dict[str, int] = field(default_factory=dict)  # split -> official count
     res: int = 64  # pixels a side, unless asked for otherwise
     archives: tuple[Archive, ...] = ()
-    open: Callable[..., Source]  # open(path, res=, seed=, class_filter=) -> Source; path is None where none is wanted
+    open: Callable[..., Source]  # see open_source; path is None where none is wanted
     wants_path: bool = True
     takes_filter: bool = False  # whether class filters apply
+    class_filter: ClassFilter = field(default_factory=ClassFilter)  # its sizes apply where none are asked for
     has_real_labels: bool = False  # whether its val images have ReaL labels
     reads_urls: bool = False  # whether `open` takes the URL of an archive, to read it in place
     repository: str | None = None  # a copy on the Hugging Face Hub
@@ -238,6 +239,7 @@ SPECS = {
             ),
             open=_imagenet21k,
             takes_filter=True,
+            class_filter=ClassFilter(min_class_size=500, val_per_class=50),  # the set of the paper
             reads_urls=True,
             repository="timm/imagenet-22k-wds",
         ),
@@ -274,6 +276,8 @@ def open_source(
     res: int,
     seed: int,
     class_filter: ClassFilter = ClassFilter(),  # noqa: B008
+    splits: tuple[str, ...] = (),
+    limit: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -282,6 +286,8 @@ def open_source(
     """Open what `--source` names, or what lies in the download folder or may be fetched into it.
 
     given: a file, a directory that holds the official file, a pattern of files, a URL, or hf:OWNER/NAME[@REVISION].
+    splits: names of those that are wanted, as the user spells them; (): all. limit: so many samples of each split are
+    wanted. Both let a source leave unread what nobody asked for; the caller cuts what it gets to the exact number.
     image_column, label_column: of parquet files. say, quiet: of a fetch. Raises Error that says what to get, and where
     to put it.
     """
@@ -297,15 +303,16 @@ def open_source(
 
         repository = isinstance(path, hub.Repository)
         if any(name.endswith(".parquet") for name in path.files) if repository else holds_parquet(path):
-            if class_filter:
+            if class_filter.beside_splits():
                 raise Error(f"class filters do not apply to {path}: it has splits and classes of its own")
             hints = {**spec.hints(), **({"image": image_column} if image_column else {})}
-            return Parquet(path, Hints(**{**hints, **({"label": label_column} if label_column else {})}))
+            hints |= {"label": label_column} if label_column else {}
+            return Parquet(path, Hints(**hints), splits=splits, limit=limit)
         if repository and not (spec.reads_urls or spec.open is _hub):
             raise Error(f"{path} holds no parquet files of {spec.title}")
     if image_column or label_column:
         raise Error(f"--image-column and --label-column are for parquet files; {path} is none")
-    return spec.open(path, res=res, seed=seed, class_filter=class_filter)
+    return spec.open(path, res=res, seed=seed, class_filter=class_filter, splits=splits, limit=limit)
 
 
 def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | str | hub.Repository:

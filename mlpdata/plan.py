@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ import mlpdata
 from mlpdata import datasets, image, web
 from mlpdata.errors import Error
 from mlpdata.manifest import FORMAT_VERSION, MAX_RES, work_path
-from mlpdata.sources import ClassFilter, Source
+from mlpdata.sources import ClassFilter, Source, Unit
 from mlpdata.sources.blob import fingerprint
+from mlpdata.splits import checked, find
 from mlpdata.units import Recipe, Task
 
 DURABLE_FROM_BYTES = 2 << 30  # smaller outputs are not synced part by part: a power cut costs them seconds
@@ -43,8 +45,8 @@ class Options:
     shard_size: int = 10_000
     limit: int | None = None  # samples a split
     max_skipped: float = 0.01
-    min_class_size: int = 0  # classes with fewer images are left out
-    val_per_class: int = 0  # images of each class, first by name, that become the split `val`
+    min_class_size: int | None = None  # classes with fewer images are left out; None: the data set's own
+    val_per_class: int | None = None  # images of each class, first by name, that are the split `val`; None: its own
     image_column: str | None = None  # of parquet files; None: found from their features
     label_column: str | None = None
     classes: Path | None = None  # file whose lines begin with the names of the classes to take, in label order
@@ -71,7 +73,7 @@ class Options:
             ("min_class_size", 0),
             ("val_per_class", 0),
         ):
-            if getattr(self, name) < low:
+            if getattr(self, name) is not None and getattr(self, name) < low:
                 raise Error(f"{name} must be at least {low}, not {getattr(self, name)}")
         for name in ("limit", "workers"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
@@ -99,6 +101,8 @@ class Plan:
     tar_codec: str | None
     tasks: list[Task]
     splits: list[str]
+    class_filter: ClassFilter  # as it is applied
+    filter_note: str  # what is to be said of a filter that nobody asked for
     recipe: Recipe
     identity: dict  # equal identities give equal output; a work directory is only continued under its own
 
@@ -145,7 +149,7 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
     """Open the source, list its units and settle every choice. Raises Error for a bad source or impossible options."""
     spec = datasets.get(options.dataset)
     res = options.res or spec.res
-    class_filter = _class_filter(options)
+    class_filter = _class_filter(options, spec)
     root, archive = Path(options.out or Path("shards") / f"{spec.name}-{res}"), options.source
     if options.engine == "ray":  # its workers start elsewhere
         root = root.absolute()
@@ -156,19 +160,27 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
         res=res,
         seed=options.seed,
         class_filter=class_filter,
+        splits=options.splits,
+        limit=options.limit,
         image_column=options.image_column,
         label_column=options.label_column,
         say=say,
         quiet=options.quiet,
     )
-    units = source.units()
+    asked, note = class_filter, ""
+    if source.class_filter.defaults != asked.defaults:
+        class_filter = asked.beside_splits()
+        note = f"{spec.name}: the source has splits of its own: nothing is held out, no class is left out for its size"
+    elif asked.defaults:
+        note = f"{spec.name}: {_filter_in_words(asked)}; --min-class-size 0 --val-per-class 0 takes everything"
+    units = _checked_units(source)
     available = list(source.splits or dict.fromkeys(unit.split for unit in units))
-    splits = [_split_name(name, available, spec.name) for name in dict.fromkeys(options.splits)] or available
+    splits = _asked_for(options.splits, available, spec.name)
     tasks: list[Task] = []
     for split in source.splits or splits:
         left = options.limit
         for unit in units:
-            if unit.split == split and (left is None or left > 0):
+            if unit.split == split and set(splits_of(source, unit)) & set(splits) and (left is None or left > 0):
                 tasks.append(Task(unit, left))
                 if left is not None:
                     left -= unit.num_samples
@@ -184,7 +196,7 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
     identity = {
         "format_version": FORMAT_VERSION,
         "tool_version": mlpdata.__version__,
-        "command": _command(spec, options, res, splits),
+        "command": _command(spec, options, res, splits, class_filter),
         "release": source.release,
         "source_files": {web.file_name(f): fingerprint(f) for f in source.files},
         "units": _digest(tasks),
@@ -205,29 +217,63 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
         splits=tuple(splits),
         training_split="train" if "train" in splits else splits[0],
     )
-    return Plan(spec, source, options, res, root, beton_codec, tar_codec, tasks, splits, recipe, identity)
+    return Plan(
+        spec, source, options, res, root, beton_codec, tar_codec, tasks, splits, class_filter, note, recipe, identity
+    )
 
 
-def _class_filter(options: Options) -> ClassFilter:
+def _class_filter(options: Options, spec: datasets.DatasetSpec) -> ClassFilter:
+    """The filter that was asked for, with the data set's own sizes where none were."""
     names = None
     if options.classes is not None:
         try:
-            lines = Path(options.classes).read_text(encoding="utf-8").splitlines()
+            lines = Path(options.classes).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as e:
             raise Error(f"cannot read --classes {options.classes}: {getattr(e, 'strerror', None) or e}") from None
-        names = tuple(line.split("\t")[0].strip() for line in lines if line.strip())
+        names = tuple(filter(None, (line.split("\t")[0].strip(" \r") for line in lines)))
         if not names or len(set(names)) < len(names):
             raise Error(f"--classes {options.classes} names {'a class twice' if names else 'no classes'}")
-    return ClassFilter(min_class_size=options.min_class_size, val_per_class=options.val_per_class, classes=names)
+    sizes = {"min_class_size": options.min_class_size, "val_per_class": options.val_per_class}
+    own = {name: getattr(spec.class_filter, name) for name, asked in sizes.items() if asked is None}
+    if names is not None and "min_class_size" in own:
+        own["min_class_size"] = 0  # who names classes wants these, of whatever size
+    defaults = tuple(name for name in own if sizes[name] is None and own[name])
+    return ClassFilter(**{**sizes, **own}, classes=names, defaults=defaults)
 
 
-def _split_name(name: str, available: list[str], dataset: str) -> str:
-    if name in available:
-        return name
-    others = [s for s in available if s != "train"]
-    if name in ("val", "test", "validation", "valid") and len(others) == 1:
-        return others[0]
-    raise Error(f"{dataset} has no split {name!r} with images; it has {', '.join(available)}")
+def splits_of(source: Source, unit: Unit) -> tuple[str, ...]:
+    """Every split that samples of a unit may be of."""
+    return unit.splits or source.splits or (unit.split,)
+
+
+def _checked_units(source: Source) -> list[Unit]:
+    """The source's units. Their names and those of splits become names of files: Error where one cannot be that."""
+    units, names = source.units(), set()
+    for unit in units:
+        if not re.fullmatch(r"[\w-]{1,200}", unit.name, re.ASCII) or unit.name in names:
+            raise Error(f"{unit.name!r:.80} cannot name a unit of work, or names two; this is a bug of the source")
+        names.add(unit.name)
+        if not {unit.split, *unit.splits} <= set(source.splits or (unit.split,)):
+            raise Error(f"unit {unit.name} is of split {unit.split!r:.80}, which the source does not have")
+    for split in {*source.splits, *(unit.split for unit in units)}:
+        checked(split)
+    return units
+
+
+def _filter_in_words(class_filter: ClassFilter) -> str:
+    small, held_out = class_filter.min_class_size, class_filter.val_per_class
+    words = [f"classes of at least {small} images"] if small else []
+    words += [f"the first {held_out} images by name of each class held out as val"] if held_out else []
+    return ", ".join(words)
+
+
+def _asked_for(names: tuple[str, ...], available: list[str], dataset: str) -> list[str]:
+    """The source's splits that `--split` names, each once; all where it names none. Raises Error."""
+    found = {name: find(name, available) for name in names}
+    for name, split in found.items():
+        if split is None:
+            raise Error(f"{dataset} has no split {name!r} with images; it has {', '.join(available)}")
+    return list(dict.fromkeys(found.values())) or available
 
 
 def _digest(tasks: list[Task]) -> str:
@@ -256,15 +302,18 @@ def largest(num_bytes: int) -> int:
     return int(num_bytes * (1.15 if is_large(num_bytes) else 2))
 
 
-def _command(spec: datasets.DatasetSpec, options: Options, res: int, splits: list[str]) -> str:
+def _command(
+    spec: datasets.DatasetSpec, options: Options, res: int, splits: list[str], class_filter: ClassFilter
+) -> str:
     """The command that makes these bytes anywhere: without paths, and without what does not change the bytes."""
     words = ["mlpdata", "convert", spec.name, f"--res {res}", f"--format {options.format}", f"--codec {options.codec}"]
     words += [f"--resize {options.resize}", f"--filter {options.filter}", f"--quality {options.quality}"]
     words += [f"--split {name}" for name in splits]
     words += [f"--seed {options.seed}", f"--shard-size {options.shard_size}"]
     words += [f"--limit {options.limit}"] if options.limit else []
-    words += [f"--min-class-size {options.min_class_size}"] if options.min_class_size else []
-    words += [f"--val-per-class {options.val_per_class}"] if options.val_per_class else []
+    for option, name in (("--min-class-size", "min_class_size"), ("--val-per-class", "val_per_class")):
+        if getattr(class_filter, name) or getattr(spec.class_filter, name):
+            words.append(f"{option} {getattr(class_filter, name)}")
     words += [f"--image-column {options.image_column}"] if options.image_column else []
     words += [f"--label-column {options.label_column}"] if options.label_column else []
     words += [f"--classes {Path(options.classes).name}"] if options.classes else []

@@ -42,6 +42,7 @@ class Found:
     class_counts: dict[str, np.ndarray]  # split -> (classes,) by the source's labels
     num_skipped: dict[str, int]  # by split
     first_reason: str  # of those that were skipped
+    small: dict[str, int]  # images of each class that was found too small when it was read
     payload_bytes: int  # of all samples, as pixels and encoded
     total: Summary
     label_map: np.ndarray  # the source's label -> the output's; -1 for a class that is left out
@@ -196,9 +197,9 @@ def seal(
 
 def _source_filter(plan: Plan, kept: int) -> dict:
     """The filters on record; the classes they left out are counted, not assumed."""
-    wanted = {k: getattr(plan.options, k) for k in ("limit", "min_class_size", "val_per_class")}
-    record = {k: v for k, v in wanted.items() if v}
-    if plan.options.min_class_size:
+    sizes = {k: getattr(plan.class_filter, k) for k in ("min_class_size", "val_per_class")}
+    record = {k: v for k, v in {"limit": plan.options.limit, **sizes}.items() if v}
+    if plan.class_filter.min_class_size:
         record |= {"classes_found": len(plan.source.classes), "classes_kept": kept}
     if plan.options.classes:
         record["classes"] = Path(plan.options.classes).name

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from mlpdata import image, parts
-from mlpdata.sources import Broken, Sample, Source, Unit
+from mlpdata.sources import Broken, Sample, Source, TooSmall, Unit
 
 HOLD_BYTES = 256 << 20  # of payloads in memory; a larger unit (a thousand images of 500 px) is held in a file
 
@@ -96,16 +96,21 @@ class Summary:
 def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> parts.Part:
     """Read, decode, resize and encode one unit and write its part.
 
-    The part's record holds `splits` (name -> first row and the row behind the last), `skipped` and `summary`.
+    The part's record holds `splits` (name -> first row and the row behind the last), `skipped`, `small` (images of each
+    class that was left out for its size) and `summary`.
     """
     rows: list[tuple] = []
     text: list[bytes] = []
     splits: list[str] = []
     skipped: list[dict] = []
+    small: dict[str, int] = {}
     total, sums = Summary(), PixelSums()
     defers = recipe.defers and not task.decodes_all
     with _Payloads(folder) as payloads:
         for sample in islice(source.samples(task.unit), task.limit):
+            if isinstance(sample, TooSmall):
+                small[sample.class_name] = sample.num_images
+                continue
             split = sample.split or task.unit.split
             if split not in recipe.splits:
                 continue
@@ -135,7 +140,7 @@ def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> pa
         table["text"] = np.cumsum([0, *map(len, text)])[:-1]
         ordered = [splits[i] for i in order]
         ranges = {s: (ordered.index(s), ordered.index(s) + ordered.count(s)) for s in sorted(set(splits))}
-        record = {"splits": ranges, "skipped": skipped, "summary": vars(total)}
+        record = {"splits": ranges, "skipped": skipped, "small": small, "summary": vars(total)}
         buffers = payloads.iterate(order)
         journal = parts.write(folder, task.unit.name, table, b"".join(text), buffers, record, recipe.durable)
     return parts.Part(journal)

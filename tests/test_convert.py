@@ -12,14 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import (
+    SYNSETS,
     convert_quietly,
     damaged_inside,
     encoded,
     make_cifar,
     make_folder,
+    make_imagenet,
     make_tinyimagenet,
     picture,
     read_jsonl,
@@ -31,10 +34,12 @@ from PIL import Image
 
 import mlpdata
 from mlpdata import Error, beton, convert, seal, units
+from mlpdata.datasets import SPECS
 from mlpdata.manifest import Manifest, read_classes
 from mlpdata.plan import Options, make_plan
 from mlpdata.progress import Progress, duration
 from mlpdata.seal import Hasher
+from mlpdata.sources import ClassFilter, Unit
 from mlpdata.units import Summary
 from mlpdata.workdir import Lock
 
@@ -367,8 +372,8 @@ def test_disk_full_while_writing(tmp_path, monkeypatch):
 
 def test_unknown_split_and_option_values(tmp_path):
     make_folder(tmp_path / "in")
-    with pytest.raises(Error, match="no split 'dev' with images; it has train, val"):
-        convert_quietly(dataset="folder", source=str(tmp_path / "in"), splits=("dev",), out=tmp_path / "o")
+    with pytest.raises(Error, match="no split 'night' with images; it has train, val"):
+        convert_quietly(dataset="folder", source=str(tmp_path / "in"), splits=("night",), out=tmp_path / "o")
     manifest, _ = convert_quietly(
         dataset="folder", source=str(tmp_path / "in"), res=8, splits=("test",), out=tmp_path / "o"
     )
@@ -441,3 +446,133 @@ def test_a_file_is_hashed_while_it_is_written(tmp_path):
         short.finish()
     stopped = Hasher(path)
     stopped.stop()  # and does not wait for more
+
+
+# ---------------------------------------------------------------------------------------- the data set's own filter
+
+
+@pytest.fixture
+def paper(monkeypatch):
+    """The default of imagenet21k at a hundredth: classes of at least 5 images, 2 of each held out."""
+    spec = replace(SPECS["imagenet21k"], class_filter=ClassFilter(min_class_size=5, val_per_class=2))
+    monkeypatch.setitem(SPECS, "imagenet21k", spec)
+
+
+def small_classes(classes):
+    for wnid, n in zip(classes, (3, 4, 5, 6, 6), strict=True):
+        classes[wnid] = dict(list(classes[wnid].items())[:n])
+
+
+@pytest.mark.parametrize("name", ["f.tar", "w.tar.gz"])
+def test_imagenet21k_without_options_is_the_set_of_the_paper(tmp_path, name, paper):
+    make_imagenet(tmp_path / name, change=small_classes)
+    source = {"dataset": "imagenet21k", "source": str(tmp_path / name), "res": 16}
+    manifest, lines = convert_quietly(**source, out=tmp_path / "a")
+    assert {s: info.num_samples for s, info in manifest.splits.items()} == {"train": 11, "val": 6}
+    assert [name for name, _ in read_classes(tmp_path / "a")] == SYNSETS[2:]
+    wanted = {"min_class_size": 5, "val_per_class": 2, "classes_kept": 3}
+    assert wanted.items() <= manifest.source_filter.items()
+    assert "--min-class-size 5 --val-per-class 2" in manifest.command
+    said = "\n".join(lines)
+    assert "classes of at least 5 images, the first 2 images by name of each class held out as val" in said
+    assert "--min-class-size 0 --val-per-class 0 takes everything" in said
+    # Asked for in so many words it is the same conversion.
+    asked, lines = convert_quietly(**source, out=tmp_path / "a", min_class_size=5, val_per_class=2)
+    assert asked == manifest and "nothing to do" in lines[-1]
+    everything, _ = convert_quietly(**source, out=tmp_path / "b", min_class_size=0, val_per_class=0)
+    assert {s: info.num_samples for s, info in everything.splits.items()} == {"train": 24}
+    assert "--min-class-size 0 --val-per-class 0" in everything.command and everything.source_filter == {}
+
+
+def test_imagenet21k_says_the_numbers_of_the_paper():
+    assert SPECS["imagenet21k"].class_filter == ClassFilter(min_class_size=500, val_per_class=50)
+    assert not any(spec.class_filter for name, spec in SPECS.items() if name != "imagenet21k")
+
+
+@pytest.mark.parametrize("name", ["f.tar", "w.tar.gz", "folder"])
+def test_classes_that_are_all_too_small_are_named(tmp_path, name):
+    classes = make_imagenet(tmp_path / ("f.tar" if name == "folder" else name), change=small_classes)
+    if name == "folder":
+        for wnid, files in classes.items():
+            (tmp_path / name / wnid).mkdir(parents=True)
+            for file, data in files.items():
+                (tmp_path / name / wnid / file).write_bytes(data)
+    with pytest.raises(Error, match=r"no class has 500 images \(the largest is n01494475 with 6\)"):
+        convert_quietly(dataset="imagenet21k", source=str(tmp_path / name), res=16, out=tmp_path / "out")
+    with pytest.raises(Error, match="class n01440764 has 3 images: --val-per-class 3 leaves none of them for training"):
+        convert_quietly(dataset="imagenet21k", source=str(tmp_path / name), res=16, out=tmp_path / "out2",
+                        min_class_size=0, val_per_class=3)  # fmt: skip
+
+
+def test_a_source_with_splits_of_its_own_keeps_them_and_that_is_said(tmp_path):
+    make_folder(tmp_path / "folders", classes=SYNSETS[:3])
+    files = {
+        f"n01440764_{i}.{e}": d for i in range(4) for e, d in (("jpg", encoded(picture(20, 20, i))), ("cls", b"0"))
+    }
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "train-0.tar").write_bytes(tar_bytes(files))
+    processed = {
+        f"imagenet21k_resized/imagenet21k_{split}/{SYNSETS[0]}/{SYNSETS[0]}_{i}.JPEG": encoded(picture(20, 20, i))
+        for i, split in enumerate(("train", "train", "val"))
+    }
+    (tmp_path / "p.tar").write_bytes(tar_bytes(processed))
+    rows = {"image": [encoded(picture(20, 20, i)) for i in range(4)], "label": [0, 1, 0, 1]}
+    (tmp_path / "parquet").mkdir()
+    pq.write_table(pa.table(rows), tmp_path / "parquet" / "train-0.parquet")
+    for name, counts in {
+        "folders": {"train": 12, "val": 12},
+        "tars": {"train": 4},
+        "p.tar": {"train": 2, "val": 1},
+        "parquet": {"train": 4},
+    }.items():
+        source = {"dataset": "imagenet21k", "source": str(tmp_path / name), "res": 16}
+        manifest, lines = convert_quietly(**source, out=tmp_path / f"out-{name}")
+        assert {s: info.num_samples for s, info in manifest.splits.items()} == counts
+        assert any("has splits of its own: nothing is held out" in line for line in lines), lines
+        assert "--min-class-size 0 --val-per-class 0" in manifest.command and manifest.source_filter == {}
+        with pytest.raises(Error, match=r"of its own|takes only --classes"):
+            convert_quietly(**source, out=tmp_path / "x", val_per_class=1)
+
+
+def test_named_classes_are_taken_whatever_their_size(tmp_path, paper):
+    make_imagenet(tmp_path / "f.tar", change=small_classes)
+    (tmp_path / "classes.txt").write_text(f"{SYNSETS[3]}\tsome fish\r\n\n{SYNSETS[1]}\n")
+    manifest, _ = convert_quietly(dataset="imagenet21k", source=str(tmp_path / "f.tar"), res=16, out=tmp_path / "out",
+                                  classes=tmp_path / "classes.txt")  # fmt: skip
+    assert [name for name, _ in read_classes(tmp_path / "out")] == [SYNSETS[3], SYNSETS[1]]
+    assert {s: info.class_counts for s, info in manifest.splits.items()} == {"train": [4, 2], "val": [2, 2]}
+
+
+def test_names_of_splits_and_units_cannot_leave_the_directory(tmp_path, monkeypatch):
+    from mlpdata.sources import shapes
+
+    for name, split, message in (
+        ("ok", "../../up", "'../../up' is no name for a split"),
+        ("../up", "train", "cannot name a unit of work"),
+        ("a b", "train", "cannot name a unit of work"),
+    ):
+        monkeypatch.setattr(shapes.Shapes, "units", lambda self: [Unit(name, split, 1, 0, (0, 1))])  # noqa: B023
+        with pytest.raises(Error, match=message):
+            convert_quietly(dataset="shapes", res=16, out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_units_of_the_wanted_splits_are_read(tmp_path, monkeypatch):
+    """A source that says what each unit may hold is read only where that is wanted."""
+    from mlpdata.sources import shapes
+
+    class Both(shapes.Shapes):
+        splits = ("train", "val")
+
+        def units(self):
+            return [replace(unit, split="train", splits=(unit.split,)) for unit in super().units()]
+
+        def samples(self, unit):
+            assert unit.splits == ("val",)
+            for sample in super().samples(replace(unit, split="val")):
+                sample.split = "val"
+                yield sample
+
+    monkeypatch.setattr(shapes, "Shapes", Both)
+    manifest, _ = convert_quietly(dataset="shapes", res=8, out=tmp_path / "out", splits=("validation",), workers=1)
+    assert {s: info.num_samples for s, info in manifest.splits.items()} == {"val": 2000}

@@ -666,7 +666,7 @@ def add(tar, name, data):
 
 def test_a_tar_behind_a_url_gives_the_same_directory_as_on_disk(tar_of_tars, tmp_path):
     data = tar_of_tars.read_bytes()
-    options = {"dataset": "imagenet21k", "res": 32, "workers": 2}
+    options = {"dataset": "imagenet21k", "res": 32, "workers": 2, "min_class_size": 0, "val_per_class": 0}
     local, _ = convert_quietly(source=str(tar_of_tars), out=tmp_path / "a", **options)
     with FileServer({"/fall11_whole.tar": data}) as running:
         running.faults = [None, cut(3000), status(503)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from mlpdata.errors import Error
 from mlpdata.sources.files import stamp
 
 UNIT_PIXELS_BYTES = 192 << 20  # with what is encoded of them, what a worker holds in memory
@@ -36,6 +37,14 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
+class TooSmall:
+    """A class that the class filter leaves out, as was found when it was read."""
+
+    class_name: str
+    num_images: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unit:
     """A piece of an archive that any worker can read alone, and again."""
 
@@ -45,6 +54,7 @@ class Unit:
     num_bytes: int  # to read from the archive, for the progress line
     at: Any  # where the source finds it; picklable
     exact: bool = False  # whether num_samples is a promise: so many come, Broken ones included, or the source changed
+    splits: tuple[str, ...] = ()  # what its samples may be of; (): its own split, or any of the source's `splits`
 
 
 def most_samples(res: int) -> int:
@@ -59,13 +69,36 @@ class ClassFilter:
     min_class_size: int = 0  # classes with fewer images are left out
     val_per_class: int = 0  # the first so many by name are the split `val`, as in the ImageNet-21k-P processing
     classes: tuple[str, ...] | None = None  # only these, by name in the source, in this label order
+    defaults: tuple[str, ...] = ()  # which of the sizes are the data set's own, not asked for
 
     def __bool__(self) -> bool:
         return self != ClassFilter()
 
-    def split_of(self, names: list[str]) -> dict[str, str]:
-        """The split of each image of one class, by file name; {} for a class that is too small."""
-        if len(names) < self.min_class_size:
+    def beside_splits(self) -> ClassFilter:
+        """What is left of the filter for a source with splits of its own: the data set's own sizes give way."""
+        return replace(self, **dict.fromkeys(self.defaults, 0), defaults=())
+
+    def takes(self, class_name: str, num_images: int) -> bool:
+        """Whether a class is large enough. Raises Error where what is held out leaves nothing of it for training."""
+        if num_images < self.min_class_size:
+            return False
+        if 0 < num_images <= self.val_per_class:
+            raise Error(
+                f"class {class_name} has {num_images:,} images: --val-per-class {self.val_per_class} leaves none of "
+                f"them for training; hold out fewer, or leave such classes out with --min-class-size "
+                f"{self.val_per_class + 1}"
+            )
+        return True
+
+    def none_left(self, sizes: dict[str, int]) -> Error:
+        """What to say where every class is too small. sizes: images of each."""
+        largest = max(sizes, key=lambda name: (sizes[name], name), default=None)
+        there = f"the largest is {largest} with {sizes[largest]:,}" if largest else "there is none"
+        return Error(f"no class has {self.min_class_size:,} images ({there}); lower --min-class-size")
+
+    def split_of(self, class_name: str, names: list[str]) -> dict[str, str]:
+        """The split of each image of one class, by file name; {} for a class that is too small. Raises as `takes`."""
+        if not self.takes(class_name, len(names)):
             return {}
         held_out = set(sorted(names)[: self.val_per_class])
         return {name: "val" if name in held_out else "train" for name in names}
@@ -83,6 +116,7 @@ class Source(ABC):
     files: list[str]  # the files read, for the record and to notice that they changed
     splits: tuple[str, ...] = ()  # every split, where samples of one unit go to several
     warnings: tuple[str, ...] = ()  # what the user should know about the archive before the work starts
+    class_filter: ClassFilter = ClassFilter()  # what is applied of the one it was given
     drops_empty_classes = False  # whether a filter may leave classes without samples, which are then left out
 
     @abstractmethod
@@ -98,5 +132,5 @@ class Source(ABC):
         return {path: stamp(path) for path in self.files if not path.startswith(("http://", "https://", "hf:"))}
 
     @abstractmethod
-    def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
+    def samples(self, unit: Unit) -> Iterator[Sample | Broken | TooSmall]:
         """Read one unit. Damage costs only what is damaged: it yields Broken and goes on where that is possible."""

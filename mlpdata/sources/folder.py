@@ -64,6 +64,8 @@ class Folder(Source):
         names = sorted({n for found in classes.values() for n in found})
         if not names:
             raise Error(f"{path} has no class folders; expected {path}/CLASS/IMAGE.jpg or {path}/train/CLASS/IMAGE.jpg")
+        if folders != {"train": ""}:
+            self.class_filter = class_filter = class_filter.beside_splits()
         if (class_filter.min_class_size or class_filter.val_per_class) and folders != {"train": ""}:
             raise Error(f"{path} has split folders of its own; of the class filters it takes only --classes")
         if class_filter.classes is not None:
@@ -99,7 +101,7 @@ class Folder(Source):
 
     def _list(self, folders: dict[str, str], classes: dict[str, list[str]]) -> list[Piece]:
         """One piece a folder."""
-        pieces, kinds = [], Counter()
+        pieces, kinds, sizes = [], Counter(), {}
         for split, below in folders.items():
             here = len(pieces)
             for name in classes[split] or ("",):
@@ -108,8 +110,11 @@ class Folder(Source):
                 folder = os.path.join(below, name) if name else below
                 files = _images(self.path / folder)
                 kinds.update(EXTENSIONS[os.path.splitext(f)[1].lower()] for f in files)
-                if files and len(files) >= self.class_filter.min_class_size:
+                sizes[name] = len(files)
+                if files and self.class_filter.takes(name, len(files)):
                     pieces.append(Piece(split, folder, name, 0, len(files), _digest(files)))
+            if len(pieces) == here and any(sizes.values()) and self.class_filter.min_class_size:
+                raise self.class_filter.none_left(sizes)
             if len(pieces) == here:
                 raise Error(f"split {split!r} of {self.path} has no jpg, png or webp images")
         self.codec = "jpg" if kinds["jpg"] > sum(kinds.values()) / 2 else "png"
@@ -146,7 +151,7 @@ class Folder(Source):
     def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
         for piece in unit.at:
             files, keys = self._folder(piece)
-            splits = self.class_filter.split_of(files) if self.class_filter.val_per_class else {}
+            splits = self.class_filter.split_of(piece.class_name, files) if self.class_filter.val_per_class else {}
             for i in range(piece.start, piece.stop):
                 name = piece.class_name or self._flat[piece.split].get(files[i], "")
                 origin = os.path.join(piece.below, files[i])

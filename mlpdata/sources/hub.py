@@ -65,7 +65,13 @@ class Parquet(Source):
     where it holds no images with labels.
     """
 
-    def __init__(self, location: Repository | Path, hints: Hints = Hints()):
+    def __init__(
+        self,
+        location: Repository | Path,
+        hints: Hints = Hints(),
+        splits: tuple[str, ...] = (),
+        limit: int | None = None,
+    ):
         self._location, self._hints, self._where = location, hints, str(location)
         if isinstance(location, Repository):
             sizes, self.release = location.files, str(location)

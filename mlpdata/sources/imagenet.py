@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlpdata import labels
 from mlpdata.errors import Error
-from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, most_samples
+from mlpdata.sources import Broken, ClassFilter, Sample, Source, TooSmall, Unit, most_samples
 from mlpdata.sources.blob import open_blob
 from mlpdata.sources.listing import WNID, Listing, Stretch, is_image, list_archive, list_directory
 from mlpdata.sources.tarscan import Damage, Member, scan
@@ -90,6 +90,8 @@ class ImageNetTars(Source):
                 "classes with --classes FILE"
             )
         splits = {s.split for s in listing.stretches}
+        if splits - {""}:
+            self.class_filter = self.class_filter.beside_splits()
         if splits - {""} and self.class_filter.val_per_class:
             raise Error(f"{self.path} has train and val of its own; --val-per-class is for archives without")
         names = list(wanted) if wanted is not None else found
@@ -98,12 +100,12 @@ class ImageNetTars(Source):
         for s in listing.stretches:
             size_of[s.class_name] += s.num_images
         # Where images are counted already, small classes can go now; elsewhere who reads a class finds out.
-        small = {
-            s.class_name
-            for s in listing.stretches
-            if s.counted and size_of[s.class_name] < self.class_filter.min_class_size
-        }
+        here = {s.class_name for s in listing.stretches if s.counted and s.class_name in self._labels}
+        counted = {name: size_of[name] for name in here}
+        small = {name for name, n in counted.items() if not self.class_filter.takes(name, n)}
         self._stretches = [s for s in listing.stretches if s.class_name in self._labels and s.class_name not in small]
+        if not self._stretches:
+            raise self.class_filter.none_left(counted)
         self.splits = tuple(sorted((splits - {""}) | ({"train"} if "" in splits else set()))) or ("train",)
         if self.class_filter.val_per_class:
             self.splits = ("train", "val")
@@ -150,7 +152,7 @@ class ImageNetTars(Source):
 
     # --------------------------------------------------------------------------------------------------- samples
 
-    def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
+    def samples(self, unit: Unit) -> Iterator[Sample | Broken | TooSmall]:
         for item, following in zip(unit.at, (*unit.at[1:], None), strict=True):
             if isinstance(item, Broken):
                 yield item
@@ -163,7 +165,7 @@ class ImageNetTars(Source):
                 for s in item.stretches:
                     self._blobs[s.blob].close()
 
-    def _class_samples(self, share: Share) -> Iterator[Sample | Broken]:
+    def _class_samples(self, share: Share) -> Iterator[Sample | Broken | TooSmall]:
         name, found, damage = share.stretches[0].class_name, [], []
         for s in share.stretches:
             read_at = self._reader(s)
@@ -174,7 +176,9 @@ class ImageNetTars(Source):
                     found.append((s, read_at, item))
         splits = self._splits_of(share.stretches[0], [member.name for _, _, member in found])
         if found and not splits:
-            return  # a class below the size asked for
+            if share.share == 0:
+                yield TooSmall(name, len(found))
+            return
         if share.share == 0:
             for reason in damage:
                 yield Broken(f"{name}.tar", reason)
@@ -196,7 +200,7 @@ class ImageNetTars(Source):
     def _splits_of(self, stretch: Stretch, names: list[str]) -> dict[str, str]:
         if stretch.split:
             return dict.fromkeys(names, stretch.split)
-        return self.class_filter.split_of(names)
+        return self.class_filter.split_of(stretch.class_name, names)
 
     def _reader(self, s: Stretch):
         blob = self._blobs[s.blob]

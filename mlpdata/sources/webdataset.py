@@ -71,6 +71,7 @@ class WebDataset(Source):
     ):
         self.path = path
         self.files = [str(path if isinstance(path, Repository) or path.exists() else path.parent)]
+        class_filter = class_filter.beside_splits()
         if class_filter.min_class_size or class_filter.val_per_class:
             raise Error(f"{path} holds shuffled WebDataset tars: of the class filters it takes only --classes")
         self._most = most_samples(res)
