@@ -39,7 +39,7 @@ from mlpdata.manifest import Manifest, read_classes
 from mlpdata.plan import Options, make_plan
 from mlpdata.progress import Progress, duration
 from mlpdata.seal import Hasher
-from mlpdata.sources import ClassFilter, Unit
+from mlpdata.sources import ClassFilter, Unit, shapes
 from mlpdata.units import Summary
 from mlpdata.workdir import Lock
 
@@ -544,8 +544,6 @@ def test_named_classes_are_taken_whatever_their_size(tmp_path, paper):
 
 
 def test_names_of_splits_and_units_cannot_leave_the_directory(tmp_path, monkeypatch):
-    from mlpdata.sources import shapes
-
     for name, split, message in (
         ("ok", "../../up", "'../../up' is no name for a split"),
         ("../up", "train", "cannot name a unit of work"),
@@ -557,22 +555,23 @@ def test_names_of_splits_and_units_cannot_leave_the_directory(tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+class Both(shapes.Shapes):
+    """Shapes whose units say which splits they may hold."""
+
+    splits = ("train", "val")
+
+    def units(self):
+        return [replace(unit, split="train", splits=(unit.split,)) for unit in super().units()]
+
+    def samples(self, unit):
+        assert unit.splits == ("val",)
+        for sample in super().samples(replace(unit, split="val")):
+            sample.split = "val"
+            yield sample
+
+
 def test_only_units_of_the_wanted_splits_are_read(tmp_path, monkeypatch):
     """A source that says what each unit may hold is read only where that is wanted."""
-    from mlpdata.sources import shapes
-
-    class Both(shapes.Shapes):
-        splits = ("train", "val")
-
-        def units(self):
-            return [replace(unit, split="train", splits=(unit.split,)) for unit in super().units()]
-
-        def samples(self, unit):
-            assert unit.splits == ("val",)
-            for sample in super().samples(replace(unit, split="val")):
-                sample.split = "val"
-                yield sample
-
     monkeypatch.setattr(shapes, "Shapes", Both)
     manifest, _ = convert_quietly(dataset="shapes", res=8, out=tmp_path / "out", splits=("validation",), workers=1)
     assert {s: info.num_samples for s, info in manifest.splits.items()} == {"val": 2000}
