@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import xxhash
 
+from mlpdata import index_file
 from mlpdata.errors import Error
-from mlpdata.manifest import Manifest, index_path
+from mlpdata.manifest import Manifest, open_file
 from mlpdata.reader import Reader
 
 ROWS = 4096  # compared at a time
@@ -28,7 +28,7 @@ def check_files(root: Path, manifest: Manifest, split: str, reader: Reader) -> N
         ):
             listed = manifest.files.get(path.name, {}).get("sha256")
             if digest != listed:
-                sample = _first_changed(root, split, reader, number)
+                sample = _first_changed(root, manifest, split, reader, number)
                 where = (
                     "" if sample is None else f"; sample {sample} at byte {int(reader.index.offset[sample])} is another"
                 )
@@ -39,18 +39,20 @@ def check_files(root: Path, manifest: Manifest, split: str, reader: Reader) -> N
 
 def _sha256(path: Path) -> str:
     try:
-        with open(path, "rb") as f:
+        with open_file(path) as f:
             return hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as e:
         raise Error(f"cannot read {path}: {e.strerror}") from None
 
 
-def _first_changed(root: Path, split: str, reader: Reader, file: int) -> int | None:
+def _first_changed(root: Path, manifest: Manifest, split: str, reader: Reader, file: int) -> int | None:
     """The first sample of a file whose pixels do not have the digest of the index; None where that cannot be told."""
-    path = index_path(root, split)
-    if not reader.all_raw or not path.exists():
+    if not reader.all_raw:
         return None
-    digests = pq.read_table(path, columns=["digest"]).column("digest").to_numpy()
+    try:
+        digests = index_file.column(root, manifest, split, "digest")
+    except Error:  # it has changed as well
+        return None
     ids = np.flatnonzero(np.broadcast_to(reader.index.file == file, len(reader.index)))
     for at in range(0, len(ids), ROWS):
         part = ids[at : at + ROWS]

@@ -60,15 +60,15 @@ def open_split(path: str | Path, split: str = "train", format: str | None = None
     split = manifest.split(split)
     if format == "beton" and not manifest.splits[split].beton:
         raise Error(f"{path} has no beton of split {split!r}; it has {', '.join(manifest.formats)}")
+    manifest.check_sizes(path, split)
     if format == "tar" or not manifest.splits[split].beton:
         index = tar.open_index(path, manifest, split)
     else:
         index = beton.open_index(beton_path(path, split))
     _check(index)
-    for file in index.files:
-        listed, size = manifest.files.get(file.name, {}).get("bytes"), file.stat().st_size
-        if listed not in (None, size):
-            raise Error(f"{file} has {size} bytes, the manifest lists {listed}: it changed; get or convert it again")
+    for side in (index.width, index.height):
+        if side.min(initial=1) < 1 or side.max(initial=1) > manifest.res:
+            raise Error(f"{path}: split {split!r} has images of more than {manifest.res} pixels a side; convert again")
     if index.label.min(initial=0) < 0 or index.label.max(initial=0) >= manifest.num_classes:
         raise Error(f"{path}: split {split!r} has labels of more than {manifest.num_classes} classes; convert again")
     return Opened(index=index, split=split, num_classes=manifest.num_classes, manifest=manifest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 from dataclasses import asdict, fields
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from mlpdata import image, turbo
 from mlpdata.errors import Error
-from mlpdata.manifest import Manifest, read_classes
+from mlpdata.manifest import Manifest, json_text, printable, read_classes, short_names, shown
 
 SHEET_ROWS, SHEET_COLUMNS = 10, 8
 
@@ -27,11 +26,11 @@ def info(root: Path, as_json: bool = False) -> str:
     manifest = Manifest.load(root)
     manifest.check_sizes(root)
     if as_json:
-        return json.dumps(asdict(manifest), indent=1, ensure_ascii=False)
+        return json_text(asdict(manifest), indent=1).rstrip()
     size = sum(f["bytes"] for f in manifest.files.values())
     rows = [
         ("data set", f"{manifest.dataset} ({manifest.release})"),
-        ("classes", f"{manifest.num_classes:,}: {_some_classes(root)}"),
+        ("classes", f"{manifest.num_classes:,}: {_some_classes(root, manifest)}"),
         ("resolution", f"{manifest.res} px, {manifest.resize}, {manifest.filter} filter"),
         (
             "formats",
@@ -54,11 +53,11 @@ def info(root: Path, as_json: bool = False) -> str:
         rows.append(
             (f"split {name}", f"{split.num_samples:,} samples, {per_class}, {split.num_skipped:,} skipped{shards}")
         )
-    return "\n".join(f"{name:<12} {value}" for name, value in rows)
+    return "\n".join(f"{name:<12} {printable(value)}" for name, value in rows)
 
 
-def _some_classes(root: Path) -> str:
-    names = [readable for _, readable in read_classes(root)]
+def _some_classes(root: Path, manifest: Manifest) -> str:
+    names = [shown(readable) for _, readable in read_classes(root, manifest)]
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
 
@@ -94,7 +93,9 @@ def preview(root: Path, out: Path, split: str = "train", augment: object | None 
         batch = Batch(torch.from_numpy(images), torch.from_numpy(loader.labels[ids.reshape(-1)]), flat)
         after = visible.apply(batch, epoch=0, seed=seed).images
         blocks.append((after.permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte().numpy())
-    names = [readable.split(",")[0] for _, readable in read_classes(root)]
+    names = [str(c) for c in range(loader.num_classes)]  # of what is no shard directory
+    if loader.manifest is not None:
+        names = short_names(read_classes(loader.root, loader.manifest))
     sheet = _sheet(blocks, [names[c] for c in classes])
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -159,7 +159,7 @@ class Loader:
     def _class_numbers(self, classes) -> list[int]:
         names = {}
         if self.manifest is not None and any(isinstance(c, str) for c in classes):
-            names = {name: number for number, (name, _) in enumerate(read_classes(self.root))}
+            names = {name: number for number, (name, _) in enumerate(read_classes(self.root, self.manifest))}
         numbers = [names.get(c, -1) if isinstance(c, str) else int(c) for c in classes]
         for c, number in zip(classes, numbers, strict=True):
             if not 0 <= number < self.num_classes:

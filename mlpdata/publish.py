@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from mlpdata import labels
-from mlpdata.manifest import Manifest, card_path, classes_path, info_path
+from mlpdata.manifest import Manifest, card_path, classes_path, classes_text, info_path, json_text, printable
+from mlpdata.sources import keys
+from mlpdata.splits import on_hub
 from mlpdata.tar import EXTENSIONS
 
 MAX_CARD_CLASSES = 2000  # a card with 20,000 class names is of no use to anyone and slow to parse
@@ -30,19 +32,18 @@ def _replace(path: Path, text: str | Iterable[str]) -> Path:
 
 def write_skipped(path: Path, skipped: Iterable[dict]) -> Path:
     """One JSON object a line: split, source, reason."""
-    return _replace(path, (json.dumps(s, ensure_ascii=False) + "\n" for s in skipped))
+    return _replace(path, map(json_text, skipped))
 
 
 def write_classes(root: Path, classes: list[tuple[str, str]]) -> str:
-    """One class a line: name in the source and, where it differs, TAB, readable name. Returns the file's sha256."""
-    text = "".join(f"{name}\t{readable}\n" if readable != name else f"{name}\n" for name, readable in classes)
-    return hashlib.sha256(_replace(classes_path(root), text).read_bytes()).hexdigest()
+    """Write the class list. Returns the file's sha256."""
+    return hashlib.sha256(_replace(classes_path(root), classes_text(classes)).read_bytes()).hexdigest()
 
 
 def write_real(path: Path, index: Path, classes: list[tuple[str, str]]) -> Path | None:
     """The ReaL labels of a split, {key: labels}, in its own order and classes; None where its images have none."""
-    keys = pq.read_table(index, columns=["key"]).column("key").to_pylist()
-    found = labels.real(keys, [name for name, _ in classes])
+    keys_here = pq.read_table(index, columns=["key"]).column("key").to_pylist()  # written here, a moment ago
+    found = labels.real(keys_here, [name for name, _ in classes])
     return _replace(path, json.dumps(found) + "\n") if found else None
 
 
@@ -50,18 +51,32 @@ def write_documents(root: Path, manifest: Manifest, title: str, classes: list[tu
     """Write classes.txt's companions: the card, and timm's table where there are tars. Returns all paths written."""
     written = [classes_path(root), _replace(card_path(root), card(manifest, title, classes))]
     if manifest.tar_codec:
-        written.append(_replace(info_path(root), json.dumps(timm_info(manifest), indent=1) + "\n"))
+        written.append(_replace(info_path(root), json_text(timm_info(manifest), indent=1)))
     return written
 
 
+def distinct_names(classes: list[tuple[str, str]]) -> list[str]:
+    """A readable name a class, every one once: Hugging Face datasets wants that, and ImageNet has two cranes.
+
+    What is unprintable is escaped.
+
+    >>> distinct_names([("n02012849", "crane"), ("n03126707", "crane"), ("a\\n", "a\\n")])
+    ['crane (n02012849)', 'crane (n03126707)', 'a\\\\n']
+    """
+    times = Counter(readable for _, readable in classes)
+    return keys.distinct(
+        printable(readable if times[readable] == 1 else f"{readable} ({name})") for name, readable in classes
+    )
+
+
 def timm_info(manifest: Manifest) -> dict:
-    """The split table that timm's WebDataset reader looks for. timm asks for `validation`, so that is there as well."""
+    """The split table that timm's WebDataset reader looks for, each split also by the name its code asks for."""
     splits = {}
     for name, info in manifest.splits.items():
         row = {"num_samples": info.num_samples, "filenames": info.tars, "shard_lengths": info.tar_lengths}
         splits[name] = {"name": name, **row}
-    if "val" in splits and "validation" not in splits:
-        splits["validation"] = {**splits["val"], "name": "validation"}
+    for name in manifest.splits:
+        splits.setdefault(on_hub(name), {**splits[name], "name": on_hub(name)})
     return {"splits": splits}
 
 
@@ -74,14 +89,11 @@ def card(manifest: Manifest, title: str, classes: list[tuple[str, str]]) -> str:
         header["configs"] = [
             {
                 "config_name": "default",
-                "data_files": [{"split": s, "path": f"{s}-*.tar"} for s in manifest.splits],
+                "data_files": [{"split": on_hub(s), "path": f"{s}-*.tar"} for s in manifest.splits],
             }
         ]
         if len(classes) <= MAX_CARD_CLASSES:
-            # Hugging Face datasets wants every name once; ImageNet has two cranes.
-            times = Counter(readable for _, readable in classes)
-            names = [readable if times[readable] == 1 else f"{readable} ({name})" for name, readable in classes]
-            label = {"class_label": {"names": {str(i): name for i, name in enumerate(names)}}}
+            label = {"class_label": {"names": {str(i): name for i, name in enumerate(distinct_names(classes))}}}
             columns = [("__key__", "string"), ("__url__", "string"), (image_key, "image"), ("cls", label)]
             header["dataset_info"] = {"features": [{"name": n, "dtype": t} for n, t in columns]}
     rows = "\n".join(
@@ -102,7 +114,7 @@ def card(manifest: Manifest, title: str, classes: list[tuple[str, str]]) -> str:
 # {title}, {manifest.res} px
 
 {total:,} images of {manifest.num_classes:,} classes, resolution {manifest.res}, resized by `{manifest.resize}` with the
-`{manifest.filter}` filter, from {manifest.release}. EXIF orientation is ignored. {fidelity}
+`{manifest.filter}` filter, from {printable(manifest.release)}. EXIF orientation is ignored. {fidelity}
 
 | split | samples | skipped | files |
 |---|---|---|---|
@@ -115,7 +127,7 @@ standard deviation {_numbers(manifest.std)} of the training pixels are on the sc
 
 Made by mlpdata {manifest.tool_version}:
 
-    {manifest.command}
+    {printable(manifest.command)}
 """
 
 

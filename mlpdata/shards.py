@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from mlpdata import beton, image, parts, tar, units
+from mlpdata import beton, image, index_file, parts, tar, units
 from mlpdata.disk import Buffers, Writer
 from mlpdata.errors import Error
 from mlpdata.manifest import tar_path, work_path
@@ -32,22 +32,6 @@ PARTS, SHARDS = "parts", "shards"  # folders of journals in the work directory
 LABELS = "labels.npy"  # in the work directory: the output's label of each of the source's
 BLOCK_BYTES = 8 << 20  # payload gathered at a time
 
-INDEX_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("label", pa.int32()),
-        ("source", pa.string()),  # member path in the archive
-        ("source_width", pa.int32()),
-        ("source_height", pa.int32()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("file", pa.dictionary(pa.int32(), pa.string())),  # the tar where there are tars, else the beton
-        ("offset", pa.int64()),  # of the payload: encoded bytes, or pixels behind a ppm header
-        ("bytes", pa.int64()),
-        ("codec", pa.dictionary(pa.int32(), pa.string())),
-        ("digest", pa.uint64()),  # XXH3-64 of the RGB pixels, before any lossy encoding
-    ]
-)
 UNIQUE = ("key", "source", "offset", "bytes", "digest")  # a dictionary of their values only makes the index larger
 
 
@@ -204,11 +188,11 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
         numbers = _number_array(pa.int32(), np.zeros(len(rows)))
         columns[name] = pa.DictionaryArray.from_arrays(numbers, _text_array([value.encode()]))
     numbers = {"label": labels, "offset": np.concatenate(last.offsets), "bytes": rows[f"{_kind(last.codec)}_bytes"]}
-    for field in INDEX_SCHEMA:
+    for field in index_file.SCHEMA:
         if field.name not in columns:
             values = numbers[field.name] if field.name in numbers else rows[field.name]
             columns[field.name] = _number_array(field.type, values)
-    index = pa.Table.from_arrays([columns[name] for name in INDEX_SCHEMA.names], schema=INDEX_SCHEMA)
+    index = pa.Table.from_arrays([columns[name] for name in index_file.SCHEMA.names], schema=index_file.SCHEMA)
     _write_journal(journal_path(state.work, task.name), index, made, task.durable)
     return made
 
@@ -413,8 +397,8 @@ class IndexWriter:
 
     def __init__(self, path: Path, work: Path):
         self._path, self._work, self._tmp = path, work, work / f"{path.name}.tmp"
-        repeating = [name for name in INDEX_SCHEMA.names if name not in UNIQUE]
-        self._writer = pq.ParquetWriter(self._tmp, INDEX_SCHEMA, compression="zstd", use_dictionary=repeating)
+        repeating = [name for name in index_file.SCHEMA.names if name not in UNIQUE]
+        self._writer = pq.ParquetWriter(self._tmp, index_file.SCHEMA, compression="zstd", use_dictionary=repeating)
 
     def add(self, name: str) -> None:
         """Append the rows of a shard that is made."""

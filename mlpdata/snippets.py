@@ -11,9 +11,11 @@ from pathlib import Path
 from mlpdata import beton
 from mlpdata.errors import Error
 from mlpdata.manifest import Manifest, beton_path
+from mlpdata.splits import on_hub
 from mlpdata.tar import EXTENSIONS
 
 BATCH_SIZE = 256
+PATTERNS = ("*", "?", "[", "$", "::")  # what datasets, or fsspec below it, takes for more than a character of a path
 
 
 def snippet(root: Path, library: str, split: str = "train") -> str:
@@ -22,6 +24,10 @@ def snippet(root: Path, library: str, split: str = "train") -> str:
     split = manifest.split(split)
     root = Path(root).resolve()
     info = manifest.splits[split]
+    if not info.num_samples:
+        raise Error(f"{root} has no samples of split {split!r}")
+    if library == "timm" and "tar" in split:
+        raise Error(f"timm takes the split {split!r} for the name of a file, as it has `tar` in it; take webdataset")
     if library == "ffcv" and not info.beton:
         raise Error(f"{root} has no beton of split {split!r}, which is what ffcv reads; convert with --format both")
     if library in ("webdataset", "datasets", "timm") and not info.tars:
@@ -81,14 +87,30 @@ for images, labels in loader:  # uint8 (N, {manifest.res}, {manifest.res}, 3), i
 
 
 def _datasets(root: Path, manifest: Manifest, split: str) -> str:
-    key = EXTENSIONS[manifest.tar_codec]
-    return f'''
+    key, name = EXTENSIONS[manifest.tar_codec], on_hub(split)
+    head = f"""
 from datasets import load_dataset
 
-dataset = load_dataset({str(root)!r}, split={split!r})  # streaming=True reads without a copy in the cache
+dataset = load_dataset({str(root)!r}, split={name!r})  # streaming=True reads without a copy in the cache
+"""
+    if any(mark in str(root) for mark in PATTERNS):
+        head = f"""
+import os
+import tempfile
+
+from datasets import load_dataset
+
+link = os.path.join(tempfile.mkdtemp(), "shards")  # datasets takes something in the path itself for a pattern
+os.symlink({str(root)!r}, link)
+dataset = load_dataset("webdataset", data_files={{{name!r}: link + {f"/{split}-*.tar"!r}}}, split={name!r})
+"""
+    return (
+        head
+        + f'''
 print(len(dataset), dataset.features)
 print(dataset[0]["{key}"].size, dataset[0]["cls"])  # a PIL image and its label
-'''
+'''.lstrip()
+    )
 
 
 def _timm(root: Path, manifest: Manifest, split: str) -> str:

@@ -92,6 +92,15 @@ def checked(name: object) -> str:
     return name
 
 
+def on_hub(name: str) -> str:
+    """What Hugging Face's code, and timm's, look for one of our splits under.
+
+    >>> on_hub("train"), on_hub("val"), on_hub("my-own")
+    ('train', 'validation', 'my_own')
+    """
+    return "validation" if name == "val" else name.replace("-", "_")
+
+
 def find(name: str, available: Iterable[str]) -> str | None:
     """Which of the splits at hand a name asks for: itself, its other spelling, or the only one that is held out.
 

@@ -6,19 +6,16 @@ each. Memory grows by some 40 bytes a sample, for no image is read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from mlpdata import index_file
 from mlpdata.errors import Error
-from mlpdata.manifest import Manifest, index_path, read_classes
-from mlpdata.tar import integers
+from mlpdata.manifest import Manifest, json_text, read_classes, short_names, shown
 
-READ_ROWS = 1 << 17
 TOLD_GROUPS = 5
 MAX_GROUPS = 10_000  # that --json lists
 TOLD_CLASSES = 3
@@ -67,9 +64,7 @@ def stats(root: Path, as_json: bool = False) -> str:
     root = Path(root)
     manifest = Manifest.load(root)
     manifest.check_sizes(root)
-    names = [readable.split(",")[0] for _, readable in read_classes(root)]
-    if not names or any(len(info.class_counts) != len(names) for info in manifest.splits.values()):
-        raise Error(f"{root} has {len(names)} classes, but counts of others in its manifest; convert again")
+    names = short_names(read_classes(root, manifest))
     found = _find_duplicates(root, manifest)
     counts = found.counts()
     within = {s: int((counts[:, i] - 1).clip(0).sum()) for i, s in enumerate(found.splits)}
@@ -81,7 +76,7 @@ def stats(root: Path, as_json: bool = False) -> str:
     }
     if as_json:
         groups = list(_named(root, manifest, found, MAX_GROUPS))
-        return json.dumps(
+        return json_text(
             {
                 "splits": {s: _classes(manifest, s) for s in manifest.splits},
                 "mean": manifest.mean,
@@ -91,9 +86,8 @@ def stats(root: Path, as_json: bool = False) -> str:
                 "groups_labelled_differently": found.num_labelled_differently(),
                 "num_groups": len(found),
                 "groups": groups,
-            },
-            ensure_ascii=False,
-        )
+            }
+        ).rstrip()
     return "\n".join(_lines(root, manifest, names, found, within, across))
 
 
@@ -124,7 +118,7 @@ def _lines(
     title = "duplicates"
     for split, n in within.items():
         total = manifest.splits[split].num_samples
-        yield f"{title:<12} {split}: {n:,} of {total:,} samples ({n / total:.2%}) repeat the pixels of another"
+        yield f"{title:<12} {split}: {n:,} of {total:,} samples ({n / max(total, 1):.2%}) repeat the pixels of another"
         title = ""
     for name, n in across.items():
         if n:
@@ -132,7 +126,7 @@ def _lines(
     if n := found.num_labelled_differently():
         yield f"{'':<12} {n:,} of {len(found):,} groups of equal images have more than one label"
     for group in _named(root, manifest, found, TOLD_GROUPS):
-        some = ", ".join(f"{s['split']}/{s['key']} ({names[s['label']]})" for s in group[:4])
+        some = ", ".join(f"{s['split']}/{shown(s['key'])} ({names[s['label']]})" for s in group[:4])
         yield f"{'':<12} {len(group):,} times: {some}{', ...' if len(group) > 4 else ''}"
 
 
@@ -140,15 +134,14 @@ def _find_duplicates(root: Path, manifest: Manifest) -> Duplicates:
     digests, labels = [], []
     for split in manifest.splits:
         for column, name in ((digests, "digest"), (labels, "label")):
-            column.append(_column(root, manifest, split, name))
+            column.append(index_file.column(root, manifest, split, name))
     first_rows = np.cumsum([0, *map(len, digests)])
     digests, labels = np.concatenate(digests), np.concatenate(labels).astype(np.int64)
-    if not 0 <= labels.min() <= labels.max() < manifest.num_classes:
+    if labels.min(initial=0) < 0 or labels.max(initial=0) >= manifest.num_classes:
         raise Error(f"{root} has labels of more than {manifest.num_classes} classes; convert again")
     order = np.argsort(digests, kind="stable")
     digests = digests[order]
-    new = np.concatenate([[True], digests[1:] != digests[:-1]])
-    firsts = np.flatnonzero(new)
+    firsts = np.flatnonzero(np.append(True, digests[1:] != digests[:-1])[: len(digests)])
     sizes = np.diff(np.append(firsts, len(digests)))
     rows = order[np.repeat(sizes > 1, sizes)]  # group by group, in the order of their digests
     firsts, sizes = order[firsts[sizes > 1]], sizes[sizes > 1]
@@ -160,21 +153,6 @@ def _find_duplicates(root: Path, manifest: Manifest) -> Duplicates:
     return Duplicates(list(manifest.splits), first_rows, rows, starts, labels[rows])
 
 
-def _column(root: Path, manifest: Manifest, split: str, name: str) -> np.ndarray:
-    path, values = index_path(root, split), np.empty(manifest.splits[split].num_samples, np.uint64)
-    at = 0
-    try:
-        with pq.ParquetFile(path) as table:
-            if table.metadata.num_rows != len(values):
-                raise ValueError(f"it lists {table.metadata.num_rows} samples, the manifest {len(values)}")
-            for batch in table.iter_batches(READ_ROWS, columns=[name]):
-                values[at : at + len(batch)] = integers(batch.column(0))
-                at += len(batch)
-    except (OSError, ValueError, KeyError, IndexError) as e:
-        raise Error(f"cannot read {path}: {str(e).splitlines()[0]}; get or convert it again") from None
-    return values
-
-
 def _named(root: Path, manifest: Manifest, found: Duplicates, most: int) -> Iterator[list[dict]]:
     """The first groups, each sample with its split, key and label."""
     groups = [found.group(g) for g in range(min(most, len(found)))]
@@ -184,13 +162,13 @@ def _named(root: Path, manifest: Manifest, found: Duplicates, most: int) -> Iter
         first, stop = found.first_rows[i : i + 2]
         here = wanted[(wanted >= first) & (wanted < stop)]
         at = int(first)
-        with pq.ParquetFile(index_path(root, split)) as table:
+        with index_file.opened(root, manifest, split) as table:
             for g in range(table.num_row_groups):
                 n = table.metadata.row_group(g).num_rows
                 inside = here[(here >= at) & (here < at + n)]
                 if len(inside):
                     column = table.read_row_group(g, columns=["key"]).column("key")
-                    keys.update(zip(inside.tolist(), column.take(inside - at).to_pylist(), strict=True))
+                    keys.update(zip(inside.tolist(), index_file.texts(column.take(inside - at)), strict=True))
                 at += n
     for g, group in enumerate(groups):
         labels = found.labels[found.starts[g] : found.starts[g + 1]].tolist()

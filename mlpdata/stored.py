@@ -6,20 +6,19 @@ Nothing in a file is believed before it is checked: sizes are bounded, and what 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from mlpdata import beton, tar
-from mlpdata.errors import Error
-from mlpdata.sources.blob import PlainFile
+from mlpdata import beton, image, index_file, tar
+from mlpdata.errors import Error, first_line
+from mlpdata.manifest import Manifest, open_file
 from mlpdata.sources.tarscan import Damage, Member, scan
 
 WINDOW_BYTES = 8 << 20  # read at a time
-MAX_IMAGE_BYTES = 16 << 20  # of one sample; at 1,024 pixels a side, the most convert makes, raw ones have 3 MB
 TEXT, NUMBERS = ("key", "file", "codec"), ("label", "width", "height", "offset", "bytes", "digest")
 
 Rows = dict[str, np.ndarray | list[str]]
@@ -35,37 +34,32 @@ class Stored:
     payload: bytes
 
 
-def index_rows(path: Path, first: int, n: int) -> Rows:
-    """Rows of a split's index: TEXT as lists, NUMBERS as arrays. Raises OSError or ValueError."""
-    with pq.ParquetFile(path) as table:
+def index_rows(root: Path, manifest: Manifest, split: str, first: int, n: int) -> Rows:
+    """Rows of a split's index: TEXT as lists, NUMBERS as arrays. Raises Error."""
+    with index_file.opened(root, manifest, split) as table:
         ends = np.cumsum([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])
         start, stop = (int(np.searchsorted(ends, row, side="right")) for row in (first, first + n - 1))
-        if missing := {*TEXT, *NUMBERS} - {*table.schema_arrow.names}:
-            raise ValueError(f"it has no column {min(missing)!r}")
-        if stop >= len(ends):
-            raise ValueError(f"it ends before row {first + n}")
         rows = table.read_row_groups(list(range(start, stop + 1)), columns=[*TEXT, *NUMBERS])
-    rows = rows.slice(first - (int(ends[start - 1]) if start else 0), n)
-    if rows.num_rows != n or any(rows[name].null_count for name in TEXT):
-        raise ValueError("it has gaps")
-    numbers = {name: tar.integers(rows[name].combine_chunks()) for name in NUMBERS}
-    return numbers | {name: rows[name].to_pylist() for name in TEXT}
+        rows = rows.slice(first - (int(ends[start - 1]) if start else 0), n)
+        numbers = {name: index_file.integers(rows[name].combine_chunks()) for name in NUMBERS}
+        return numbers | {name: index_file.texts(rows[name]) for name in TEXT}
 
 
 class _Window:
     """Reads of a file from front to back, of which many small ones are one."""
 
     def __init__(self, path: Path):
-        self._blob, self._held, self._held_at = PlainFile(path), b"", 0
-        self.size = self._blob.size
+        self._file, self._held, self._held_at = open_file(path), b"", 0
+        self.size = os.fstat(self._file.fileno()).st_size
 
     def read_at(self, offset: int, size: int) -> bytes:
         if not self._held_at <= offset <= offset + size <= self._held_at + len(self._held):
-            self._held, self._held_at = self._blob.read_at(offset, max(size, WINDOW_BYTES)), offset
+            self._file.seek(offset)
+            self._held, self._held_at = self._file.read(max(size, WINDOW_BYTES)), offset
         return self._held[offset - self._held_at : offset - self._held_at + size]
 
     def close(self) -> None:
-        self._blob.close()
+        self._file.close()
 
 
 def beton_samples(path: Path, codec: str, first: int, rows: Rows, note: Note) -> Iterator[Stored | None]:
@@ -75,10 +69,10 @@ def beton_samples(path: Path, codec: str, first: int, rows: Rows, note: Note) ->
     """
     n = len(rows["key"])
     try:
-        meta, allocations = beton.read_rows(path, first, n)
         file = _Window(path)
+        meta, allocations = beton.read_rows(path, first, n)
     except (OSError, Error) as e:
-        note(f"{path.name} cannot be read: {one_line(e)}")
+        note(f"{path.name} cannot be read: {first_line(e)}")
         yield from [None] * n
         return
     expected = {
@@ -96,7 +90,7 @@ def beton_samples(path: Path, codec: str, first: int, rows: Rows, note: Note) ->
     with contextlib.closing(file):
         places = zip(meta["image"]["data_ptr"].tolist(), allocations["size"].tolist(), strict=True)
         for key, (at, size) in zip(rows["key"], places, strict=True):
-            if at + size > file.size or size > MAX_IMAGE_BYTES:
+            if at + size > file.size or size > image.MAX_IMAGE_BYTES:
                 note(f"{path.name}: sample {key} would have {size:,} bytes at byte {at:,}, of {file.size:,}")
                 yield None
             else:
@@ -129,7 +123,7 @@ def tar_samples(path: Path, codec: str, rows: Rows, note: Note) -> Iterator[Stor
                 done += 1
             _next_member(members, None)
     except (OSError, ValueError) as e:
-        note(f"{path.name} {one_line(e)}")
+        note(f"{path.name} {first_line(e)}")
         yield from [None] * (len(rows["key"]) - done)
 
 
@@ -140,10 +134,6 @@ def _next_member(members: Iterator[Member | Damage], name: str | None) -> Member
         raise ValueError(f"is damaged: {member.reason}")
     if (member and member.name) != name:
         raise ValueError(f"holds {member.name if member else 'nothing more'} where {name or 'its end'} should be")
-    if member and member.size > MAX_IMAGE_BYTES:
+    if member and member.size > image.MAX_IMAGE_BYTES:
         raise ValueError(f"holds {member.size:,} bytes as {name}")
     return member
-
-
-def one_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

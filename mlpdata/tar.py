@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlpdata import index_file
 from mlpdata.errors import Error
-from mlpdata.manifest import CODECS, Manifest, ShardIndex, index_path
+from mlpdata.manifest import CODECS, Manifest, ShardIndex
 
 BLOCK = 512
 EXTENSIONS = {"raw": "ppm", "jpg": "jpg", "png": "png"}
 END = bytes(2 * BLOCK)
 COLUMNS = {"label": "<i8", "offset": "<i8", "bytes": "<i8", "codec": "u1", "width": "<i4", "height": "<i4"}
-READ_ROWS = 1 << 17  # of the parquet index at a time
 
 
 # ---------------------------------------------------------------------------------------------------------- write
@@ -151,15 +150,8 @@ def open_index(root: Path, manifest: Manifest, split: str) -> ShardIndex:
     root, info = Path(root), manifest.splits[split]
     if not info.tars:
         raise Error(f"{root} has no tar shards of split {split!r}; convert with --format tar or both")
-    path = index_path(root, split)
-    try:
-        with pq.ParquetFile(path, memory_map=False) as table:
-            column = _read_columns(table, info.num_samples)
-    except (OSError, ValueError, KeyError) as e:
-        raise Error(f"cannot read {path}: {str(e).splitlines()[0]}") from None
-    n = len(column["label"])
-    if n != info.num_samples or sum(info.tar_lengths) != n or len(info.tar_lengths) != len(info.tars):
-        raise Error(f"{path} lists {n} samples, the manifest {info.num_samples}; convert again")
+    with index_file.opened(root, manifest, split) as table:
+        column = _read_columns(table)
     return ShardIndex(
         files=[root / name for name in info.tars],
         # Shards follow one another in the index, so the manifest's lengths say which row lies where.
@@ -169,8 +161,8 @@ def open_index(root: Path, manifest: Manifest, split: str) -> ShardIndex:
     )
 
 
-def _read_columns(table: pq.ParquetFile, expected: int) -> dict[str, np.ndarray]:
-    """The columns the loader needs, (n,) each; n is `expected` or the file does not fit its manifest.
+def _read_columns(table: pq.ParquetFile) -> dict[str, np.ndarray]:
+    """The columns the loader needs, (n,) each.
 
     A column that is the same everywhere (sizes and codec mostly are) shows that in its statistics and is not read.
     """
@@ -183,31 +175,18 @@ def _read_columns(table: pq.ParquetFile, expected: int) -> dict[str, np.ndarray]
             constant = _codec_number(constant)
         column[name] = np.empty(n, dtype) if constant is None else np.broadcast_to(np.dtype(dtype).type(constant), (n,))
     to_read = [name for name in column if column[name].strides != (0,)]
-    if n != expected or not n or not to_read:
-        return column
     at = 0
-    for batch in table.iter_batches(READ_ROWS, columns=to_read):
+    for batch in table.iter_batches(index_file.READ_ROWS, columns=to_read) if to_read else ():
         part = slice(at, at + len(batch))
         for name in to_read:
             values = batch.column(name)
             if name == "codec":
-                names = values.dictionary_encode() if pa.types.is_string(values.type) else values
-                numbers = np.array([_codec_number(c) for c in names.dictionary.to_pylist()], np.uint8)
-                column[name][part] = numbers[integers(names.indices)]
+                numbers = np.array([_codec_number(c) for c in values.dictionary.to_pylist()], np.uint8)
+                column[name][part] = numbers[index_file.integers(values.indices)]
             else:
-                column[name][part] = integers(values)
+                column[name][part] = index_file.integers(values)
         at = part.stop
-    if at != n:
-        raise ValueError(f"it ends after {at} of {n} rows")
     return column
-
-
-def integers(array: pa.Array) -> np.ndarray:
-    """The integers of a column without nulls, in place: Array.to_numpy would import pandas first."""
-    if array.null_count or not pa.types.is_integer(array.type):
-        raise ValueError(f"it has gaps or {array.type} where whole numbers belong")
-    values = np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())
-    return values[array.offset : array.offset + len(array)]
 
 
 def _constant(meta: pq.FileMetaData, number: int):

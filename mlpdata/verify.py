@@ -7,7 +7,6 @@ a line of text, not an exception: what is wrong elsewhere is to be known as well
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -15,25 +14,35 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import xxhash
 
-from mlpdata import image, units
+from mlpdata import image, index_file, publish, units
 from mlpdata.engines import LocalEngine
+from mlpdata.errors import Error
 from mlpdata.manifest import (
+    MAX_TEXT_BYTES,
     Manifest,
+    Skipped,
     beton_path,
     classes_path,
     index_path,
+    info_path,
+    open_file,
+    parse_json,
     read_classes,
+    read_real,
+    read_text,
     real_path,
+    shown,
     skipped_path,
-    tar_path,
+    work_path,
 )
 from mlpdata.progress import Progress
-from mlpdata.stored import Stored, beton_samples, index_rows, one_line, tar_samples
+from mlpdata.stored import Stored, beton_samples, index_rows, tar_samples
 
 MAX_TOLD = 10  # problems of one file or shard that are told one by one
+# Endings that readers go by, and those of unfinished files.
+TAKEN = (".tar", ".beton", ".parquet", ".real.json", ".tmp", ".part")
 LOSSLESS = ("raw", "png")
 # Mean squared difference of JPEGs of one quality from two encoders: on noise up to 8 from Pillow's to simplejpeg's.
 ANOTHER_ENCODER = 16.0
@@ -127,35 +136,51 @@ def verify(root: Path, workers: int | None = None, quiet: bool = False) -> tuple
 
 
 def _check_directory(root: Path, manifest: Manifest, total: Findings) -> None:
-    """What the names and the small files say."""
-    for split, info in manifest.splits.items():
-        for name in filter(None, (info.beton, info.index, *info.tars)):
-            if name not in manifest.files:
-                total.note(f"manifest.json: split {split} has {name}, which is not among its files")
-        if info.tars and (sum(info.tar_lengths) != info.num_samples or len(info.tar_lengths) != len(info.tars)):
-            total.note(f"manifest.json: the tars of split {split} do not add up to its {info.num_samples:,} samples")
-        patterns = [beton_path(root, split), index_path(root, split), real_path(root, split)]
-        patterns.append(tar_path(root, split, 0).with_name(f"{split}-*.tar"))
-        for path in (p for pattern in patterns for p in sorted(root.glob(pattern.name))):
-            if path.name not in manifest.files:
-                total.note(f"{path.name} is not in the manifest, and readers that go by names would take it: remove it")
+    """What the names and the small files say. What is missing is told with the other files."""
     try:
-        if hashlib.sha256(classes_path(root).read_bytes()).hexdigest() != manifest.classes_sha256:
-            total.note(f"{classes_path(root).name} is not the class list that the manifest names")
-        elif (n := len(read_classes(root))) != manifest.num_classes:
-            total.note(f"{classes_path(root).name} lists {n:,} classes, the manifest {manifest.num_classes:,}")
-        skipped = dict.fromkeys(manifest.splits, 0)
-        with open(skipped_path(root), "rb") as lines:
-            for line in lines:
-                skipped[json.loads(line)["split"]] += 1
-        for split, info in manifest.splits.items():
-            if skipped[split] != info.num_skipped:
-                total.note(f"{skipped_path(root).name} lists {skipped[split]:,} images of split {split}, "
-                           f"the manifest {info.num_skipped:,}")  # fmt: skip
-    except OSError:
-        pass  # a file that is missing is told with the others
-    except (ValueError, KeyError, TypeError) as e:
-        total.note(f"{skipped_path(root).name} is damaged ({type(e).__name__}: {e})")
+        names = sorted(os.listdir(root))
+    except OSError as e:
+        raise Error(f"cannot read {root}: {e.strerror}") from None
+    for name in {*names} - {*manifest.files}:
+        if name.lower().endswith(TAKEN) or name == work_path(root).name:
+            total.note(f"{shown(name)} is not in the manifest, and readers that go by names would take it: remove it")
+    for path, check in (
+        (classes_path(root), lambda: read_classes(root, manifest)),
+        (skipped_path(root), lambda: _check_skipped(root, manifest, total)),
+        (info_path(root), lambda: _check_info(root, manifest)),
+        *((real_path(root, split), lambda s=split: read_real(root, manifest, s)) for split in manifest.splits),
+    ):
+        if path.name in names and path.name in manifest.files:
+            try:
+                check()
+            except Error as e:
+                total.note(str(e))
+
+
+def _check_skipped(root: Path, manifest: Manifest, total: Findings) -> None:
+    """Every line names a split, and there are as many as the manifest says."""
+    path, skipped = skipped_path(root), dict.fromkeys(manifest.splits, 0)
+    try:
+        with open_file(path) as f:
+            while line := f.readline(MAX_TEXT_BYTES):
+                split = parse_json(line, path, Skipped)["split"]
+                if split not in skipped:
+                    raise Error(f"{path} names the split {split!r:.80}, which is none of the manifest's")
+                skipped[split] += 1
+    except OSError as e:
+        raise Error(f"cannot read {path}: {e.strerror}") from None
+    for split, info in manifest.splits.items():
+        if skipped[split] != info.num_skipped:
+            total.note(f"{path.name} lists {skipped[split]:,} images of split {split}, "
+                       f"the manifest {info.num_skipped:,}")  # fmt: skip
+
+
+def _check_info(root: Path, manifest: Manifest) -> None:
+    """timm's table says what the manifest says."""
+    found = parse_json(read_text(info_path(root)), info_path(root), dict[str, dict[str, dict]])
+    for split, row in publish.timm_info(manifest)["splits"].items():
+        if split in manifest.splits and found.get("splits", {}).get(split) != row:
+            raise Error(f"{info_path(root)} says other things of split {split} than the manifest")
 
 
 def _tasks(state: State, total: Findings) -> Iterator[FileTask | ShardTask]:
@@ -167,25 +192,18 @@ def _tasks(state: State, total: Findings) -> Iterator[FileTask | ShardTask]:
             yield FileTask(info.beton)
     for split, info in manifest.splits.items():
         try:
-            with pq.ParquetFile(index_path(state.root, split)) as file:
+            with index_file.opened(state.root, manifest, split) as file:
                 groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-        except (OSError, ValueError) as e:
-            total.note(f"{index_path(state.root, split).name} cannot be read: {one_line(e)}")
-            groups = []
-        if groups and sum(groups) != info.num_samples:
-            total.note(f"{index_path(state.root, split).name} lists {sum(groups):,} samples, "
-                       f"the manifest {info.num_samples:,}")  # fmt: skip
+        except Error as e:
+            total.note(str(e))
             groups = []
         lengths, names = (info.tar_lengths, info.tars) if info.tars else (groups, [None] * len(groups))
-        if min(lengths, default=0) < 1:
-            total.note(f"split {split} has a shard without samples")
-            groups = []
         first = 0
         for n, name in zip(lengths, names, strict=False):
             if name is not None:
                 told.add(name)
                 yield FileTask(name)
-            if groups:
+            if groups and n:
                 yield ShardTask(split, first, n, name)
             first += n
     for name in manifest.files:
@@ -214,7 +232,7 @@ def _check(state: State, task: FileTask | ShardTask) -> Findings:
 def _check_file(state: State, task: FileTask) -> Findings:
     found, listed = Findings(), state.manifest.files[task.name]
     try:
-        with open(state.root / task.name, "rb") as f:
+        with open_file(state.root / task.name) as f:
             size = os.fstat(f.fileno()).st_size
             if size != listed["bytes"]:
                 found.note(f"{task.name} has {size:,} bytes, the manifest says {listed['bytes']:,}")
@@ -229,9 +247,9 @@ def _check_samples(state: State, task: ShardTask) -> Findings:
     manifest, found = state.manifest, Findings()
     index = index_path(state.root, task.split).name
     try:
-        rows = index_rows(state.root / index, task.first, task.num_samples)
-    except (OSError, ValueError) as e:
-        found.note(f"{index} cannot be read at {task}: {one_line(e)}")
+        rows = index_rows(state.root, manifest, task.split, task.first, task.num_samples)
+    except Error as e:
+        found.note(f"{task}: {e}")
         return found
     labels, sizes = rows["label"], np.stack([rows["width"], rows["height"]], axis=1)
     bad = (labels < 0) | (labels >= manifest.num_classes) | (sizes < 1).any(axis=1) | (sizes > manifest.res).any(axis=1)
@@ -307,7 +325,7 @@ def _encodes(manifest: Manifest, stored: Stored, decoded: np.ndarray, pixels: np
     again = image.encode_jpeg(pixels, manifest.quality)
     if again == stored.payload:
         return True
-    if manifest.image_library["jpeg"] == image.library_versions()["jpeg"]:
+    if manifest.image_library.get("jpeg") == image.library_versions()["jpeg"]:
         return False
     difference = decoded.astype(np.int32) - _pixels(replace(stored, payload=again), pixels.shape)
     return float((difference * difference).mean()) < ANOTHER_ENCODER

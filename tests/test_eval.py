@@ -94,13 +94,13 @@ def test_real_accuracy_counts_only_images_with_labels(saved, shapes_dir, tmp_pat
     labels.pop(keys[0])  # a key that is not named has no labels either
     real_path(root, "val").write_text(json.dumps(labels))
     manifest = json.loads((root / "manifest.json").read_text())
-    manifest["files"]["val.real.json"] = {"bytes": 0, "sha256": ""}
+    manifest["files"]["val.real.json"] = {"bytes": 0, "sha256": "0" * 64}
     (root / "manifest.json").write_text(json.dumps(manifest))
     found = json.loads(run(Options(checkpoint=saved, shards=root, as_json=True, batch_size=400)))
     assert found["val_real"] == pytest.approx(500 / 1000)
     assert "ReaL 50.00%" in run(Options(checkpoint=saved, shards=root))
     real_path(root, "val").write_text("[1]")
-    with pytest.raises(Error, match=r"val\.real\.json cannot be read"):
+    with pytest.raises(Error, match=r"val\.real\.json is damaged"):
         read_real(root, Manifest.load(root), "val")
 
 

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mlpdata import index_file, publish
 from mlpdata.augment import Augment
 from mlpdata.errors import Error
 from mlpdata.loader import Loader
-from mlpdata.manifest import Manifest, index_path, read_classes, real_path
+from mlpdata.manifest import Manifest, read_classes
+from mlpdata.manifest import read_real as read_real_file
 from trainer.checkpoint import Checkpoint, open_checkpoint
 from trainer.data import augment_of, of_ours
 from trainer.recipe import Augmentation, Recipe
@@ -192,24 +194,19 @@ def read_real(root: Path, manifest: Manifest, split: str) -> np.ndarray | None:
 
     A sample without labels has a row of -1 and does not count.
     """
-    path = real_path(root, split)
-    if path.name not in manifest.files:
+    labels = read_real_file(root, manifest, split)
+    if labels is None:
         return None
-    try:
-        labels = json.loads(path.read_text())
-        keys = pq.read_table(index_path(root, split), columns=["key"])["key"].to_pylist()
-        rows = [labels.get(key, []) for key in keys]
-        out = np.full((len(rows), max(1, max(map(len, rows), default=0))), -1, np.int64)
-        for row, there in zip(out, rows, strict=True):
-            row[: len(there)] = there
-    except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException) as e:
-        raise Error(f"{path} cannot be read ({e}); convert again") from None
+    rows = [labels.get(key, []) for key in index_file.keys(root, manifest, split)]
+    out = np.full((len(rows), max(1, max(map(len, rows), default=0))), -1, np.int64)
+    for row, there in zip(out, rows, strict=True):
+        row[: len(there)] = there
     return out
 
 
 def write_predictions(path: Path, result: Result, loader: Loader) -> None:
     """A parquet row a sample, in the order of the split: key, label, the best classes and their probabilities."""
-    keys = pq.read_table(index_path(loader.root, loader.split), columns=["key"])["key"]
+    keys = index_file.keys(loader.root, loader.manifest, loader.split)
     table = pa.table(
         {
             "key": keys,
@@ -227,7 +224,7 @@ def write_predictions(path: Path, result: Result, loader: Loader) -> None:
 
 
 def _shown(options: Options, result: Result, loader: Loader) -> str:
-    names = [name for _, name in read_classes(loader.root)]
+    names = publish.distinct_names(read_classes(loader.root, loader.manifest))
     of_class = {
         name: right / total
         for name, right, total in zip(names, result.class_right.tolist(), result.class_total.tolist(), strict=True)

@@ -7,6 +7,7 @@ that its peak memory is its own. Target: under 1 s and under 1 GB. Prints one JS
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -47,9 +48,9 @@ def make(root: Path) -> None:
     beton.create(path, plan, "raw", sizes, side, side, labels)
     lengths = [min(SHARD, N - at) for at in range(0, N, SHARD)]
     tars = [tar_path(root, "train", k) for k in range(len(lengths))]
-    from mlpdata.shards import INDEX_SCHEMA
+    from mlpdata.index_file import SCHEMA
 
-    with pq.ParquetWriter(index_path(root, "train"), INDEX_SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(index_path(root, "train"), SCHEMA, compression="zstd") as writer:
         for k, (tar, n) in enumerate(zip(tars, lengths, strict=True)):
             nbytes = rng.integers(1500, 3500, n)
             offset = np.cumsum(nbytes + 2048) - nbytes
@@ -63,15 +64,20 @@ def make(root: Path) -> None:
                 "width": np.full(n, RES), "height": np.full(n, RES), "file": [tar.name] * n, "offset": offset,
                 "bytes": nbytes, "codec": ["jpg"] * n, "digest": rng.integers(0, 1 << 63, n),
             }  # fmt: skip
-            writer.write_table(pa.table([pa.array(columns[f.name]).cast(f.type) for f in INDEX_SCHEMA], INDEX_SCHEMA))
+            writer.write_table(pa.table([pa.array(columns[f.name]).cast(f.type) for f in SCHEMA], SCHEMA))
     counts = np.bincount(labels, minlength=CLASSES).tolist()
     info = SplitInfo(num_samples=N, num_skipped=0, class_counts=counts, beton=path.name, tars=[t.name for t in tars],
                      tar_lengths=lengths, index=index_path(root, "train").name)  # fmt: skip
+    files = {}
+    for path in root.iterdir():
+        with open(path, "rb") as f:  # of the index alone is the checksum asked
+            digest = hashlib.file_digest(f, "sha256").hexdigest() if path.suffix == ".parquet" else "0" * 64
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
     Manifest(
         format_version=1, dataset="bench", release="", source_files={}, source_filter={}, num_classes=CLASSES,
-        classes_sha256="", res=RES, resize="squash", filter="box", formats=["beton", "tar"], codec="auto",
+        classes_sha256="0" * 64, res=RES, resize="squash", filter="box", formats=["beton", "tar"], codec="auto",
         beton_codec="raw", tar_codec="jpg", quality=90, seed=0, shard_size=SHARD, image_library={}, fidelity=None,
-        mean=[0.5] * 3, std=[0.25] * 3, splits={"train": info}, files={}, tool_version="", command="",
+        mean=[0.5] * 3, std=[0.25] * 3, splits={"train": info}, files=files, tool_version="", command="",
     ).save(root)  # fmt: skip
 
 
