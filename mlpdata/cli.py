@@ -288,9 +288,7 @@ def push(directory, name, private):
     mlpdata push shards/cifar10-32 me/cifar10-32
     """
     from mlpdata import remote
-    from mlpdata.manifest import Manifest
 
-    Manifest.load(directory).check_sizes(directory)
     click.echo(remote.push(directory, name, private, click.echo))
 
 

@@ -13,19 +13,27 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from mlpdata import hub
 from mlpdata.archives import download_folder
 from mlpdata.download import ByteProgress, Wanted, fetch_alone, only_one
-from mlpdata.errors import Error
-from mlpdata.manifest import Manifest, manifest_path, sync_dir, work_path
+from mlpdata.errors import Error, first_line
+from mlpdata.manifest import MAX_TEXT_BYTES, FileEntry, Manifest, manifest_path, sync_dir, work_path
 from mlpdata.sources.url import UrlFile
 
 BLOCK_BYTES = 8 << 20
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
-STALE = ("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar", "*.beton", "*.index.parquet", "manifest.json", "_info.json")
+STALE = (
+    "*-[0-9][0-9][0-9][0-9][0-9][0-9].tar",
+    "*.beton",
+    "*.index.parquet",
+    "*.real.json",
+    "manifest.json",
+    "_info.json",
+)
 # Exceptions of these packages are the network's or the server's doing, whatever they are called.
 STORAGE = ("aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 
@@ -57,11 +65,11 @@ def local_copy(root: str | Path, say: Callable[[str], None] = lambda line: None)
 
 
 def _copy(store: _Hub | _Storage, text: bytes, folder: Path, say: Callable[[str], None]) -> None:
+    files = Manifest.parse(text, f"{store.where}/{manifest_path(Path()).name}").files
     unproven = folder / ".remote"  # a manifest is only in its place when everything it lists is
     unproven.mkdir(exist_ok=True)
     manifest_path(unproven).write_bytes(text)
-    files = Manifest.load(unproven).files
-    missing = {name: entry for name, entry in files.items() if not (folder / name).exists()}
+    missing = {name: entry for name, entry in files.items() if _size(folder / name) != entry["bytes"]}
     need, free = sum(entry["bytes"] for entry in missing.values()), shutil.disk_usage(folder).free
     if need > free:
         raise Error(f"no space for {folder}: {need / 1e9:,.1f} GB are missing, {free / 1e9:,.1f} GB free")
@@ -71,6 +79,11 @@ def _copy(store: _Hub | _Storage, text: bytes, folder: Path, say: Callable[[str]
     os.replace(manifest_path(unproven), manifest_path(folder))
     unproven.rmdir()
     sync_dir(folder)
+
+
+def _size(path: Path) -> int | None:
+    """The bytes of a file; None for what is none."""
+    return path.stat().st_size if path.is_file() else None
 
 
 class _Hub:
@@ -84,6 +97,7 @@ class _Hub:
     def read(self, name: str) -> bytes:
         if name not in self._repository.files:
             raise Error(f"{self.where} has no {name}; it is not a finished shard directory")
+        _check_length(f"{self.where}/{name}", self._repository.files[name])
         blob = UrlFile(self._repository.url(name), self._repository.login(), self._repository.files[name])
         data = blob.read_at(0, blob.size)
         blob.close()
@@ -115,25 +129,30 @@ class _Storage:
             self.fs.invalidate_cache()
             return self.fs.exists(self.path(name))
 
-    def names(self) -> set[str]:
-        """The names of what lies in the folder."""
+    def sizes(self) -> dict[str, int | None]:
+        """The bytes of what lies in the folder, by name."""
         with self._one_line():
             self.fs.invalidate_cache()
             if not self.fs.exists(self.base):
-                return set()
-            return {path.rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.base, detail=False)} - {""}
+                return {}
+            found = {e["name"].rstrip("/").rpartition("/")[2]: e["size"] for e in self.fs.ls(self.base, detail=True)}
+        found.pop("", None)  # the folder itself, where it is an object
+        return found
 
     def read(self, name: str) -> bytes:
         if not self.exists(name):
             raise Error(f"{self.where} has no {name}; it is not a finished shard directory")
-        with self._one_line():
-            return self.fs.cat_file(self.path(name))
+        with self._one_line(), self.fs.open(self.path(name), "rb") as f:
+            text = f.read(MAX_TEXT_BYTES + 1)
+        _check_length(f"{self.where}/{name}", len(text))
+        return text
 
     def fetch(self, wanted: Wanted, folder: Path, say) -> None:
-        part, found = folder / f"{wanted.name}.part", hashlib.sha256()
+        part, found, left = folder / f"{wanted.name}.part", hashlib.sha256(), wanted.num_bytes
         progress = ByteProgress(wanted.name, wanted.num_bytes or 0)
         with self._one_line(), self.fs.open(self.path(wanted.name), "rb") as theirs, open(part, "wb") as ours:
-            while block := theirs.read(BLOCK_BYTES):
+            while left >= 0 and (block := theirs.read(BLOCK_BYTES)):
+                left -= len(block)  # it may be anything but what the manifest says, and without end
                 ours.write(block)
                 found.update(block)
                 progress.add(len(block))
@@ -161,13 +180,18 @@ class _Storage:
         except ImportError as e:
             raise Error(f"cannot reach {self.where}: {e}; install the extra: pip install 'mlpdata[remote]'") from None
         except FileNotFoundError as e:
-            raise Error(f"{self.where} lacks {e.filename or str(e).splitlines()[0]}") from None
+            raise Error(f"{self.where} lacks {e.filename or first_line(e)}") from None
         except (OSError, ValueError) as e:
-            raise Error(f"cannot use {self.where}: {str(e).splitlines()[0] or type(e).__name__}") from None
+            raise Error(f"cannot use {self.where}: {first_line(e)}") from None
         except Exception as e:
             if type(e).__module__.partition(".")[0] not in STORAGE:
                 raise
-            raise Error(f"cannot use {self.where}: {str(e).splitlines()[0] or type(e).__name__}") from None
+            raise Error(f"cannot use {self.where}: {first_line(e)}") from None
+
+
+def _check_length(name: str, num_bytes: int) -> None:
+    if num_bytes > MAX_TEXT_BYTES:
+        raise Error(f"{name} is no manifest: it has more than {MAX_TEXT_BYTES >> 20} MB")
 
 
 def _open(text: str) -> Any:
@@ -194,7 +218,7 @@ def staged(url: str, say: Callable[[str], None]) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         manifest_path(folder).write_bytes(store.read(manifest_path(folder).name))
-    elif not folder.exists() and store.names():
+    elif not folder.exists() and not journal.exists() and store.sizes():
         raise Error(f"{store.where} is not empty and no conversion of ours; choose another --out")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -210,19 +234,40 @@ def staged(url: str, say: Callable[[str], None]) -> Iterator[Path]:
 
 
 def _upload(store: _Storage, folder: Path, journal: Path, say: Callable[[str], None]) -> None:
-    files = Manifest.load(folder).files
-    done = set(journal.read_text().splitlines()) if journal.exists() else set()
+    """Store a finished directory. What the journal says of an earlier attempt counts only where it is there still.
+
+    journal: a line a stored file, its SHA-256 and its name.
+    """
+    manifest = Manifest.load(folder)
+    manifest.check_sizes(folder)
+    files = manifest.files
+    lines = set(journal.read_text().split("\n")) if journal.exists() else set()
+    there = store.sizes()
+    if strange := {name for name in there if any(fnmatch(name, stale) for stale in STALE)} - {*files}:
+        raise Error(
+            f"{store.where} also holds {min(strange)}, which is no part of this: remove it, or choose another --out"
+        )
+    done = {n for n, e in files.items() if f"{e['sha256']} {n}" in lines and there.get(n) == e["bytes"]}
     progress = ByteProgress(f"uploading to {store.where}", sum(entry["bytes"] for entry in files.values()))
-    progress.resume(sum(entry["bytes"] for name, entry in files.items() if name in done))
+    progress.resume(sum(files[name]["bytes"] for name in done))
     with open(journal, "a") as f:
         for name, entry in files.items():
             if name not in done:
                 store.put(folder / name)
-                print(name, file=f, flush=True)
+                print(entry["sha256"], name, file=f, flush=True)
                 progress.add(entry["bytes"])
+    _check_there(store.where, files, store.sizes())
     store.put(manifest_path(folder))
     progress.finish()
     say(f"uploaded {len(files) + 1} files to {store.where}")
+
+
+def _check_there(where: str, files: dict[str, FileEntry], there: dict[str, int | None]) -> None:
+    """Raise Error where not all files have arrived: the manifest must not say they have."""
+    for name, entry in files.items():
+        if there.get(name) != entry["bytes"]:
+            found = f"{there[name]} bytes" if name in there else "nothing"
+            raise Error(f"{where} has {found} as {name} instead of {entry['bytes']} bytes; run the same command again")
 
 
 def push(root: Path, name: str, private: bool = False, say: Callable[[str], None] = print) -> str:
@@ -232,10 +277,12 @@ def push(root: Path, name: str, private: bool = False, say: Callable[[str], None
     on where it stopped. Returns the page of the repository. Raises Error for an unfinished directory.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
     manifest, api = Manifest.load(root), HfApi(library_name="mlpdata")
     if work_path(root).exists():
         raise Error(f"{root} is being converted; wait for it")
+    manifest.check_sizes(root)
     size = sum(entry["bytes"] for entry in manifest.files.values())
     say(f"uploading {root} to {name}: {size / 1e6:,.1f} MB in {len(manifest.files) + 1} files")
     with hub.one_line(name):
@@ -248,6 +295,8 @@ def push(root: Path, name: str, private: bool = False, say: Callable[[str], None
             delete_patterns=list(STALE),
             commit_message=f"{manifest.dataset} at {manifest.res} px",
         )
+        tree = api.list_repo_tree(name, repo_type="dataset", recursive=True)
+        _check_there(name, manifest.files, {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)})
         api.upload_file(
             path_or_fileobj=manifest_path(root),
             path_in_repo=manifest_path(root).name,

@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing as mp
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -400,7 +401,7 @@ def test_a_directory_goes_to_the_hub_and_comes_back(serve, tmp_path, monkeypatch
     # Hugging Face's own library reads it from there.
     done = subprocess.run([sys.executable, "-c", LOAD, "me/shapes-16"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "train 1500" in done.stdout and "val 1500" in done.stdout and "(16, 16)" in done.stdout
+    assert "train 1500" in done.stdout and "validation 1500" in done.stdout and "(16, 16)" in done.stdout
     # And so does ours, of which the second time nothing is copied.
     loader = mlpdata.load("hf:me/shapes-16", "val", batch_size=500)
     assert np.array_equal(loader.arrays()[0], mlpdata.load(shapes_dir, "val", batch_size=500).arrays()[0])
@@ -547,3 +548,89 @@ def test_an_upload_that_failed_goes_on(s3, tmp_path, monkeypatch):
     convert_quietly(**options)
     assert len(names) == len(set(names)) and names[-1] == "manifest.json"
     assert not list((tmp_path / "staging").iterdir())
+
+
+@pytest.mark.parametrize(
+    "lost", ["the staging folder", "the staging folder and what was uploaded", "one uploaded file"]
+)
+def test_an_upload_begun_anew_is_whole_before_its_manifest_comes(s3, tmp_path, monkeypatch, lost):
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
+    url = f"s3://bucket/anew{len(lost)}"
+    options = {"dataset": "shapes", "res": 16, "workers": 1, "limit": 200, "shard_size": 100, "out": url}
+    put, names = remote._Storage.put, []
+
+    def failing(self, path):
+        if len(names) == 5:
+            raise Error("the line is dead")
+        names.append(path.name)
+        put(self, path)
+
+    monkeypatch.setattr(remote._Storage, "put", failing)
+    with pytest.raises(Error, match="the line is dead"):
+        convert_quietly(**options)
+    monkeypatch.setattr(remote._Storage, "put", put)
+    folder = url.removeprefix("s3://bucket/")
+    if "staging" in lost:
+        shutil.rmtree(next(p for p in (tmp_path / "staging").iterdir() if p.is_dir()))
+    for name in names if "uploaded" in lost else ():
+        s3.delete_object(Bucket="bucket", Key=f"{folder}/{name}")
+        if "one" in lost:
+            break
+    manifest, _ = convert_quietly(**options)
+    listed = {o["Key"]: o["Size"] for o in s3.list_objects(Bucket="bucket", Prefix=f"{folder}/")["Contents"]}
+    listed.pop(f"{folder}/manifest.json")
+    assert listed == {f"{folder}/{name}": entry["bytes"] for name, entry in manifest.files.items()}
+
+
+def test_no_manifest_goes_where_a_file_has_not_arrived(s3, serve, tmp_path, monkeypatch, shapes_dir):
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
+    put = remote._Storage.put
+    monkeypatch.setattr(remote._Storage, "put", lambda self, p: None if p.name == "val.beton" else put(self, p))
+    with pytest.raises(Error, match=r"s3://bucket/lost has nothing as val\.beton instead of \d+ bytes; run the same"):
+        convert_quietly(dataset="shapes", res=16, workers=1, limit=200, out="s3://bucket/lost")
+    assert not any(o["Key"] == "lost/manifest.json" for o in s3.list_objects(Bucket="bucket")["Contents"])
+    s3.put_object(Bucket="bucket", Key="lost/train-000077.tar", Body=b"x")
+    monkeypatch.setattr(remote._Storage, "put", put)
+    with pytest.raises(Error, match=r"also holds train-000077\.tar, which is no part of this"):
+        convert_quietly(dataset="shapes", res=16, workers=1, limit=200, out="s3://bucket/lost")
+    # The Hub, where somebody else removes a file meanwhile; and a directory that lacks one from the start.
+    server = serve({})
+    monkeypatch.setenv("HF_TOKEN", HubServer.TOKEN)
+    copy = tmp_path / "copy"
+    shutil.copytree(shapes_dir, copy)
+    plain = Manifest.check_sizes
+    monkeypatch.setattr(Manifest, "check_sizes", lambda self, root: (copy / "val.beton").unlink())
+    with pytest.raises(Error, match=r"me/x has nothing as val\.beton"):
+        remote.push(copy, "me/x", say=lambda line: None)
+    assert "manifest.json" not in server.tree("me/x")[1]
+    monkeypatch.setattr(Manifest, "check_sizes", plain)
+    with pytest.raises(Error, match=r"val\.beton is missing"):
+        remote.push(copy, "me/x", say=lambda line: None)
+
+
+def test_a_manifest_from_elsewhere_is_not_believed(s3, serve, tmp_path, monkeypatch, shapes_dir):
+    """Names that lead out, sizes that are none, no end: one line, and nothing is written beside the copy."""
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
+    raw = json.loads((shapes_dir / "manifest.json").read_text())
+    entry = {"bytes": 1, "sha256": "0" * 64}
+    for i, text in enumerate(
+        (
+            json.dumps({**raw, "files": {**raw["files"], "../../escape": entry}}),
+            json.dumps({**raw, "files": {**raw["files"], "train.beton": {"bytes": "1", "sha256": "0" * 64}}}),
+            "[" * 100_000,
+            "\xff",
+            " " * (33 << 20),
+        )
+    ):
+        s3.put_object(Bucket="bucket", Key=f"bad{i}/manifest.json", Body=text.encode("latin1"))
+        serve({f"me/bad{i}": {"manifest.json": text.encode("latin1")}})
+        for url in (f"s3://bucket/bad{i}", f"hf:me/bad{i}"):
+            with pytest.raises(Error, match=r"manifest\.json") as caught:
+                remote.local_copy(url)
+            assert "\n" not in str(caught.value) and f"bad{i}" in str(caught.value)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    for path in shapes_dir.iterdir():  # a file that does not end
+        s3.upload_file(str(path), "bucket", f"long/{path.name}")
+    s3.put_object(Bucket="bucket", Key="long/val.beton", Body=(shapes_dir / "val.beton").read_bytes() * 3)
+    with pytest.raises(Error, match=r"val\.beton is not what the manifest says"):
+        remote.local_copy("s3://bucket/long")
