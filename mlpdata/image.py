@@ -1,17 +1,28 @@
 """Image bytes to pixels and back: decode, resize, encode. Arrays in, arrays out.
 
+What an image is, its content says, never its name: one of the FORMATS, whose decoders start no programs and open no
+files, of a size whose decoding is bounded in memory and time. Everything else is an ImageError that says what it is.
+
 The fast path for JPEG decodes at the DCT scale (1/8, 2/8, 4/8 or full) that leaves enough of the image on both sides
 and resizes from there; the exact path decodes in full. `squared_error` measures the difference between the two.
 
-EXIF orientation is ignored, as torchvision's, timm's and ffcv's ImageNet pipelines ignore it: labels and published
-accuracies come from images that were not turned.
+Orientation (EXIF's, XMP's, TIFF's) is ignored, as torchvision's, timm's and ffcv's ImageNet pipelines ignore it: labels
+and published accuracies come from images that were not turned.
+
+libjpeg-turbo's strict mode, in which every warning is an error, tells which JPEGs all readers see alike: only those are
+stored as they are, and shards are read in it. Of other JPEGs that libjpeg warns about, Pillow has the last word.
 """
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import functools
 import io
+import os
+import re
 import struct
+import threading
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -20,10 +31,23 @@ import deflate
 import numpy as np
 import PIL
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageFile
+
+from mlpdata import jpeg
+from mlpdata.errors import first_line
 
 MAX_IMAGE_BYTES = 256 << 20  # an encoded image of more is not read
-MAX_PIXELS = 1 << 28  # a declared size beyond this is taken for an attack or damage (ImageNet's largest is 1.2e8 or so)
+# A JPEG of more pixels is not read. ImageNet's largest has 1.2e8 or so, of which a scaled decode holds a 64th.
+MAX_PIXELS = 1 << 27
+MAX_DECODE_BYTES = 1 << 29  # of memory that one image takes while it is decoded
+# libjpeg takes some 0.2 ns a pixel for a scan that holds nothing, and encoders write 12 scans: 1.6e9 for the largest.
+MAX_SCANNED_PIXELS = 1 << 33
+# Pillow's names of the formats that are read, and what decoding takes of memory, bytes a pixel, measured on 25 million.
+# The rest of Pillow's plugins is left out: EPS starts Ghostscript, the decoders of others have no bounds.
+FORMATS = {"JPEG": 8, "PNG": 8, "GIF": 8, "BMP": 8, "DIB": 8, "TIFF": 8, "PPM": 8, "WEBP": 16, "AVIF": 16}
+JPEG_BYTES, SCALED_JPEG_BYTES = 8, 16  # of a pixel that is decoded and resized: as uint8, and as float32
+COEFFICIENT_BYTES = 2
+MEASURED_PIXELS = 1 << 24  # images of more are not decoded once again to measure a scaled decode against
 RESIZES = ("squash", "crop", "longest")
 FILTERS = {
     "box": Image.Resampling.BOX,
@@ -44,7 +68,8 @@ BAND = 8  # target rows or columns that one matrix product makes: more multiply 
 # Multiplications in one product. OpenBLAS gives threads to products of more than 2^18, and threads of several processes
 # that wait for each other take 30 times as long: 126 ms for 4 ms, two processes with 1000 x 700 pixels to 224.
 MAX_PRODUCT = 1 << 18
-JPEG_MAGIC, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+# A JPEG of more is not stored as it is: twice its pixels and the tables. Quality 100 without subsampling has less.
+KEPT_BYTES, KEPT_HEADER_BYTES = 6, 16 << 10
 
 
 class ImageError(Exception):
@@ -98,26 +123,140 @@ def is_pillow_simd() -> bool:
     return ".post" in PIL.__version__
 
 
+# --------------------------------------------------------------------------------------------- what an image is
+
+MAGIC = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "TIFF": re.compile(rb"II[*+]\x00|MM\x00[*+]"),
+    "BMP": re.compile(rb"BM.{12}[\x0c-\x7c]\x00\x00\x00", re.DOTALL),
+    "DIB": re.compile(rb"[\x0c\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00.{8}(\x01\x00|....\x01\x00)", re.DOTALL),
+    "PPM": re.compile(rb"P[1-6f][ \t\r\n#]"),
+    "AVIF": re.compile(rb"....ftyp(avi[fs]|m[is]f1.{0,64}?avif)", re.DOTALL),
+}
+# What else may have an image's name, by how it begins.
+OTHERS = (
+    ("PostScript (EPS)", rb"%!PS|\xc5\xd0\xd3\xc6"),
+    ("a PDF", rb"%PDF"),
+    ("a ZIP archive", rb"PK\x03\x04|PK\x05\x06"),
+    ("a gzip stream", rb"\x1f\x8b"),
+    ("a tar archive", rb".{257}ustar"),
+    ("a compressed archive", rb"Rar!|7z\xbc\xaf|BZh[1-9]|\xfd7zXZ|\x28\xb5\x2f\xfd"),
+    ("a JPEG 2000 image, a format that is not read", rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51"),
+    ("a JPEG XL image, a format that is not read", rb"\xff\x0a|\x00\x00\x00\x0cJXL "),
+    ("a HEIC image, a format that is not read", rb"....ftyp(hei|hev|mif1|msf1)"),
+    (
+        "a video or sound file",
+        rb"....ftyp|RIFF....(AVI |WAVE)|\x1a\x45\xdf\xa3|OggS|ID3[\x02-\x04]|\x00\x00\x01[\xb3\xba]",
+    ),
+    ("a Photoshop document", rb"8BPS"),
+    ("an icon", rb"\x00\x00[\x01\x02]\x00|icns"),
+    ("a NumPy array", rb"\x93NUMPY"),
+    ("an HDF5 file", rb"\x89HDF"),
+    ("an AppleDouble file, which macOS leaves beside a file", rb"\x00\x05\x16[\x00\x07]"),
+    ("a program", rb"\x7fELF|MZ[\x00-\x1f\x80-\xff]"),
+    ("a pointer of Git LFS to a file that was not fetched", rb"version https://git-lfs"),
+    ("SVG, a format that is not read", rb"(\xef\xbb\xbf)?\s*<(svg|[?!].*?<svg)"),
+    ("an HTML page", rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|body|!--.*?<html)"),
+    ("XML", rb"(\xef\xbb\xbf)?\s*<\?xml"),
+)
+OTHERS = tuple((name, re.compile(pattern, re.DOTALL)) for name, pattern in OTHERS)
+HEAD_BYTES = 1024  # that tell what a file is
+NOT_IN_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+
+
+def format_of(data: bytes) -> str | None:
+    """The name of the format that data begins as, one of FORMATS; None for what is no image that is read.
+
+    >>> format_of(b"\\x89PNG\\r\\n\\x1a\\n"), format_of(b"%!PS-Adobe-3.0 EPSF-3.0")
+    ('PNG', None)
+    """
+    return (
+        "JPEG" if data[:3] == jpeg.MAGIC else next((name for name, magic in MAGIC.items() if magic.match(data)), None)
+    )
+
+
+def what_it_is(data: bytes) -> str:
+    """What data that is no image looks like, for people.
+
+    >>> what_it_is(b"<!DOCTYPE html><title>404</title>"), what_it_is(b"%!PS-Adobe-3.0 EPSF-3.0"), what_it_is(bytes(9))
+    ('an HTML page', 'PostScript (EPS)', 'nothing but zeros')
+    """
+    if not data:
+        return "an empty file"
+    head = bytes(data[:HEAD_BYTES])
+    for name, magic in OTHERS:
+        if magic.match(head):
+            return name
+    if not head.strip(b"\0") and data.count(0) == len(data):
+        return "nothing but zeros"
+    if not NOT_IN_TEXT.search(head):
+        with contextlib.suppress(UnicodeDecodeError):
+            codecs.getincrementaldecoder("utf-8")().decode(head)
+            return "text"
+    return f"data of no known format, which begins with {head[:8].hex(' ')}"
+
+
+def probe(data: bytes) -> tuple[int, int, bool]:
+    """(width, height, whether it is a JPEG that libjpeg decodes to RGB) of an image, from its first bytes.
+
+    Decodes nothing. Raises ImageError, also for what is larger than anything that is decoded.
+    """
+    if data[:3] == jpeg.MAGIC and (head := jpeg.header(data)):
+        width, height, is_rgb_jpeg = head.width, head.height, len(head.components) < 12
+    else:
+        with _pillow:
+            image = _open(data)
+            width, height = image.size
+            is_rgb_jpeg = image.format in ("JPEG", "MPO") and image.mode != "CMYK"
+    check_size(width, height, MAX_PIXELS)
+    return width, height, is_rgb_jpeg
+
+
 # --------------------------------------------------------------------------------------------------------- decode
 
 
-def decode(data: bytes, resize: Resize) -> tuple[np.ndarray, tuple[int, int]]:
+def decode(data: bytes, resize: Resize, strict: bool = False) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode any image to RGB at its stored size.
 
+    strict: a JPEG that libjpeg warns about is damaged, as in shards that were written here.
     Returns (uint8 (H, W, 3), (source width, source height)). Raises ImageError with the reason.
     """
-    if data[:3] == JPEG_MAGIC:
-        try:
-            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-            check_size(width, height)
-            if colorspace not in ("CMYK", "YCCK"):
-                min_width, min_height = _decode_floor(resize, width, height)
-                pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=min_width, min_height=min_height)
-                return resized(pixels, resize, width, height), (width, height)
-        except ValueError:
-            pass  # libjpeg-turbo's strict mode also refuses harmless oddities; Pillow has the last word
-    pixels = decode_exact(data)
-    height, width = pixels.shape[:2]
+    try:
+        if data[:3] == jpeg.MAGIC:
+            try:
+                return _decode_jpeg(data, resize)
+            except ValueError as e:
+                if strict:
+                    raise ImageError(f"cannot decode: {_reason(e)}") from None
+        picture = _decode_pillow(data)
+        box, size = resize.box_and_size(*picture.size)
+        small = picture if picture.size == size else picture.resize(size, FILTERS[resize.filter], box=box)
+        return np.array(small), picture.size
+    except MemoryError:
+        raise ImageError("cannot decode: there is not enough memory") from None
+
+
+def _decode_jpeg(data: bytes, resize: Resize) -> tuple[np.ndarray, tuple[int, int]]:
+    """Raises ValueError where libjpeg warns, ImageError where decoding would cost too much."""
+    height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    head = jpeg.header(data)
+    if head is None or (head.width, head.height) != (width, height) or colorspace in ("CMYK", "YCCK"):
+        raise ValueError("it is an unusual JPEG")
+    min_width, min_height = _decode_floor(resize, width, height)
+    check_size(width, height, MAX_PIXELS)
+    if min_width:
+        needed = SCALED_JPEG_BYTES * min_width * min_height
+    else:
+        needed = JPEG_BYTES * width * height
+    if head.is_buffered(data):
+        check_scans(data, width, height)
+        needed += COEFFICIENT_BYTES * head.coefficients_per_pixel() * width * height
+    if needed > MAX_DECODE_BYTES:
+        raise ImageError(f"declares {width} x {height} pixels, whose decoding takes {int(needed) >> 20} MiB of memory")
+    pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=min_width, min_height=min_height)
     return resized(pixels, resize, width, height), (width, height)
 
 
@@ -134,54 +273,148 @@ def _decode_floor(resize: Resize, width: int, height: int) -> tuple[int, int]:
 
 
 def decode_kept(data: bytes, out: np.ndarray) -> None:
-    """Decode what `kept_jpeg` gave into (H, W, 3) uint8, C-contiguous. Raises ImageError."""
+    """Decode a JPEG of a shard into (H, W, 3) uint8, C-contiguous. Raises ImageError, also where libjpeg only warns."""
     try:
         shape = simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape
-    except ValueError:
-        pixels = decode_exact(data)
-        shape = pixels.shape
-        if shape == out.shape:
-            out[:] = pixels
-    if shape != out.shape:  # a header that says one thing to one reader and another to the next
+    except ValueError as e:
+        try:  # the text of a buffer that is too small names no sizes
+            shape = simplejpeg.decode_jpeg_header(data)[:2]
+        except ValueError:
+            shape = out.shape
+        if shape[:2] == out.shape[:2]:
+            raise ImageError(f"cannot decode: {_reason(e)}") from None
+    if shape[:2] != out.shape[:2]:  # a header that says one thing to one reader and another to the next
         raise ImageError(f"decodes to {shape[1]} x {shape[0]}, its header says {out.shape[1]} x {out.shape[0]}")
 
 
-def decode_exact(data: bytes) -> np.ndarray:
-    """Decode in full to uint8 (H, W, 3) RGB, whatever the format: JPEG, PNG, WebP, ... Raises ImageError."""
-    if not data:
-        raise ImageError("empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-            check_size(*image.size)
-            return to_rgb(image)
-    except ImageError:
-        raise
-    except PIL.UnidentifiedImageError:  # its own text names an object in memory, another one in every run
-        raise ImageError("cannot decode: not an image of a format that Pillow knows") from None
-    except Image.DecompressionBombError as e:
-        raise ImageError(str(e)) from None
-    except Exception as e:  # Pillow's plugins raise nearly anything on damaged input; the reason goes on record
-        raise ImageError(f"cannot decode: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
+def decode_exact(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode in full to uint8 (H, W, 3) RGB, whatever the format: JPEG, PNG, WebP, ... Raises ImageError.
+
+    size: (width, height) that the image has to have; another one is not decoded.
+    """
+    return np.array(_decode_pillow(data, size))
 
 
-def check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS or width < 1 or height < 1:
-        raise ImageError(f"declares {width} x {height} pixels; at most {MAX_PIXELS} are read")
+def _decode_pillow(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
+    """The first picture of an image of any format, in mode RGB."""
+    with _pillow:
+        image = _open(data)
+        width, height = image.size
+        if size not in (None, (width, height)):
+            raise ImageError(f"is {width} x {height}, not {size[0]} x {size[1]} pixels")
+        kind = "JPEG" if image.format == "MPO" else image.format
+        check_size(width, height, MAX_DECODE_BYTES // FORMATS[kind])
+        if kind == "JPEG":
+            check_scans(data, width, height)
+        return to_rgb(image)
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """Any Pillow image as uint8 (H, W, 3): palettes are looked up, alpha is dropped, 16 bits keep their upper 8."""
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "I":  # 16-bit PNGs open as 32-bit integers in older Pillows
-        grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "P" and "transparency" in image.info:
+def _open(data: bytes) -> Image.Image:
+    kind = format_of(data)
+    if kind is None:
+        raise ImageError(f"not an image: it is {what_it_is(data)}")
+    if kind not in Image.OPEN:
+        Image.init()
+        if kind not in Image.OPEN:
+            raise ImageError(f"cannot decode: this Pillow ({PIL.__version__}) reads no {kind}")
+    return Image.open(io.BytesIO(data), formats=(kind,))
+
+
+class _PillowSettings:
+    """Pillow's settings are the process's. While images are decoded here, in any number of threads, they are ours.
+
+    What Pillow raises comes out as an ImageError: its plugins raise nearly anything on damaged input.
+    """
+
+    def __init__(self):
+        self._lock, self._users, self._saved = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                quiet = warnings.catch_warnings()
+                quiet.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+                self._saved = quiet, ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+                # An image that is cut short is damaged; and how large one may be is decided here.
+                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
+            self._users += 1
+
+    def __exit__(self, kind, error, traceback) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                quiet, ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self._saved
+                quiet.__exit__(None, None, None)
+        if isinstance(error, Exception) and not isinstance(error, ImageError):
+            raise ImageError(f"cannot decode: {_reason(error)}") from None
+
+
+_pillow = _PillowSettings()
+os.register_at_fork(after_in_child=_pillow.__init__)  # of a process that forks meanwhile
+
+
+def _reason(error: Exception) -> str:
+    """One line that is the same in every run."""
+    if isinstance(error, PIL.UnidentifiedImageError):  # its text names an object in memory
+        return "it is damaged at its beginning, or of a kind that Pillow does not know"
+    return re.sub(r" at 0x[0-9a-f]+", "", first_line(error))
+
+
+def check_size(width: int, height: int, most: int) -> None:
+    if width * height > most or width < 1 or height < 1:
+        raise ImageError(f"declares {width} x {height} pixels; at most {most} are read")
+
+
+def check_scans(data: bytes, width: int, height: int) -> None:
+    """Raise ImageError for a JPEG whose scans, each of which goes over all of its pixels, would take minutes."""
+    if len(data) > bytes_of_many_scans(width, height):
+        scans = data.count(b"\xff\xda")
+        if scans * width * height > MAX_SCANNED_PIXELS:
+            raise ImageError(
+                f"has {scans} scans of {width} x {height} pixels; at most {MAX_SCANNED_PIXELS} are decoded"
+            )
+
+
+def bytes_of_many_scans(width: int, height: int) -> int:
+    """What a JPEG has at least that has too many scans: each takes ten bytes."""
+    return 10 * (MAX_SCANNED_PIXELS // max(1, width * height))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image in mode RGB, loaded: palettes are looked up, alpha is dropped, 16 bits keep their upper 8.
+
+    Raises ValueError for numbers whose range is not known: floating point, and integers of 32 bits.
+    """
+    is_tiff = image.format == "TIFF"
+    # TIFF's plugin turns images by their orientation; here that is undone.
+    turned = UNTURN.get(image.getexif().get(0x0112)) if is_tiff else None
+    bits, white_is_zero = (image.tag_v2.get(258, (16,))[0], image.tag_v2.get(262) == 0) if is_tiff else (16, False)
+    image.load()
+    if turned is not None:
+        image = image.transpose(turned)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # 16 bits, also in 32
+        grey = (np.asarray(image).clip(0, (1 << bits) - 1) >> (bits - 8)).astype(np.uint8)
+        image = Image.fromarray(~grey if white_is_zero else grey)
+    elif image.mode in ("I", "F"):
+        raise ValueError("its pixels are not of 8 or 16 bits: which value is white is not known")
+    if image.mode == "RGBa" or (image.mode == "P" and "transparency" in image.info):
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    elif image.mode == "La":
+        image = image.convert("LA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+# What undoes the orientations 2 to 8 of TIFF 6.0.
+UNTURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 def resized(pixels: np.ndarray, resize: Resize, width: int, height: int) -> np.ndarray:
@@ -305,30 +538,15 @@ PNG_TAIL = _chunk(b"IEND", b"")
 def kept_jpeg(data: bytes, resize: Resize) -> tuple[bytes, tuple[int, int]] | None:
     """A JPEG that is stored as it is: (its bytes for a shard, (width, height)). None for what is to be encoded anew.
 
-    That is another size, another format, a header libjpeg-turbo does not take, and CMYK, where readers would not see
-    the pixels we decode. EXIF blocks are cut out: Hugging Face datasets turns images by the orientation tag and
-    everyone else does not. The compressed image itself is never touched, nor looked at: it may be damaged.
+    That is another size, another format, and a JPEG that is not plain (`jpeg.picture` tells, and cuts out what is no
+    picture). The compressed image itself is neither touched nor decoded: `decode_kept` has to take it, too.
     """
-    if data[:3] != JPEG_MAGIC:
+    if data[:3] != jpeg.MAGIC:
         return None
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    head = jpeg.header(data)
+    if head is None or not resize.keeps(head.width, head.height):
         return None
-    if colorspace in ("CMYK", "YCCK") or not resize.keeps(width, height):
+    picture = jpeg.picture(data, head)
+    if picture is None or len(picture) > KEPT_BYTES * head.width * head.height + KEPT_HEADER_BYTES:
         return None
-    return (bytes(data) if data.find(b"Exif\0\0") < 0 else _without_exif(data)), (width, height)
-
-
-def _without_exif(data: bytes) -> bytes:
-    out, at = [data[:2]], 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        if data[at + 1] == 0xFF:  # fill byte
-            at += 1
-            continue
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if not (data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0"):
-            out.append(data[at:end])
-        at = end
-    out.append(data[at:])
-    return b"".join(out)
+    return picture, (head.width, head.height)

@@ -9,26 +9,26 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mlpdata import beton, tar
 from mlpdata.archives import download_folder
 from mlpdata.errors import Error
+from mlpdata.image import ImageError, probe
 from mlpdata.manifest import CODECS, Manifest, ShardIndex, beton_path, manifest_path, work_path, write_atomic
 from mlpdata.sources import tarscan
 from mlpdata.sources.blob import PlainFile
 
 FORMATS = ("beton", "tar")
 RAW, JPG, OTHER = (CODECS.index(name) for name in ("raw", "jpg", "png"))
-# The members of a foreign tar that are images. Whatever is neither raw nor JPEG is decoded by Pillow, as PNGs are.
-IMAGES = {"jpg": JPG, "jpeg": JPG, "png": OTHER, "webp": OTHER, "ppm": OTHER}
+# Whatever is neither raw nor JPEG is decoded by Pillow, as PNGs are.
+IMAGES = ("jpg", "jpeg", "png", "webp", "ppm")  # extensions of what may be one; the content says which it is
 HEAD_BYTES = 1 << 16  # of an image that are read for its size; more where its header is longer
 CHECK_ROWS = 1 << 18
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,7 @@ def _foreign(index: ShardIndex, split: str) -> Opened:
     if index.label.min() < 0:
         i = int((index.label < 0).argmax())
         raise Error(f"{index.files[int(index.file[i])]}: sample {i} has the label {int(index.label[i])}")
+    index = replace(index, is_foreign=True)
     return Opened(index=index, split=split, num_classes=int(index.label.max()) + 1, manifest=None)
 
 
@@ -162,7 +163,7 @@ def _scan_tar(path: Path) -> dict[str, np.ndarray]:
         if image is None or "cls" not in found:
             what = "image (jpg, png, webp or ppm)" if image is None else "class (cls)"
             raise Error(f"{path}: sample {key!r} has no {what} among its members ({', '.join(found)})")
-        rows.append(_row(path, key, blob, found[image], IMAGES[image], found["cls"]))
+        rows.append(_row(path, key, blob, found[image], found["cls"]))
 
     try:
         for item in tarscan.scan(blob.read_at, 0, blob.size):
@@ -184,19 +185,18 @@ def _scan_tar(path: Path) -> dict[str, np.ndarray]:
     return {name: table[:, k].astype(kind) for k, (name, kind) in enumerate(names.items())}
 
 
-def _row(path: Path, key: str, blob: PlainFile, image, codec: int, label) -> tuple:
+def _row(path: Path, key: str, blob: PlainFile, member, label) -> tuple:
     text = blob.read_at(label.offset, min(label.size, 32)).strip()
     if not text.isdigit():
         raise Error(f"{path}: sample {key!r} has the class {text[:20]!r}, which is not a number")
-    for size in (min(image.size, HEAD_BYTES), image.size):
+    for size in (min(member.size, HEAD_BYTES), member.size):
         try:
-            with Image.open(io.BytesIO(blob.read_at(image.offset, size))) as picture:
-                width, height = picture.size
+            width, height, is_jpeg = probe(blob.read_at(member.offset, size))
             break
-        except Exception as e:  # Pillow's plugins raise nearly anything on damaged input
-            if size == image.size:
+        except ImageError as e:
+            if size == member.size:
                 raise Error(f"{path}: sample {key!r} is no image that can be read ({e})") from None
-    return image.offset, image.size, codec, width, height, int(text)
+    return member.offset, member.size, JPG if is_jpeg else OTHER, width, height, int(text)
 
 
 def _cache_path(paths: list[Path]) -> Path:

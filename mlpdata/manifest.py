@@ -434,6 +434,7 @@ class ShardIndex:
     width: np.ndarray  # (N,) pixels
     height: np.ndarray  # (N,) pixels
     label: np.ndarray  # (N,) int64
+    is_foreign: bool = False  # written by others: its JPEGs may be ones that libjpeg warns about
 
     def __len__(self) -> int:
         return len(self.label)

@@ -17,7 +17,7 @@ import torch
 
 from mlpdata import image, turbo
 from mlpdata.disk import ALIGN, open_direct, preadv
-from mlpdata.errors import Error
+from mlpdata.errors import Error, first_line
 from mlpdata.manifest import CODECS, ShardIndex
 from mlpdata.threads import Finish, Threads, done
 
@@ -157,22 +157,28 @@ class Reader:
             left = np.arange(part.start, part.stop)
             if many is not None:
                 left = left[many(data, starts[part], sizes[part], out[part])]
-            decode = simplejpeg.decode_jpeg
+            decode, many_scans = simplejpeg.decode_jpeg, image.bytes_of_many_scans(self.shape[1], self.shape[0])
             columns = (left, starts[left], starts[left] + sizes[left], codecs[left])
             for k, start, stop, codec in zip(*(column.tolist() for column in columns), strict=True):
                 payload, row = view[start:stop], out[k]
                 try:
                     # The common case is kept short: what is done here under the GIL holds up the other threads.
                     if codec == JPG and self._resize is None:
-                        if decode(payload, "RGB", buffer=row).shape != self.shape:
-                            raise ValueError(f"it is not {self.shape[1]} x {self.shape[0]}")
-                    else:
-                        self._decode_other(payload, codec, int(ids[k]), row)
+                        if stop - start > many_scans:
+                            image.check_scans(bytes(payload), self.shape[1], self.shape[0])
+                        try:
+                            if decode(payload, "RGB", buffer=row).shape == self.shape:
+                                continue
+                        except ValueError:
+                            if not self.index.is_foreign:  # a JPEG that was written here is whole, or damaged since
+                                raise
+                    self._decode_other(payload, codec, int(ids[k]), row)
                 except Exception as e:
                     i = int(ids[k])
                     path, byte = self.index.files[int(self.index.file[i])], int(self.index.offset[i])
+                    reason = first_line(e)
                     raise Error(
-                        f"{path}: sample {i} at byte {byte} cannot be decoded ({e}); convert or get it again"
+                        f"{path}: sample {i} at byte {byte} cannot be decoded ({reason}); convert or get it again"
                     ) from e
 
         return self._decoders.start(piece, _pieces(n, self.num_threads))
@@ -189,9 +195,9 @@ class Reader:
             if self._resize is not None:
                 pixels = image.resized(pixels, self._resize, width, height)
         elif self._resize is not None:
-            pixels = image.decode(bytes(payload), self._resize)[0]
+            pixels = image.decode(bytes(payload), self._resize, strict=not self.index.is_foreign)[0]
         else:
-            pixels = image.decode_exact(bytes(payload))
+            pixels = image.decode_exact(bytes(payload), (self.shape[1], self.shape[0]))
         if pixels.shape != self.shape:
             raise ValueError(
                 f"its size is {pixels.shape[1]} x {pixels.shape[0]}, not {self.shape[1]} x {self.shape[0]}"

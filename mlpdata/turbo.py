@@ -58,8 +58,10 @@ def _compile(numba, llvm, library: ctypes.CDLL) -> BatchDecoder:
     )
 
     @numba.njit
-    def has_size(data, at, end, height, width):
-        # The first frame header, ITU-T T.81 B.2.2. libjpeg would scale an image of another size to fit.
+    def is_usual(data, at, end, height, width):
+        # By the first frame header, ITU-T T.81 B.2.2: baseline, because progressive images that lack some coefficients
+        # are smoothed, and every version of libjpeg does so in its own way; and of this size, because one of another
+        # size would be scaled to fit.
         at += 2
         while at + 9 <= end and data[at] == 0xFF:
             marker = data[at + 1]
@@ -68,8 +70,8 @@ def _compile(numba, llvm, library: ctypes.CDLL) -> BatchDecoder:
             elif marker == 0xDA or marker < 0xC0 or 0xD0 <= marker <= 0xD9:
                 return False
             elif marker < 0xD0 and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
-                there = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8])
-                return there == (height, width)
+                size = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8])
+                return marker == 0xC0 and size == (height, width)
             else:
                 at += 2 + (data[at + 2] << 8 | data[at + 3])
         return False
@@ -79,14 +81,16 @@ def _compile(numba, llvm, library: ctypes.CDLL) -> BatchDecoder:
 
     @numba.cfunc(signature, nopython=True, cache=True)
     def decode_all(data, starts, sizes, out, failed, n, height, width):
-        handle = create()
         address = numba.carray(data, 1).ctypes.data
         for k in range(n):
             start, size, to = starts[k], sizes[k], out + k * height * width * 3
-            fits = has_size(data, start, start + size, height, width)
-            if not fits or decompress(handle, address + start, size, to, width, 0, height, RGB, 0) != 0:
+            if not is_usual(data, start, start + size, height, width):
                 failed[k] = 1
-        destroy(handle)
+                continue
+            handle = create()  # each has its own: one that lacks tables would be decoded with those of the one before
+            if decompress(handle, address + start, size, to, width, 0, height, RGB, 0) != 0:
+                failed[k] = 1
+            destroy(handle)
         return 0
 
     # Through ctypes, which lets the GIL go. numba's own way in fails when several threads take it for the first time.

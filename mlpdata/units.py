@@ -160,20 +160,27 @@ def _convert_sample(
     data, resize = sample.data, recipe.resize
     key_hash = xxhash.xxh3_64_intdigest(sample.key.encode(), recipe.seed)
     is_array, encoded = isinstance(data, np.ndarray), b""
+    pixels = None
     if not is_array and (defers or recipe.encoding == "jpg") and (kept := image.kept_jpeg(data, resize)):
         encoded, (width, height) = kept
-        if defers and encoded.endswith(image.JPEG_END):  # else it is cut short, as most damage is: better known now
+        if defers:
             row = (key_hash, 0, sample.label, width, height, width, height, 3 * width * height, 0, len(encoded))
             return row, None, encoded
+        pixels, source_width, source_height = np.empty((height, width, 3), np.uint8), width, height
+        try:
+            image.decode_kept(encoded, pixels)
+        except image.ImageError:  # other readers would see other pixels, or none: what Pillow sees is encoded anew
+            pixels, encoded = None, b""
     if is_array:
         source_height, source_width = data.shape[:2]
         pixels = image.resized(data, resize, source_width, source_height)
-    else:
+    elif pixels is None:
         pixels, (source_width, source_height) = image.decode(data, resize)
     pixels = np.ascontiguousarray(pixels)
     height, width = pixels.shape[:2]
     same_size = (width, height) == (source_width, source_height)
-    if not same_size and not is_array and (key_hash >> 7) % recipe.measure_one_in == 0:
+    measurable = not same_size and not is_array and source_width * source_height <= image.MEASURED_PIXELS
+    if measurable and (key_hash >> 7) % recipe.measure_one_in == 0:
         squared, largest = image.squared_error(data, pixels, resize)
         total.add(
             Summary(

@@ -314,10 +314,7 @@ def _pixels(stored: Stored, shape: tuple[int, int, int]) -> np.ndarray:
         pixels = np.empty(shape, np.uint8)
         image.decode_kept(payload, pixels)
         return pixels
-    pixels = image.decode_exact(payload)
-    if pixels.shape != shape:
-        raise image.ImageError(f"is {pixels.shape[1]} x {pixels.shape[0]}, not {shape[1]} x {shape[0]} pixels")
-    return pixels
+    return image.decode_exact(payload, (shape[1], shape[0]))
 
 
 def _encodes(manifest: Manifest, stored: Stored, decoded: np.ndarray, pixels: np.ndarray) -> bool:

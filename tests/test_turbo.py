@@ -53,7 +53,6 @@ def usual():
     comment = b"\xff\xfe" + (300).to_bytes(2, "big") + b"\xff\xc0\xda" * 99 + b"x"  # marker codes inside a segment
     return {
         **{f"subsampling {s}": jpeg(picture(1), subsampling=s) for s in ("4:4:4", "4:2:2", "4:2:0")},
-        "progressive": jpeg(picture(2), progressive=True, quality=80),
         "grey": jpeg(picture(3).convert("L")),
         "restart markers": jpeg(picture(4), restart_marker_blocks=2),
         "exif": jpeg(picture(5), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"),
@@ -78,6 +77,7 @@ def unusual():
         "smaller": jpeg(picture(0, H - 1, W)),
         "turned": jpeg(picture(0, W, H)),
         "twice as wide by its header": bytes(twice),
+        "progressive": jpeg(picture(2), progressive=True, quality=80),
         "CMYK": jpeg(picture(0).convert("CMYK")),
         "segment that claims more than there is": plain[:2] + b"\xff\xe0\xff\xff" + plain[4:600],
         "segment without length": plain[:2] + b"\xff\xe0\0\0" + plain[4:],
