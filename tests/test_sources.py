@@ -5,13 +5,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import REAL_DATA, encoded, make_cifar, make_folder, make_tinyimagenet, picture
+from conftest import REAL_DATA, make_cifar, make_tinyimagenet
 
 from mlpdata import Error
-from mlpdata.sources import Broken, ClassFilter, cifar, folder
+from mlpdata.sources import Broken, cifar
 from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.cifar import Cifar
-from mlpdata.sources.folder import Folder
 from mlpdata.sources.shapes import Shapes
 from mlpdata.sources.tinyimagenet import TinyImageNet
 from mlpdata.sources.zipdir import read_directory
@@ -195,76 +194,6 @@ def test_damaged_zip_directories_are_one_error(tmp_path):
             errors += 1
             assert "\n" not in str(e)
     assert errors
-
-
-# --------------------------------------------------------------------------------------------------------- folder
-
-
-def test_folder_with_splits(tmp_path):
-    written = make_folder(tmp_path)
-    source = Folder(tmp_path)
-    assert [name for name, _ in source.classes] == ["cat", "dog", "émeu x"]
-    assert source.codec == "jpg"
-    for split in ("train", "val"):
-        samples = read(source, split)
-        assert {s.origin: s.data for s in samples} == written[split]
-        assert all(source.classes[s.label][0] == s.origin.split("/")[1] for s in samples)
-        assert len({s.key for s in samples}) == len(samples)
-        assert not any("." in s.key for s in samples)
-
-
-def test_folder_without_splits_and_names_that_collide(tmp_path):
-    for name in ("a.jpg", "a.png", "a.b.jpg", "a%2Eb.jpg", "A.JPG", "notes.txt", ".hidden.jpg"):
-        (tmp_path / "x").mkdir(exist_ok=True)
-        (tmp_path / "x" / name).write_bytes(encoded(picture(16, 16, 1)))
-    (tmp_path / "test").mkdir()
-    (tmp_path / "test" / "q.webp").write_bytes(b"")
-    source = Folder(tmp_path)
-    assert [name for name, _ in source.classes] == ["test", "x"]
-    samples = read(source, "train")
-    assert len(samples) == 6
-    assert len({s.key for s in samples}) == 6
-
-
-def test_folder_links_to_folders_are_not_followed(tmp_path):
-    make_folder(tmp_path, splits=("train",))
-    (tmp_path / "train" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    assert [name for name, _ in Folder(tmp_path).classes] == ["cat", "dog", "émeu x"]
-
-
-def test_folder_mistakes(tmp_path):
-    with pytest.raises(Error, match="no folder at"):
-        Folder(tmp_path / "none")
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(Error, match="is a file"):
-        Folder(tmp_path / "file")
-    with pytest.raises(Error, match="no class folders"):
-        Folder(tmp_path)
-    make_folder(tmp_path / "ok", splits=("train",))
-    (tmp_path / "ok" / "val" / "cat").mkdir(parents=True)
-    with pytest.raises(Error, match=r"split 'val' .* has no jpg, png or webp images"):
-        Folder(tmp_path / "ok")
-
-
-def test_folder_units_are_ranges_of_names_that_are_listed_again(tmp_path, monkeypatch):
-    for name in ("big", "small", "tiny"):
-        (tmp_path / name).mkdir()
-        for i in range({"big": 55, "small": 9, "tiny": 2}[name]):
-            (tmp_path / name / f"{i}.jpg").write_bytes(f"{name} {i}".encode())
-    monkeypatch.setattr(folder, "LEAST_IMAGES", 10)
-    source = Folder(tmp_path)
-    units = source.units()
-    assert [u.num_samples for u in units] == [10] * 6 + [6]
-    assert len(pickle.dumps(units)) < 3000  # of names there are none in it
-    assert len({s.key for s in read(source, "train")}) == 66
-    split = Folder(tmp_path, ClassFilter(min_class_size=3, val_per_class=4))
-    found = {s.key: s.split for s in read(split, "train")}
-    assert len(found) == 64 and split.splits == ("train", "val") and split.drops_empty_classes
-    assert {k for k, v in found.items() if v == "val" and k.startswith("big")} == {"big/0", "big/1", "big/10", "big/11"}
-    copy = pickle.loads(pickle.dumps(source))
-    (tmp_path / "big" / "99.jpg").write_bytes(b"")
-    with pytest.raises(Error, match="big changed while it was converted"):
-        list(copy.samples(units[0]))
 
 
 # --------------------------------------------------------------------------------------------------------- shapes

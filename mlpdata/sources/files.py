@@ -11,10 +11,12 @@ import posixpath
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import xxhash
 
 from mlpdata.errors import Error, first_line
+from mlpdata.image import MAX_IMAGE_BYTES
 
 KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 MAX_LINKS = 1_000  # to one folder; links to folders of links are 2^n paths
@@ -55,7 +57,7 @@ def tree(root: str) -> Iterator[tuple[str, list[os.DirEntry]]]:
     cannot be read, and for a link to a folder around it.
     """
     num_links: Counter[tuple[int, int]] = Counter()
-    waiting: list[tuple[str, bool, tuple]] = [("", False, ())]
+    waiting: list[tuple[str, bool, tuple]] = [("", False, tuple(_identities_around(root)))]
     while waiting:
         below, is_link, around = waiting.pop()
         path = os.path.join(root, below) if below else root
@@ -67,7 +69,7 @@ def tree(root: str) -> Iterator[tuple[str, list[os.DirEntry]]]:
             raise Error(f"cannot read the folder {path}: {e.strerror or first_line(e)}") from None
         identity = (status.st_dev, status.st_ino)
         if identity in around:
-            raise Error(f"{path} is the same folder as one around it: a loop of links; remove the link")
+            raise Error(f"{path} is the same folder as one around it: a loop; remove the link")
         num_links[identity] += is_link
         if num_links[identity] > MAX_LINKS:
             raise Error(f"{path} is linked to from more than {MAX_LINKS:,} places; remove links")
@@ -76,6 +78,12 @@ def tree(root: str) -> Iterator[tuple[str, list[os.DirEntry]]]:
         for entry in reversed(entries):
             if is_folder(entry) and not is_system(entry.name + "/"):
                 waiting.append((f"{below}/{entry.name}" if below else entry.name, entry.is_symlink(), inner))
+
+
+def _identities_around(path: str) -> Iterator[tuple[int, int]]:
+    for parent in Path(os.path.abspath(path)).parents:
+        status = os.stat(parent)
+        yield status.st_dev, status.st_ino
 
 
 def is_folder(entry: os.DirEntry) -> bool:
@@ -95,6 +103,33 @@ def why_no_file(entry: os.DirEntry) -> str:
     except OSError as e:
         return f"a link that leads nowhere: {e.strerror}" if entry.is_symlink() else f"cannot be read: {e.strerror}"
     return f"no file but a {KINDS.get(stat.S_IFMT(mode), 'thing that only the system knows')}"
+
+
+def read_file(path: str) -> bytes | str:
+    """The content of a file that was listed, or why it cannot be had. Raises Error where it vanished.
+
+    Opened without waiting, and looked at before it is read: it may have become a FIFO since. At most MAX_IMAGE_BYTES.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Error(f"{path} vanished while it was converted; convert again into another --out") from None
+    except OSError as e:
+        return f"cannot be opened: {e.strerror}"
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            return "is no file any more"
+        if status.st_size > MAX_IMAGE_BYTES:
+            return f"has {status.st_size:,} bytes; at most {MAX_IMAGE_BYTES >> 20} MiB are read"
+        data = os.read(handle, status.st_size)
+        while len(data) < status.st_size and (more := os.read(handle, status.st_size - len(data))):
+            data += more
+        return data
+    except OSError as e:
+        return f"cannot be read: {e.strerror}"
+    finally:
+        os.close(handle)
 
 
 def stamp(path: str) -> str:

@@ -3,46 +3,62 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import xxhash
 
-from mlpdata import labels
+from mlpdata import image, labels, splits
 from mlpdata.errors import Error
-from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, most_samples
+from mlpdata.sources import Broken, ClassFilter, Sample, Source, TooSmall, Unit, files, keys, layout, most_samples
+from mlpdata.sources.files import is_folder, is_system, looks_like_image
+from mlpdata.sources.keys import shown
 
-EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "png"}
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 UNITS = 256  # a folder is cut into about so many units, within bounds
 LEAST_IMAGES = 1_000  # in a unit
-MAX_IMAGE_BYTES = 256 << 20
+SAMPLED = 16  # files of a folder that are looked into where no name is an image's
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Images `start` to `stop`, in the order of their names, of one folder."""
+    """Files `start` to `stop`, in the order of their paths, of one class folder and all below it."""
 
     split: str
     below: str  # the folder, relative to the root
     class_name: str  # "" where the class of each file is known by its name
     start: int
     stop: int
-    names_digest: int  # of all names in the folder: who reads them lists them again
+    digest: int  # of all paths in the folder: who reads them lists them again
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What lies in a class folder and below it."""
+
+    names: list[str]  # paths of what is to become samples, sorted
+    reasons: dict[str, str]  # why some of them cannot be read
+    system: list[str]  # paths of what a system or a tool left there
+
+    @property
+    def digest(self) -> int:
+        return xxhash.xxh3_64_intdigest("\0".join((*self.names, *self.reasons)).encode("utf-8", "surrogateescape"))
 
 
 class Folder(Source):
-    """Class sub-folders of jpg, jpeg, png and webp files.
+    """Class sub-folders of images, which may lie in folders of their own there.
 
-    With `train/` (and `val/`, `valid/`, `validation/`, `test/`) below the root those are the splits, otherwise all is
-    `train`. Classes are the sorted folder names. Links to folders are not followed, hidden and other files left out.
-    No file is touched while listing, and no name is kept: a unit is a range of a folder's names, listed again by the
-    worker. class_filter: see ClassFilter; it applies where there are no split folders.
+    Which folders are splits and which are classes: see `layout`. Every file of a class is a sample whatever its name:
+    its content decides whether it is an image. Links are followed. What is left out is listed, and named in `warnings`.
+
+    No file is touched while listing, and no name is kept: a unit is a range of a class's paths, listed again by the
+    worker. class_filter: see ClassFilter; but for `classes` it applies where there are no split folders.
     res: pixels a side of what is made of it; bounds how many images are one unit.
-    flat: split -> {file name: class}, for split folders whose files lie in them without class folders.
-    Raises Error where there is nothing to convert.
+    labelled: split folder -> {file name: class}, for those whose files lie in them without class folders.
+    only: names of the splits that are wanted, () for all; classes and their labels are those of all splits.
+    Raises Error where there is nothing to convert, and where a layout can be read in two ways.
     """
 
     def __init__(
@@ -50,75 +66,181 @@ class Folder(Source):
         path: Path,
         class_filter: ClassFilter = ClassFilter(),  # noqa: B008 - it is frozen
         res: int = 64,
-        flat: Mapping[str, Mapping[str, str]] | None = None,
+        labelled: Mapping[str, Mapping[str, str]] | None = None,
+        only: Iterable[str] = (),
     ):
-        self.path, self.class_filter, self._res, self._flat = Path(path), class_filter, res, flat or {}
+        self.path, self.class_filter, self._res = Path(path), class_filter, res
         self.files = [str(path)]
-        self.release = f"folder {self.path.resolve().name}"
+        self.release = f"folder {keys.text(self.path.resolve().name)}"
         if not self.path.is_dir():
             raise Error(
                 f"no folder at {path}" if not self.path.exists() else f"{path} is a file, not a folder of classes"
             )
-        folders = self._split_folders()
-        classes = {s: () if s in self._flat else _folders(self.path / below) for s, below in folders.items()}
-        names = sorted({n for found in classes.values() for n in found})
-        if not names:
-            raise Error(f"{path} has no class folders; expected {path}/CLASS/IMAGE.jpg or {path}/train/CLASS/IMAGE.jpg")
-        if folders != {"train": ""}:
+        self._layout = layout.find(self.path, labelled or {})
+        if self._layout.has_splits:
             self.class_filter = class_filter = class_filter.beside_splits()
-        if (class_filter.min_class_size or class_filter.val_per_class) and folders != {"train": ""}:
+        if (class_filter.min_class_size or class_filter.val_per_class) and self._layout.has_splits:
             raise Error(f"{path} has split folders of its own; of the class filters it takes only --classes")
-        if class_filter.classes is not None:
-            known = set(names)
-            missing = [n for n in class_filter.classes if n not in known]
-            if missing:
-                raise Error(f"{path} lacks {len(missing)} of the classes asked for: {missing[0]}, ...")
-            names = list(class_filter.classes)
-        if any("\n" in n or "\t" in n for n in names):
-            raise Error(f"{path} has a class folder with a TAB or newline in its name; rename it")
-        self.classes = [(n, labels.readable(n)) for n in names]
+        found = self._layout.splits
+        self._wanted = {splits.find(name, found) for name in only} - {None} or set(found)
+        wanted = [folder for split in self._wanted for folder in self._layout.labelled.get(split, ())]
+        self._class_of = {folder.below: folder.class_of for folder in wanted}  # of files without class folders
+        self._cached: tuple[str, Listing, list[str]] | None = None
+        self._num_jpegs = self._num_files = 0
+        self._take_pieces(*self._list_classes())
+        self.codec = "jpg" if self._num_jpegs > self._num_files / 2 else "png"
         self.drops_empty_classes = class_filter.min_class_size > 0
         if class_filter.val_per_class:
             self.splits = ("train", "val")
-        self._labels = {n: i for i, n in enumerate(names)}
-        self._cached: tuple[str, list[str], list[str]] | None = None
-        self._pieces = self._list(folders, classes)
+        self.warnings = tuple(self._layout.warnings)
 
     def __getstate__(self):
-        return {**self.__dict__, "_pieces": [], "_cached": None}
+        return {**self.__dict__, "_layout": None, "_pieces": [], "_cached": None}
 
     # --------------------------------------------------------------------------------------------------- listing
 
-    def _split_folders(self) -> dict[str, str]:
-        top = _folders(self.path)
-        found = [n for n in top if n.lower() in SPLIT_FOLDERS]
-        splits = {SPLIT_FOLDERS[n.lower()]: n for n in found}
-        if "train" not in splits or len(found) < len(top):
-            return {"train": ""}  # a class may well be called `test`
-        if len(splits) < len(found):
-            raise Error(f"{self.path} has several folders for one split: {', '.join(found)}")
-        return splits
+    def _list_classes(self) -> tuple[list[str], list[tuple[Piece, int]]]:
+        """(classes with images in any split, a piece and its number of images for each folder of a wanted split)."""
+        pieces: list[tuple[Piece, int]] = []
+        raw_names: dict[str, str] = {}
+        filled: set[str] = set()
+        for split, folders in self._layout.classes.items():
+            for below in folders:
+                raw = below.rpartition("/")[2]
+                name = keys.text(raw)
+                if raw_names.setdefault(name, raw) != raw:
+                    raise Error(f"{self.path}: two class folders would both be called {shown(name)}; rename one")
+                if split not in self._wanted:
+                    entries = (e for _, found in files.tree(str(self.path / below)) for e in found)
+                    num_images = int(any(looks_like_image(e.name) for e in entries if not is_folder(e)))
+                else:
+                    listing = self._listing(below)
+                    self._refuse_splits_below(below, listing)
+                    num_images = sum(map(looks_like_image, listing.names)) or self._num_without_suffix(below, listing)
+                    self._count(listing)
+                    pieces.append((Piece(split, below, name, 0, len(listing.names), listing.digest), num_images))
+                if num_images:
+                    filled.add(name)
+        empty = [name for name in raw_names if name not in filled]
+        self._layout.leave_out(empty, "without images, so no class")
+        return sorted(filled), [(piece, n) for piece, n in pieces if piece.class_name in filled]
 
-    def _list(self, folders: dict[str, str], classes: dict[str, list[str]]) -> list[Piece]:
-        """One piece a folder."""
-        pieces, kinds, sizes = [], Counter(), {}
-        for split, below in folders.items():
-            here = len(pieces)
-            for name in classes[split] or ("",):
-                if name not in self._labels and split not in self._flat:
+    def _take_pieces(self, names: list[str], pieces: list[tuple[Piece, int]]) -> None:
+        """Settle the classes, and which folders are read."""
+        asked = self.class_filter.classes
+        known = set(names) or {name for class_of in self._class_of.values() for name in class_of.values()}
+        if not known:
+            raise Error(f"{self.path} has class folders, but no images in them")
+        if missing := [name for name in asked or () if name not in known]:
+            raise Error(f"{self.path} lacks {len(missing)} of the classes asked for: {shown(missing[0])}, ...")
+        self.classes = [(name, labels.readable(name)) for name in asked or sorted(known)]
+        self._labels = {name: i for i, (name, _) in enumerate(self.classes)}
+        pieces = [(piece, n) for piece, n in pieces if piece.class_name in self._labels and piece.stop]
+        self._pieces = [piece for piece, n in pieces if self.class_filter.takes(piece.class_name, n)]
+        self._too_small = tuple(TooSmall(p.class_name, n) for p, n in pieces if n < self.class_filter.min_class_size)
+        if self._too_small and not self._pieces:
+            raise self.class_filter.none_left({small.class_name: small.num_images for small in self._too_small})
+        for split in self._layout.labelled:
+            for folder in self._layout.labelled[split] if split in self._wanted else ():
+                listing = self._listing(folder.below)
+                self._say_what_is_missing(folder, listing)
+                self._count(listing)
+                self._pieces.append(Piece(split, folder.below, "", 0, len(listing.names), listing.digest))
+        there = {split: {p.class_name for p in self._pieces if p.split == split and p.stop} for split in self._wanted}
+        for split in self._wanted:
+            if not there[split]:
+                raise Error(f"split {split!r} of {self.path} has no images")
+            if split != "train" and "train" in there:
+                self._layout.warn(f"classes of {split} that train lacks", sorted(there[split] - there["train"] - {""}))
+        self._refuse_a_level_too_many()
+        self._refuse_equal_keys()
+
+    def _listing(self, below: str) -> Listing:
+        """What lies in a folder, without touching any file; of files with labels, those of classes that are taken."""
+        found = Listing([], {}, [])
+        class_of = self._class_of.get(below)
+        known = (*layout.KNOWN_FILES, f"{below.rpartition('/')[2]}_boxes.txt")  # of TinyImageNet
+        for inside, entries in files.tree(str(self.path / below)):
+            for entry in entries:
+                path = f"{inside}/{entry.name}" if inside else entry.name
+                if is_folder(entry) and not is_system(entry.name + "/"):
                     continue
-                folder = os.path.join(below, name) if name else below
-                files = _images(self.path / folder)
-                kinds.update(EXTENSIONS[os.path.splitext(f)[1].lower()] for f in files)
-                sizes[name] = len(files)
-                if files and self.class_filter.takes(name, len(files)):
-                    pieces.append(Piece(split, folder, name, 0, len(files), _digest(files)))
-            if len(pieces) == here and any(sizes.values()) and self.class_filter.min_class_size:
-                raise self.class_filter.none_left(sizes)
-            if len(pieces) == here:
-                raise Error(f"split {split!r} of {self.path} has no jpg, png or webp images")
-        self.codec = "jpg" if kinds["jpg"] > sum(kinds.values()) / 2 else "png"
-        return pieces
+                if is_folder(entry) or is_system(entry.name):
+                    found.system.append(path)
+                elif not (entry.name in known and not inside) and self._takes(class_of, path):
+                    found.names.append(path)
+                    if reason := files.why_no_file(entry):
+                        found.reasons[path] = reason
+        found.names.sort()
+        return found
+
+    def _takes(self, class_of: Mapping[str, str] | None, path: str) -> bool:
+        name = class_of and class_of.get(path)
+        return not name or name in self._labels
+
+    def _count(self, listing: Listing) -> None:
+        self._num_files += len(listing.names)
+        self._num_jpegs += sum(name.lower().endswith(JPEG_SUFFIXES) for name in listing.names)
+
+    def _num_without_suffix(self, below: str, listing: Listing) -> int:
+        """How many images a folder may have where no name is an image's: all or none, by the first few."""
+        for name in listing.names[:SAMPLED]:
+            data = "" if name in listing.reasons else files.read_file(f"{self.path}/{below}/{name}")
+            if isinstance(data, bytes) and _decodes(data):
+                return len(listing.names)
+        return 0
+
+    def _refuse_splits_below(self, below: str, listing: Listing) -> None:
+        inside = [head for head in _heads(listing) if splits.canonical(head)]
+        if len({splits.canonical(head) for head in inside}) > 1:
+            raise Error(
+                f"{self.path / below} has {' and '.join(inside)} in it, which are names of splits; expected "
+                f"{self.path}/train/CLASS/IMAGE.jpg; where it is no class but holds the splits it has to be --source"
+            )
+
+    def _refuse_a_level_too_many(self) -> None:
+        """Raise Error where the only class is but a folder around what may be the classes."""
+        if len(self.classes) > 1 or self.class_filter.classes is not None:
+            return
+        for piece in self._pieces:
+            listing = self._listing(piece.below)
+            heads = _heads(listing)
+            if all("/" in name for name in listing.names) and (len(heads) > 1 or any(map(splits.canonical, heads))):
+                raise Error(
+                    f"{self.path / piece.below} would be the only class, and holds no image but the folders "
+                    f"{', '.join(map(shown, heads[:5]))}; if these are the classes, or splits, it has to be --source"
+                )
+
+    def _say_what_is_missing(self, labelled: layout.Labelled, listing: Listing) -> None:
+        """Of files with labels: those that are not there, and those whose class is not."""
+        there, class_of = set(listing.names), labelled.class_of
+        other = [file for file, name in class_of.items() if name not in self._labels]
+        missing = sum(file not in there and name in self._labels for file, name in class_of.items())
+        folder = shown(self.path / labelled.below)
+        if missing:
+            self._layout.warnings.append(f"{folder} lacks {missing:,} of the {len(class_of):,} files with labels")
+        if other and self.class_filter.classes is None:
+            names = {class_of[file] for file in other}
+            self._layout.warnings.append(
+                f"{folder}: {len(other):,} files left out, as their {len(names):,} classes have no folder: {min(names)}"
+            )
+
+    def _refuse_equal_keys(self) -> None:
+        """Two folders of one class in one split are added up, unless a file of one would take another's place."""
+        folders = defaultdict(list)
+        for piece in self._pieces:
+            folders[piece.split, piece.class_name].append(piece)
+        for pieces in folders.values():
+            taken: dict[str, str] = {}
+            for piece in pieces if len(pieces) > 1 else ():
+                listing = self._listing(piece.below)
+                for key, name in zip(_keys(piece, listing.names), listing.names, strict=True):
+                    path = f"{piece.below}/{name}"
+                    if (other := taken.setdefault(key, path)) != path:
+                        raise Error(
+                            f"{self.path}: {shown(other)} and {shown(path)} are of one split and one name; rename one, "
+                            "or leave one of the folders out"
+                        )
 
     def units(self) -> list[Unit]:
         total = sum(p.stop for p in self._pieces)
@@ -130,7 +252,8 @@ class Folder(Source):
         def close():
             nonlocal group, count
             if group:
-                units.append(Unit(f"{group[0].split}-{len(units):08d}", group[0].split, count, 0, tuple(group)))
+                split = group[0].split
+                units.append(Unit(f"{split}-{len(units):08d}", split, count, 0, tuple(group), exact=True))
             group, count = [], 0
 
         for piece in self._pieces:
@@ -144,76 +267,80 @@ class Folder(Source):
                 if count == most:
                     close()
         close()
+        for split in dict.fromkeys(piece.split for piece in self._pieces):
+            here = {split, ""} if split == units[0].split else {split}
+            left_out = tuple(broken for broken in self._layout.left_out if broken.split in here) + self._too_small
+            if left_out:
+                units.append(Unit(f"{split}-left-out", split, 0, 0, left_out))
         return units
+
+    def stamps(self) -> dict[str, str]:
+        """See Source.stamps: one for all names, sizes and times of change in the folders that are read."""
+        whole = xxhash.xxh3_128()
+        for below in dict.fromkeys(piece.below for piece in self._pieces):
+            whole.update(f"{below}\0{files.stamp(f'{self.path}/{below}')}\0".encode("utf-8", "surrogateescape"))
+        return {str(self.path): whole.hexdigest()}
 
     # --------------------------------------------------------------------------------------------------- reading
 
-    def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
+    def samples(self, unit: Unit) -> Iterator[Sample | Broken | TooSmall]:
         for piece in unit.at:
-            files, keys = self._folder(piece)
-            splits = self.class_filter.split_of(piece.class_name, files) if self.class_filter.val_per_class else {}
-            for i in range(piece.start, piece.stop):
-                name = piece.class_name or self._flat[piece.split].get(files[i], "")
-                origin = os.path.join(piece.below, files[i])
-                if not name:
-                    yield Broken(origin, "no class is given for it")
-                elif name in self._labels:
-                    yield self._sample(origin, keys[i], self._labels[name], splits.get(files[i], ""))
+            if isinstance(piece, Piece):
+                yield from self._piece_samples(piece)
+            else:
+                yield piece
 
-    def _sample(self, origin: str, key: str, label: int, split: str) -> Sample | Broken:
-        try:
-            with open(self.path / origin, "rb") as f:
-                data = f.read(MAX_IMAGE_BYTES + 1)
-        except OSError as e:
-            return Broken(origin, e.strerror or str(e), split)
-        if len(data) > MAX_IMAGE_BYTES:
-            return Broken(origin, f"has more than {MAX_IMAGE_BYTES >> 20} MiB", split)
-        return Sample(key, data, label, origin, split)
+    def _piece_samples(self, piece: Piece) -> Iterator[Sample | Broken]:
+        listing, keys_ = self._listed(piece)
+        names, reasons, folder = listing.names, listing.reasons, keys.text(piece.below)
+        if piece.start == 0:
+            for name in listing.system:
+                yield Broken(f"{folder}/{keys.text(name)}", layout.SYSTEM, is_data=False)
+        splits_of = self._splits_of(piece, names) if self.class_filter.val_per_class else {}
+        label, class_of = self._labels.get(piece.class_name), self._class_of.get(piece.below, {})
+        for name, key in zip(names[piece.start : piece.stop], keys_[piece.start : piece.stop], strict=True):
+            origin, split = f"{folder}/{keys.text(name)}", splits_of.get(name, "")
+            if not piece.class_name and (label := self._labels.get(class_of.get(name))) is None:
+                yield Broken(origin, "no class is given for it")
+                continue
+            data = reasons.get(name) or files.read_file(f"{self.path}/{piece.below}/{name}")
+            yield Broken(origin, data, split) if isinstance(data, str) else Sample(key, data, label, origin, split)
 
-    def _folder(self, piece: Piece) -> tuple[list[str], list[str]]:
-        """(file names, keys) of all images in a folder; the last one is kept for its next piece."""
+    def _splits_of(self, piece: Piece, names: list[str]) -> dict[str, str]:
+        """What is held out of a class. Names decide, for it has to be known before the files are read."""
+        return self.class_filter.split_of(piece.class_name, [name for name in names if looks_like_image(name)])
+
+    def _listed(self, piece: Piece) -> tuple[Listing, list[str]]:
+        """(what lies in a folder, the keys of its names); the last one is kept for its next piece."""
         if self._cached is None or self._cached[0] != piece.below:
-            files = _images(self.path / piece.below)
-            if _digest(files) != piece.names_digest:
+            listing = self._listing(piece.below)
+            if listing.digest != piece.digest:
                 raise Error(
-                    f"{self.path / piece.below} changed while it was converted; convert again into another --out"
+                    f"{self.path / piece.below} changed while it was converted: files were added, removed or renamed; "
+                    "convert again into another --out"
                 )
-            self._cached = (piece.below, files, _keys(piece.class_name, files))
+            self._cached = (piece.below, listing, _keys(piece, listing.names))
         return self._cached[1:]
 
 
-def _images(folder: Path) -> list[str]:
-    """Names of the images in a folder, sorted; no file is touched."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            e.name for e in entries if not e.name.startswith(".") and os.path.splitext(e.name)[1].lower() in EXTENSIONS
-        )
+def _keys(piece: Piece, names: list[str]) -> list[str]:
+    """A key for each path in a class folder, in their order; no two are equal, nor are those of two classes."""
+    start = f"{keys.part(piece.below.rpartition('/')[2])}/" if piece.class_name else ""
+    found = []
+    for name in names:
+        folders, slash, file = name.rpartition("/")
+        stem = keys.part(os.path.splitext(file)[0])
+        found.append(f"{start}{'/'.join(map(keys.part, folders.split('/')))}/{stem}" if slash else f"{start}{stem}")
+    return keys.distinct(found)
 
 
-def _digest(names: list[str]) -> int:
-    return xxhash.xxh3_64_intdigest("\0".join(names).encode("utf-8", "surrogateescape"))
+def _heads(listing: Listing) -> list[str]:
+    """The folders that lie in a class folder."""
+    return list(dict.fromkeys(name.partition("/")[0] for name in listing.names if "/" in name))
 
 
-def _keys(class_name: str, files: list[str]) -> list[str]:
-    """A key for each file of a class, in their order; no two are equal."""
-    stems = [_safe(os.path.splitext(f)[0]) for f in files]
-    counts = Counter(stems)
-    taken, keys = set(), []
-    for file, stem in zip(files, stems, strict=True):
-        key = stem if counts[stem] == 1 else f"{stem}-{os.path.splitext(file)[1][1:].lower()}"
-        while key in taken or (key != stem and key in counts):
-            key += "-"
-        taken.add(key)
-        keys.append(f"{_safe(class_name)}/{key}" if class_name else key)
-    return keys
-
-
-def _folders(path: Path) -> list[str]:
-    """Names of the sub-folders, sorted; hidden ones and links are left out."""
-    with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
-
-
-def _safe(name: str) -> str:
-    """A name as part of a WebDataset key, which ends at the first dot: none may be left, and no two names meet."""
-    return name.replace("%", "%25").replace(".", "%2E").replace("/", "%2F")
+def _decodes(data: bytes) -> bool:
+    try:
+        return image.decode_exact(data).size > 0
+    except image.ImageError:
+        return False

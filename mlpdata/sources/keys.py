@@ -21,8 +21,29 @@ def part(name: str) -> str:
     return f"%5F{text[1:]}" if text.startswith("__") else text
 
 
+def text(name: str) -> str:
+    """A name as text that can be written as UTF-8: bytes that were none (surrogate escapes) as %XX.
+
+    Two names may meet, which part() never does: whoever makes names of classes of it looks for that.
+
+    >>> text("caf\\udce9"), text("100% a/b.jpg")
+    ('caf%E9', '100% a/b.jpg')
+    """
+    return "".join(_escaped(c) if "\ud800" <= c <= "\udfff" else c for c in name) if not name.isprintable() else name
+
+
+def shown(name: object) -> str:
+    """A name in a message of one line: as it is where it is printable, else escaped.
+
+    >>> shown("my cats"), shown("two\\nlines")
+    ('my cats', "'two\\\\nlines'")
+    """
+    return name if (name := str(name)).isprintable() else ascii(name)
+
+
 def _escaped(character: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))
+    errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", errors))
 
 
 def distinct(keys: Iterable[str]) -> list[str]:

@@ -1,0 +1,210 @@
+"""Which folders of a directory are splits and which are classes, and what is neither.
+
+A layout that can be read in two ways is refused, and whatever is left out is listed and named: a folder taken for a
+class that is a split, or the other way round, makes a data set that looks whole and is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlpdata import splits
+from mlpdata.errors import Error, first_line
+from mlpdata.sources import Broken
+from mlpdata.sources.files import IMAGE_SUFFIXES, is_folder, is_system, looks_like_image, tree, why_no_file
+from mlpdata.sources.keys import shown, text
+
+SYSTEM = "left there by a system or a tool"
+NAMED = 5  # of what is left out, in a warning
+MAX_ANNOTATIONS_BYTES = 64 << 20
+ANNOTATIONS = "val_annotations.txt"  # of TinyImageNet: file, class and a box a line
+# What TinyImageNet and ImageNet-1k have beside their images: either read elsewhere or of no use for classes.
+KNOWN_FILES = ("wnids.txt", "words.txt", ANNOTATIONS, "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t3.tar.gz",
+               "LOC_val_solution.csv", "LOC_train_solution.csv", "LOC_synset_mapping.txt", "LOC_sample_submission.csv",
+               "real.json")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A folder whose files have no class folders: something else says what they are."""
+
+    below: str  # the folder, relative to the root
+    class_of: Mapping[str, str]  # by file name
+
+
+@dataclass
+class Layout:
+    """What was found in a directory."""
+
+    root: Path
+    has_splits: bool = False
+    classes: dict[str, list[str]] = field(default_factory=dict)  # split -> class folders, relative to the root
+    labelled: dict[str, list[Labelled]] = field(default_factory=dict)  # split -> folders without class folders
+    left_out: list[Broken] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def splits(self) -> list[str]:
+        return list(dict.fromkeys((*self.classes, *self.labelled)))
+
+    def warn(self, what: str, names: list[str]) -> None:
+        """Add a warning that names the first few of some files or folders."""
+        if names:
+            more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+            self.warnings.append(f"{shown(self.root)}: {what}: {', '.join(map(shown, names[:NAMED]))}{more}")
+
+    def leave_out(self, folders: list[str], why: str) -> None:
+        """List folders as left out, and say so."""
+        self.warn(f"left out, as {'it is' if len(folders) == 1 else 'they are'} {why}", folders)
+        self.left_out += [Broken(f"{text(name)}/", f"a folder {why}", is_data=False) for name in folders]
+
+
+def find(root: Path, labelled: Mapping[str, Mapping[str, str]]) -> Layout:
+    """Read the upper levels of a directory. labelled: split folder -> {file name: class}, where that is known.
+
+    Raises Error where there is no class folder, and where splits and classes cannot be told apart.
+    """
+    layout = Layout(root)
+    folders = _level(layout, "")
+    named = [name for name in folders if splits.canonical(name)]
+    others = [name for name in folders if name not in named]
+    classes = {name: _class_names(root / name) for name in named}
+    trained = {c for name in named if splits.canonical(name) == "train" for c in classes[name]}
+    # A held-out split that has no class of train's has none: test/images/ and test/unknown/ are such folders.
+    deep = [
+        name
+        for name in named
+        if name in labelled
+        or (root / name / ANNOTATIONS).is_file()
+        or (classes[name] & trained if trained else classes[name])
+    ]
+    if not deep and (others or not named):
+        layout.classes = {"train": folders}
+        if not folders:
+            raise Error(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg or {root}/train/CLASS/IMAGE.jpg")
+        return layout
+    layout.has_splits = True
+    flat = [name for name in named if name not in deep]
+    if missing := [name for name in flat if splits.canonical(name) != "test"] or (not deep and flat):
+        lacks = f"none of train's, but {', '.join(map(shown, sorted(classes[missing[0]])[:3]))}"
+        lacks = lacks if classes[missing[0]] else "no class folders"
+        raise Error(f"{root / missing[0]} has {lacks}; sort its images into class folders, or move it away")
+    kinds = {splits.canonical(name) for name in named}
+    if "train" not in kinds or kinds == {"train"}:
+        _refuse_classes_beside(root, deep, others)
+    layout.leave_out(others, "beside the split folders")
+    layout.leave_out(flat, "without class folders of train's: nothing says what its images are")
+    ours = splits.settle(deep)
+    for name, split in ours.items():
+        if split != splits.canonical(name):
+            layout.warnings.append(f"{shown(root / name)} is all that is held out: it is called {split!r}")
+        _read_split(layout, split, name, labelled.get(name))
+    for split in dict.fromkeys(ours.values()):
+        same = [name for name in deep if ours[name] == split]
+        if len(same) > 1:
+            layout.warnings.append(
+                f"{shown(root)}: {' and '.join(same)} are both the split {split!r}: they are added up"
+            )
+    return layout
+
+
+def _read_split(layout: Layout, split: str, below: str, class_of: Mapping[str, str] | None) -> None:
+    folder = layout.root / below
+    if class_of is None and (folder / ANNOTATIONS).is_file():
+        class_of = read_annotations(folder / ANNOTATIONS)
+        below = f"{below}/images" if (folder / "images").is_dir() else below
+    if class_of is not None:
+        layout.labelled.setdefault(split, []).append(Labelled(below, class_of))
+        return
+    classes = _level(layout, below, split)
+    if len(classes) == 1 and _is_same_split(classes[0], folder.name):
+        layout.warnings.append(f"{shown(folder)} holds nothing but {classes[0]}: the classes are read there")
+        _read_split(layout, split, f"{below}/{classes[0]}", None)
+    elif classes and all(map(splits.canonical, classes)):
+        names = " and ".join(classes)
+        raise Error(f"{folder} has {names} where class folders are expected, and those are names of splits")
+    else:
+        layout.classes.setdefault(split, []).extend(f"{below}/{name}" for name in classes)
+
+
+def _level(layout: Layout, below: str, split: str = "") -> list[str]:
+    """The folders of a level that should hold nothing but folders; what else is there is listed."""
+    folders, system, strays = [], [], []
+    for entry in _entries(layout.root / below):
+        path = f"{below}/{entry.name}" if below else entry.name
+        if is_folder(entry) and not is_system(entry.name + "/"):
+            folders.append(entry.name)
+        elif is_folder(entry) or is_system(entry.name):
+            system += [path] if is_folder(entry) else []
+            layout.left_out.append(Broken(text(path), SYSTEM, split, is_data=False))
+        elif entry.name not in KNOWN_FILES:
+            strays.append(path)
+            is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)  # else it is a README, and no data
+            reason = why_no_file(entry) or "lies in no class folder"
+            layout.left_out.append(Broken(text(path), reason, split, is_data=is_image))
+    layout.warn(f"{SYSTEM}, and left out", system)
+    layout.warn("in no class folder, and left out", strays)
+    return folders
+
+
+def _refuse_classes_beside(root: Path, deep: list[str], others: list[str]) -> None:
+    """Raise Error where folders beside the only split hold images: they may be classes, and it another of them."""
+    for name in others:
+        if any(looks_like_image(e.name) for _, entries in tree(str(root / name)) for e in entries if not is_folder(e)):
+            raise Error(
+                f"{root}: {shown(name)} beside {deep[0]} may be a class beside a class, or no part of a data set with "
+                f"splits; move it away, or pass --source {root / deep[0]}"
+            )
+
+
+def _class_names(folder: Path) -> set[str]:
+    """The folders of a split folder, or of the one in it that has its name."""
+    names = {e.name for e in _entries(folder) if is_folder(e) and not is_system(e.name + "/")}
+    if len(names) == 1 and _is_same_split(only := next(iter(names)), folder.name):
+        return _class_names(folder / only)
+    return names
+
+
+def _is_same_split(name: str, other: str) -> bool:
+    return splits.canonical(name) is not None and splits.canonical(name) == splits.canonical(other)
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda e: e.name)
+    except OSError as e:
+        raise Error(f"cannot read the folder {folder}: {e.strerror or first_line(e)}") from None
+
+
+def read_annotations(path: Path) -> dict[str, str]:
+    """The class of each file, from a list such as TinyImageNet's of its val images. Raises Error."""
+    try:
+        with open(path, "rb") as f:
+            data = f.read(MAX_ANNOTATIONS_BYTES + 1)
+    except OSError as e:
+        raise Error(f"cannot read {path}: {e.strerror or first_line(e)}") from None
+    try:
+        return parse_annotations(data)
+    except ValueError as e:
+        raise Error(f"{path} {e}") from None
+
+
+def parse_annotations(data: bytes) -> dict[str, str]:
+    """{file: class} of lines of both with a TAB between, whatever follows. Raises ValueError, in words."""
+    if len(data) > MAX_ANNOTATIONS_BYTES:
+        raise ValueError(f"has more than {MAX_ANNOTATIONS_BYTES >> 20} MiB")
+    found: dict[str, str] = {}
+    for number, line in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), 1):
+        if not line.strip():
+            continue
+        file, tab, rest = line.rstrip("\r").partition("\t")
+        name = text(rest.partition("\t")[0].strip())
+        if not tab or not name:
+            raise ValueError(f"has a line {number} that is not a file, a TAB and a class")
+        if found.setdefault(file, name) != name:
+            raise ValueError(f"gives two classes to {shown(file)}: {shown(found[file])} and {shown(name)}")
+    return found
