@@ -76,22 +76,22 @@ def _tinyimagenet(path, **_):
     return TinyImageNet(path)
 
 
-def _folder(path, *, class_filter, res, **_):
+def _folder(path, *, class_filter, res, splits, **_):
     from mlpdata.sources.folder import Folder
 
-    return Folder(path, class_filter, res)
+    return Folder(path, class_filter, res, only=splits)
 
 
-def _imagenet1k(path, *, class_filter, res, **_):
+def _imagenet1k(path, *, class_filter, res, splits, **_):
     from mlpdata.sources.detect import open_imagenet1k
 
-    return open_imagenet1k(path, class_filter, res, _listings())
+    return open_imagenet1k(path, class_filter, res, _listings(), splits)
 
 
-def _imagenet21k(path, *, class_filter, res, **_):
+def _imagenet21k(path, *, class_filter, res, splits, **_):
     from mlpdata.sources.detect import open_imagenet21k
 
-    return open_imagenet21k(path, class_filter, res, _listings())
+    return open_imagenet21k(path, class_filter, res, _listings(), splits)
 
 
 def _listings() -> Path:
