@@ -1,9 +1,11 @@
+import gzip
 import os
 
 import pytest
 
 from mlpdata import Error
 from mlpdata.sources import Source, files
+from mlpdata.sources.blob import GzipFile
 
 
 def some_tree(root):
@@ -96,3 +98,16 @@ def test_links_of_links_end(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_LINKS", 20)
     with pytest.raises(Error, match="is linked to from more than 20 places"):
         list(files.tree(str(tmp_path / "0")))
+
+
+def test_a_forked_process_may_forget_an_open_gzip_stream(tmp_path):
+    """Its threads stay behind: to destroy it in the child was to wait for ever."""
+    (tmp_path / "x.gz").write_bytes(gzip.compress(os.urandom(1 << 20)))
+    stream = GzipFile(tmp_path / "x.gz")
+    stream.read_at(0, 100)
+    pid = os.fork()
+    if pid == 0:
+        stream = None
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    stream.close()

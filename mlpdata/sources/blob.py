@@ -201,9 +201,14 @@ class GzipFile:
         )
 
 
+_INHERITED: list = []  # handles of the process that this one was forked from
+
+
 def _close_in(pid: int, handle) -> None:
     if os.getpid() == pid:
         handle.close()
+    else:  # its threads are not in this process: whoever destroyed it here would wait for them for ever
+        _INHERITED.append(handle)
 
 
 Blob = PlainFile | GzipFile | UrlFile
