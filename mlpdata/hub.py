@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlpdata import web
 from mlpdata.errors import Error
 
 PREFIX = "hf:"
-NAME = re.compile(r"hf:(?://datasets/)?(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+NAME = re.compile(
+    r"hf:(?://datasets/)?(?P<name>[\w.-]+/[\w.-]+)(?P<folder>(?:/[^/@\n]+)*)/?(?:@(?P<revision>[\w./-]+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,21 @@ class Repository:
     name: str  # OWNER/NAME
     commit: str
     files: dict[str, int]  # path -> bytes
+    folder: str = ""  # the paths are relative to; "" is the repository itself
 
     def __str__(self) -> str:
-        return f"{PREFIX}{self.name}@{self.commit}"
+        return f"{PREFIX}{self.name}{f'/{self.folder}' if self.folder else ''}@{self.commit}"
+
+    def below(self, folder: str) -> Repository:
+        """One of its folders alone; without files where there is none."""
+        files = {p.removeprefix(f"{folder}/"): n for p, n in self.files.items() if p.startswith(f"{folder}/")}
+        return replace(self, files=files, folder=f"{self.folder}/{folder}" if self.folder else folder)
 
     def url(self, path: str) -> str:
         """Where a file of this commit is served."""
         from huggingface_hub import hf_hub_url
 
+        path = f"{self.folder}/{path}" if self.folder else path
         return hf_hub_url(self.name, path, repo_type="dataset", revision=self.commit)
 
     def login(self) -> web.Login:
@@ -49,10 +58,10 @@ def is_repository(text: str) -> bool:
 
 
 def open_repository(text: str) -> Repository:
-    """The repository that `hf:OWNER/NAME[@REVISION]` names, its revision settled to a commit. Raises Error."""
+    """The repository, or its folder, that `hf:OWNER/NAME[/FOLDER][@REVISION]` names, at one commit. Raises Error."""
     match = NAME.fullmatch(text)
     if not match:
-        raise Error(f"{text!r} names no repository; expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
+        raise Error(f"{text!r} names no repository; expected hf:OWNER/NAME[/FOLDER][@REVISION]")
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -66,7 +75,10 @@ def open_repository(text: str) -> Repository:
     for path in files:
         if path.startswith("/") or ".." in Path(path).parts:
             raise Error(f"{name} has a file with the impossible path {path!r}")
-    return Repository(name, info.sha, files)
+    whole, folder = Repository(name, info.sha, files), match["folder"].strip("/")
+    if folder and not whole.below(folder).files:
+        raise Error(f"{name} has no folder {folder!r} at {info.sha}")
+    return whole.below(folder) if folder else whole
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ class _Hub:
     def __init__(self, text: str):
         self._repository = hub.open_repository(text)
         self.where = str(self._repository)
-        self.name = self._repository.name.replace("/", "--")
+        self.name = f"{self._repository.name}/{self._repository.folder}".strip("/").replace("/", "--")
 
     def read(self, name: str) -> bytes:
         if name not in self._repository.files:

@@ -302,7 +302,7 @@ def test_columns_and_classes_from_the_card(tmp_path):
     assert classes == ["class0", "class1"]
 
 
-@pytest.mark.parametrize(("labels", "expected"), [(["dog", "cat"] * 3, ["cat", "dog"]), ([0, 2] * 3, ["0", "1", "2"])])
+@pytest.mark.parametrize(("labels", "expected"), [(["dog", "cat"] * 3, ["cat", "dog"]), ([0, 2] * 3, ["0", "2"])])
 def test_classes_from_the_values(tmp_path, labels, expected):
     table = parquet(photos(6), {"label": labels}, {}, metadata=False)
     manifest, classes = converted(tmp_path, {"train.parquet": table})
