@@ -74,7 +74,8 @@ def _result(answer: tuple[Any, Exception | None, str], task: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------- local
 
 
-def _context():
+def process_context():
+    """How processes are started: `get_start_method()` says whether they are forks."""
     # Forking is the fast start (no imports again), and safe only while the process has one thread and no torch.
     safe = threading.active_count() == 1 and "torch" not in sys.modules and sys.platform.startswith("linux")
     return mp.get_context("fork" if safe else "spawn")
@@ -87,7 +88,7 @@ class LocalEngine:
     """
 
     def __init__(self, num_workers: int, state: Any):
-        context = _context()
+        context = process_context()
         self._workers = []
         for _ in range(num_workers):
             ours, theirs = context.Pipe()

@@ -122,7 +122,7 @@ def tar_samples(path: Path, codec: str, rows: Rows, note: Note) -> Iterator[Stor
                 yield Stored(path.name, codec, data[len(head) :])
                 done += 1
             _next_member(members, None)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, Error) as e:
         note(f"{path.name} {first_line(e)}")
         yield from [None] * (len(rows["key"]) - done)
 

@@ -235,7 +235,8 @@ def test_a_damaged_header_of_a_class_tar_costs_no_class(tmp_path):
     (tmp_path / "f.tar").write_bytes(data)
     found, broken = read(ImageNetTars(tmp_path / "f.tar"))
     assert found == expected(classes)  # its images are found all the same, and the classes after it
-    assert len(broken) == 1 and str(hit) in broken[0].reason
+    [damage] = [b for b in broken if b.is_data]
+    assert str(hit) in damage.reason
 
 
 @pytest.mark.parametrize("name", ["f.tar", "f.tar.gz"])
@@ -260,7 +261,7 @@ def test_an_archive_cut_short_is_refused_unless_the_classes_are_named(tmp_path, 
 
 def test_a_wrong_checksum_in_the_gzip_is_told_and_recorded(tmp_path):
     def change(classes):
-        for wnid, files in classes.items():  # no image, and not listed as one, but room for the stream to have parts
+        for wnid, files in classes.items():  # no image, but room for the stream to have parts
             files[f"{wnid}.txt"] = np.random.default_rng(len(files)).bytes(3_000_000)
 
     make_imagenet(tmp_path / "w.tar.gz", change=change)
@@ -269,10 +270,11 @@ def test_a_wrong_checksum_in_the_gzip_is_told_and_recorded(tmp_path):
     (tmp_path / "w.tar.gz").write_bytes(data)
     root = tmp_path / "out"
     manifest, lines = convert_quietly(
-        dataset="imagenet21k", source=str(tmp_path / "w.tar.gz"), res=16, out=root, max_skipped=0.1, **EVERYTHING
+        dataset="imagenet21k", source=str(tmp_path / "w.tar.gz"), res=16, out=root, max_skipped=0.2, **EVERYTHING
     )
-    assert manifest.splits["train"].num_samples == 30 and manifest.splits["train"].num_skipped == 1
-    assert "CRC" in read_jsonl(root / "skipped.jsonl")[0]["reason"]
+    assert manifest.splits["train"].num_samples == 30
+    reasons = [row["reason"] for row in read_jsonl(root / "skipped.jsonl")]
+    assert len(reasons) == 6 and sum("CRC" in reason for reason in reasons) == 1  # the others are what is no image
     assert any(line.startswith("warning") and "CRC" in line for line in lines)
 
 
@@ -321,7 +323,7 @@ def test_a_gzip_stream_is_read_through_once_and_never_again(tmp_path, monkeypatc
     stat = os.stat(tmp_path / "w.tar.gz")
     os.utime(tmp_path / "w.tar.gz", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     monkeypatch.setattr(blob.GzipFile, "_next_block", refuse)
-    with pytest.raises(AssertionError):
+    with pytest.raises(RuntimeError, match="was read through again"):
         ImageNetTars(tmp_path / "w.tar.gz", cache=tmp_path / "cache")
 
 

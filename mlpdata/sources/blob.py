@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import mmap
 import os
 import re
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
-from mlpdata import web
-from mlpdata.errors import Error
+from mlpdata import engines, web
+from mlpdata.errors import Error, first_line
 from mlpdata.sources.url import UrlFile
 
 READ_BYTES = 8 << 20
 SPACING_BYTES = 4 << 20  # between places where decompression can start
 LARGE_BYTES = 128 << 20  # gzip files from this size on have them at four times the distance: quicker, and less to load
 END_BYTES = 1 << 20
+RAPIDGZIP_ERRORS = (ValueError, RuntimeError, OSError, MemoryError, OverflowError)
 
 
 class PlainFile:
-    """A file read at offsets. Pickles as its path; each process opens it for itself."""
+    """A file read at offsets. Pickles as its path; each process opens it for itself. Raises Error where it cannot."""
 
     compressed = False
 
     def __init__(self, path: Path):
         self.path = str(path)
         self._fd = None
-        self.size = os.stat(path).st_size
+        with _reading(self.path):
+            self.size = os.stat(path).st_size
 
     def __getstate__(self):
         return {**self.__dict__, "_fd": None}
 
     def read_at(self, offset: int, size: int) -> bytes:
         """At most `size` bytes from `offset`; fewer only at the end of the file."""
+        try:
+            fd = self._opened()
+            data = os.pread(fd, size, offset)
+            while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
+                data += more
+        except OSError as e:  # no context manager: this is called once for each header of a tar
+            raise _cannot_read(self.path, e) from None
+        return data
+
+    def _opened(self) -> int:
         if self._fd is None:
             self._fd = os.open(self.path, os.O_RDONLY)
-        data = os.pread(self._fd, size, offset)
-        while len(data) < size and (more := os.pread(self._fd, size - len(data), offset + len(data))):
-            data += more
-        return data
+        return self._fd
 
     def close(self) -> None:
         """Let go of the file; reading again opens it again."""
@@ -50,10 +63,21 @@ class PlainFile:
 
     def will_read(self, offset: int, size: int) -> None:
         """Have the system read a stretch ahead, in one sweep instead of member by member."""
-        if self._fd is None:
-            self._fd = os.open(self.path, os.O_RDONLY)
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
+            with _reading(self.path):
+                os.posix_fadvise(self._opened(), offset, size, os.POSIX_FADV_WILLNEED)
+
+
+def _cannot_read(path: str, error: OSError) -> Error:
+    return Error(f"cannot read {path}: {error.strerror or first_line(error)}")
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise _cannot_read(path, e) from None
 
 
 class GzipFile:
@@ -88,15 +112,25 @@ class GzipFile:
 
         Content of at most hold_bytes stays in memory, where forked workers share it.
         """
-        content = b""
-        if hold_bytes:
-            content = self.read_at(0, hold_bytes + 1)
+        held = (
+            mmap.mmap(-1, hold_bytes) if hold_bytes and engines.process_context().get_start_method() == "fork" else None
+        )
+        in_child(GzipFile.read_through, self, held)
+        if held is not None and self.size <= hold_bytes:
+            self._buffer, self._buffer_at = memoryview(held)[: self.size], 0
+
+    def read_through(self, held: mmap.mmap | None = None) -> None:
+        """What `complete` does, in this process. held: takes the content, if it fits."""
+        if held is not None:
+            content = self.read_at(0, len(held))
+            held[: len(content)] = content
+            del content
         while self.index is None and self._next_block():
             pass
         if self.index is None:
             self._make_index()
         self.close()
-        self._buffer, self._buffer_at = (content, 0) if 0 < len(content) == self.size else (b"", 0)
+        self._buffer, self._buffer_at = b"", 0
 
     def use(self, index: bytes, size: int, damage: str | None) -> None:
         """Take an index that an earlier run made of this very file."""
@@ -112,7 +146,7 @@ class GzipFile:
         """At most `size` bytes of the content from `offset`; fewer only at its end."""
         at = offset - self._buffer_at
         if at >= 0 and at + size <= len(self._buffer):
-            return self._buffer[at : at + size]
+            return bytes(self._buffer[at : at + size])
         if self.index is None:
             return self._read_forward(offset, size)
         data = self._read_indexed(offset, max(size, READ_BYTES))
@@ -125,7 +159,7 @@ class GzipFile:
                 handle = self._handle(1)
                 handle.seek(offset)
                 return handle.read(size)
-            except (ValueError, RuntimeError, OSError) as e:
+            except RAPIDGZIP_ERRORS as e:
                 # Who has read everything is told of the wrong checksum again; who starts further on is not.
                 if attempt or not self.damage or "CRC32" not in str(e):
                     raise self._error(e) from None
@@ -153,7 +187,7 @@ class GzipFile:
         end = self._buffer_at + len(self._buffer)
         try:
             data = self._handle(0).read(READ_BYTES)
-        except (ValueError, RuntimeError, OSError) as e:
+        except RAPIDGZIP_ERRORS as e:
             if "CRC32" not in str(e):
                 raise self._error(e) from None
             # rapidgzip tells at the end of the stream, and keeps the last block to itself: the index leads to it.
@@ -173,7 +207,7 @@ class GzipFile:
             handle = self._handle(0)
             handle.export_index(index, rapidgzip.IndexFormat.GZTOOL)
             self.size = handle.size()
-        except (ValueError, RuntimeError, OSError) as e:
+        except RAPIDGZIP_ERRORS as e:
             raise self._error(e) from None
         self.index = index.getvalue()
 
@@ -184,7 +218,11 @@ class GzipFile:
         if self._open is None or self._pid != os.getpid():
             import rapidgzip
 
-            spacing = SPACING_BYTES if os.stat(self.path).st_size < LARGE_BYTES else 4 * SPACING_BYTES
+            with (
+                _reading(self.path),
+                open(self.path, "rb"),
+            ):  # rapidgzip says of a file that is closed to us that it is damaged
+                spacing = SPACING_BYTES if os.stat(self.path).st_size < LARGE_BYTES else 4 * SPACING_BYTES
             self._open = rapidgzip.RapidgzipFile(self.path, parallelization=threads, chunk_size=spacing)
             self._pid = os.getpid()
             weakref.finalize(self, _close_in, self._pid, self._open)  # left open at exit, it aborts the process
@@ -193,6 +231,8 @@ class GzipFile:
         return self._open
 
     def _error(self, error: Exception) -> Error:
+        if isinstance(error, MemoryError):
+            return Error(f"{self.path}: the memory is too small to decompress it; give it more, or decompress the file")
         at = self._buffer_at + len(self._buffer)
         why = re.sub(r"\[[^]]*\]\s*", "", str(error)).split("! ")[0].split("\n")[0] or type(error).__name__
         return Error(
@@ -211,6 +251,23 @@ def _close_in(pid: int, handle) -> None:
         _INHERITED.append(handle)
 
 
+def in_child(function: Callable, blob: GzipFile, *args: Any) -> Any:
+    """function(blob, *args) in a process of its own, as far as it reads the stream; the blob learns what that learned.
+
+    Nobody has looked at the stream before, and rapidgzip's threads end their process where memory is short: that has to
+    be an Error.
+    """
+    with engines.LocalEngine(1, (function, blob, args)) as engine:
+        [(_, (result, state))] = engine.map(_read_in_child, [f"the gzip stream {blob.path}"])
+    vars(blob).update(state)
+    return result
+
+
+def _read_in_child(state: tuple[Callable, GzipFile, tuple], _) -> tuple[Any, dict]:
+    function, blob, args = state
+    return function(blob, *args), blob.__getstate__()
+
+
 Blob = PlainFile | GzipFile | UrlFile
 
 
@@ -221,11 +278,8 @@ def open_blob(path: Path | str) -> Blob:
         if blob.read_at(0, 2) == b"\x1f\x8b":
             raise Error(f"{path} is a gzip stream, which cannot be read in place; download it first")
         return blob
-    try:
-        with open(path, "rb") as f:
-            magic = f.read(2)
-    except OSError as e:
-        raise Error(f"cannot read {path}: {e.strerror}") from None
+    with _reading(str(path)), open(path, "rb") as f:
+        magic = f.read(2)
     return GzipFile(path) if magic == b"\x1f\x8b" else PlainFile(path)
 
 

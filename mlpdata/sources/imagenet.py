@@ -7,6 +7,7 @@ of `<wnid>.tar` files is read the same way. Either way a class is a stretch of a
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
@@ -15,12 +16,13 @@ from pathlib import Path
 
 from mlpdata import labels
 from mlpdata.errors import Error
-from mlpdata.sources import Broken, ClassFilter, Sample, Source, TooSmall, Unit, most_samples
+from mlpdata.image import MAX_IMAGE_BYTES
+from mlpdata.sources import Broken, ClassFilter, Sample, Source, TooSmall, Unit, keys, most_samples
 from mlpdata.sources.blob import open_blob
-from mlpdata.sources.listing import WNID, Listing, Stretch, is_image, list_archive, list_directory
-from mlpdata.sources.tarscan import Damage, Member, scan
+from mlpdata.sources.files import is_system, looks_like_image
+from mlpdata.sources.listing import WNID, Listing, Stretch, class_items, list_archive, list_directory
+from mlpdata.sources.tarscan import SPECIAL, Damage, Member, ReadAt, Special
 
-MAX_IMAGE_BYTES = 256 << 20
 UNITS = 256  # an archive is cut into about so many units, or more: they are bounded both ways
 UNIT_BYTES = (16 << 20, 2 << 30)  # read for one unit
 LEAST_SAMPLES = 500  # in one unit
@@ -29,11 +31,15 @@ HOLD_BYTES = 128 << 20  # a class of a gzip stream of at most so many bytes is d
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of the images of one class: image numbers from `share / shares` of them on, in the archive's order."""
+    """A share of one class: what lies from `share / shares` of it on, in the archive's order."""
 
     stretches: tuple[Stretch, ...]  # the whole class, for class filters decide over all of it
     share: int = 0
     shares: int = 1
+
+    def of(self, n: int) -> tuple[int, int]:
+        """Where the share begins and ends in n things."""
+        return n * self.share // self.shares, n * (self.share + 1) // self.shares
 
 
 class ImageNetTars(Source):
@@ -57,28 +63,39 @@ class ImageNetTars(Source):
         cache: Path | None = None,
     ):
         self.path, self.class_filter, self._res = path, class_filter, res
-        if isinstance(path, Path) and path.is_dir():
+        if isinstance(path, Path) and os.path.isdir(path):
             self._blobs, listing = list_directory(path)
         else:
             self._blobs = [open_blob(path)]
             listing = list_archive(self._blobs[0], cache)
         self.files = [str(path)]
-        self._damage = [Broken(posixpath.basename(str(path)), reason) for reason in listing.damage]
-        found = sorted({s.class_name for s in listing.stretches})
-        if not found:
-            damage = f" ({listing.damage[0]})" if listing.damage else ""
+        self._left_out = [
+            Broken(keys.line(name), reason, is_data=is_data) for name, reason, is_data in listing.left_out
+        ]
+        self._label_val_images(listing)
+        if not listing.stretches:
+            damage = f" ({listing.left_out[0][1]})" if listing.left_out else ""
             raise Error(f"{self.path} holds neither <class>.tar nor <class>/ folders of images{damage}")
-        if strange := next((n for n in found if n.startswith(".") or not n.isprintable()), None):
-            raise Error(f"{self.path} has a class called {strange!r}, which is no name for one")
-        self._take_classes(found, listing)
-        self.release = recognise(found, listing.parts, listing.stretches[0].inner)
+        self._take_classes(listing)
+        self.release = recognise([name for name, _ in self._all], listing.parts, listing.stretches[0].inner)
+        self.warnings = tuple(listing.words)
         if self._blobs[0].compressed and self._blobs[0].damage:
-            self.warnings = (f"{self.path}: {self._blobs[0].damage}",)
+            self.warnings += (f"{self.path}: {self._blobs[0].damage}",)
+        self._last: tuple[tuple[Stretch, ...], list[_File], TooSmall | None] | None = None
 
-    def _take_classes(self, found: list[str], listing: Listing) -> None:
-        wanted, size_of, known = self.class_filter.classes, Counter(), set(found)
+    def _label_val_images(self, listing: Listing) -> None:
+        """ImageNet-1k's val images lie in no class folders and their names say no class: lists beside them do."""
+        if all(s.class_name for s in listing.stretches):
+            return
+        raise Error(f"{self.path} has val images without class folders, whose labels it does not hold")
+
+    def _take_classes(self, listing: Listing) -> None:
+        raw = sorted({s.class_name for s in listing.stretches})
+        shown = keys.distinct(map(_class_text, raw))
+        self._all = sorted(zip(shown, raw, strict=True))  # every class there is: (name, name in the archive)
+        raw_of, wanted, size_of = dict(self._all), self.class_filter.classes, Counter()
         if wanted is not None:
-            missing = [c for c in wanted if c not in known]
+            missing = [c for c in wanted if c not in raw_of]
             if missing:
                 cut = f" (it is cut short: {listing.cut})" if listing.cut else ""
                 raise Error(
@@ -94,25 +111,25 @@ class ImageNetTars(Source):
             self.class_filter = self.class_filter.beside_splits()
         if splits - {""} and self.class_filter.val_per_class:
             raise Error(f"{self.path} has train and val of its own; --val-per-class is for archives without")
-        names = list(wanted) if wanted is not None else found
+        names = list(wanted) if wanted is not None else [name for name, _ in self._all]
         self.classes = [(name, labels.readable(name)) for name in names]
-        self._labels = {name: i for i, name in enumerate(names)}
+        self._labels = {raw_of[name]: i for i, name in enumerate(names)}
         for s in listing.stretches:
             size_of[s.class_name] += s.num_images
         # Where images are counted already, small classes can go now; elsewhere who reads a class finds out.
-        here = {s.class_name for s in listing.stretches if s.counted and s.class_name in self._labels}
+        here = {s.class_name for s in listing.stretches if s.num_items >= 0 and s.class_name in self._labels}
         counted = {name: size_of[name] for name in here}
-        small = {name for name, n in counted.items() if not self.class_filter.takes(name, n)}
+        small = {name for name, n in counted.items() if not self.class_filter.takes(_class_text(name), n)}
         self._stretches = [s for s in listing.stretches if s.class_name in self._labels and s.class_name not in small]
         if not self._stretches:
-            raise self.class_filter.none_left(counted)
+            raise self.class_filter.none_left({_class_text(name): n for name, n in counted.items()})
         self.splits = tuple(sorted((splits - {""}) | ({"train"} if "" in splits else set()))) or ("train",)
         if self.class_filter.val_per_class:
             self.splits = ("train", "val")
         self.drops_empty_classes = self.class_filter.min_class_size > 0
 
     def __getstate__(self):
-        return {**self.__dict__, "_stretches": []}
+        return {**self.__dict__, "_stretches": [], "_left_out": [], "_all": [], "_last": None}
 
     # ----------------------------------------------------------------------------------------------------- units
 
@@ -125,29 +142,43 @@ class ImageNetTars(Source):
         num_images = sum(s.num_images for s in self._stretches)
         most_images = min(most_samples(self._res), max(num_images // UNITS, LEAST_SAMPLES))
         most_bytes = min(UNIT_BYTES[1], max(num_bytes // UNITS, UNIT_BYTES[0]))
+        # What a worker does not find again was exchanged or damaged since; but a class may turn out too small.
+        keeps_all = not self.class_filter.min_class_size or all(
+            s.split == self._stretches[0].split for s in self._stretches
+        )
         units: list[Unit] = []
         shares: list[Share] = []
         images = size = 0
+        exact, split = True, ""
 
         def close():
-            nonlocal shares, images, size
+            nonlocal shares, images, size, exact
             if shares:
-                units.append(Unit(f"unit-{len(units):06d}", self.splits[0], images, size, tuple(shares)))
-            shares, images, size = [], 0, 0
+                own = () if not split else (split,)
+                name = f"unit-{len(units):06d}"
+                units.append(Unit(name, split or self.splits[0], images, size, tuple(shares), exact, own))
+            shares, images, size, exact = [], 0, 0, True
 
-        for group in groups.values():
+        # Units have samples of one split where the archive has splits, so that those not asked for are not read.
+        for (_, group_split), group in sorted(groups.items(), key=lambda item: item[0][1] != "train"):
             class_images, class_bytes = sum(s.num_images for s in group), sum(s.end - s.start for s in group)
-            if images + class_images > most_images or size + class_bytes > most_bytes:
+            counted = keeps_all and all(s.num_items >= 0 for s in group)
+            if counted:
+                class_images = sum(s.num_items for s in group)
+            if group_split != split or images + class_images > most_images or size + class_bytes > most_bytes:
                 close()
+            split = group_split
             n = max(1, round(class_images / most_images), round(class_bytes / most_bytes))
             for k in range(n):
-                shares.append(Share(tuple(group), k, n))
-                images, size = images + class_images // n, size + class_bytes // n
+                share = Share(tuple(group), k, n)
+                shares.append(share)
+                first, stop = share.of(class_images)
+                images, size, exact = images + stop - first, size + class_bytes // n, exact and counted
                 if n > 1:
                     close()
         close()
-        if self._damage:
-            units.append(Unit("unit-damage", self.splits[0], 0, 0, tuple(self._damage)))
+        if self._left_out:
+            units.append(Unit("unit-damage", self.splits[0], 0, 0, tuple(self._left_out)))
         return units
 
     # --------------------------------------------------------------------------------------------------- samples
@@ -166,43 +197,45 @@ class ImageNetTars(Source):
                     self._blobs[s.blob].close()
 
     def _class_samples(self, share: Share) -> Iterator[Sample | Broken | TooSmall]:
-        name, found, damage = share.stretches[0].class_name, [], []
-        for s in share.stretches:
-            read_at = self._reader(s)
-            for item in scan(read_at, s.start, s.end):
-                if isinstance(item, Damage):
-                    damage.append(item.reason)
-                elif is_image(item.name):
-                    found.append((s, read_at, item))
-        splits = self._splits_of(share.stretches[0], [member.name for _, _, member in found])
-        if found and not splits:
+        if self._last is None or self._last[0] != share.stretches:
+            self._last = None  # before another class comes into memory
+            self._last = (share.stretches, *self._read_names(share.stretches))
+        _, files, too_small = self._last
+        if too_small is not None:
             if share.share == 0:
-                yield TooSmall(name, len(found))
+                yield too_small
             return
-        if share.share == 0:
-            for reason in damage:
-                yield Broken(f"{name}.tar", reason)
-        keys = _keys(name, [posixpath.basename(member.name) for _, _, member in found])
-        first, stop = (len(found) * k // share.shares for k in (share.share, share.share + 1))
-        for (s, read_at, member), key in zip(found[first:stop], keys[first:stop], strict=True):
-            split = splits[member.name]
-            origin = f"{name}.tar/{posixpath.basename(member.name)}" if s.inner else member.name
-            yield self._sample(read_at, member, key, origin, split, self._labels[name])
+        first, stop = share.of(len(files))
+        label = self._labels[share.stretches[0].class_name]
+        for file in files[first:stop]:
+            yield file.sample(label)
 
-    def _sample(self, read_at, member: Member, key: str, origin: str, split: str, label: int) -> Sample | Broken:
-        if member.size > MAX_IMAGE_BYTES:
-            return Broken(origin, f"has {member.size} bytes", split)
-        data = read_at(member.offset, member.size)
-        if len(data) < member.size:
-            return Broken(origin, f"is cut short: {member.size} bytes announced, {len(data)} there", split)
-        return Sample(key, data, label, origin, split)
+    def _read_names(self, stretches: tuple[Stretch, ...]) -> tuple[list[_File], TooSmall | None]:
+        """All that a class holds: its names together decide on keys and on what is held out."""
+        class_name, split = stretches[0].class_name, stretches[0].split
+        name = self.classes[self._labels[class_name]][0]
+        files: list[_File] = []
+        for s in stretches:
+            read_at = self._reader(s)
+            for item in class_items(read_at, s):
+                if isinstance(item, Damage):
+                    tar = f"{name}.tar" if s.inner else name
+                    files.append(_File(read_at, item, "", tar, reason=item.reason, is_data=item.lost))
+                else:
+                    path = item.name.removeprefix("./")
+                    files.append(_File(read_at, item, path, keys.line(f"{name}.tar/{path}" if s.inner else item.name)))
+        _settle_strange(files)
+        usable = [file for file in files if not file.reason]
+        images = [file.path for file in usable if looks_like_image(file.path)] or [file.path for file in usable]
+        split_of = {} if split else self.class_filter.split_of(name, images)
+        if images and not split_of and not split:
+            return [], TooSmall(name, len(images))
+        class_keys = _keys(class_name, [posixpath.basename(file.path) for file in usable])
+        for file, key in zip(usable, class_keys, strict=True):
+            file.key, file.split = key, split or split_of.get(file.path, "train")
+        return files, None
 
-    def _splits_of(self, stretch: Stretch, names: list[str]) -> dict[str, str]:
-        if stretch.split:
-            return dict.fromkeys(names, stretch.split)
-        return self.class_filter.split_of(stretch.class_name, names)
-
-    def _reader(self, s: Stretch):
+    def _reader(self, s: Stretch) -> ReadAt:
         blob = self._blobs[s.blob]
         if blob.compressed and s.end - s.start <= HOLD_BYTES:
             # Names come before bytes, and going back in a gzip stream means decompressing again.
@@ -211,21 +244,65 @@ class ImageNetTars(Source):
         return blob.read_at
 
 
+@dataclass(slots=True)
+class _File:
+    """Something that lies in a class."""
+
+    read_at: ReadAt
+    item: Member | Special | Damage
+    path: str  # inside its tar
+    origin: str
+    key: str = ""
+    split: str = ""
+    reason: str = ""  # why it is no sample
+    is_data: bool = True
+
+    def sample(self, label: int) -> Sample | Broken:
+        reason, member = self.reason, self.item
+        if not reason and member.size > MAX_IMAGE_BYTES:
+            reason = f"has {member.size} bytes"
+        data = b"" if reason else self.read_at(member.offset, member.size)
+        if not reason and len(data) < member.size:
+            reason = f"is cut short: {member.size} bytes announced, {len(data)} there"
+        if reason:
+            return Broken(self.origin, reason, self.split, self.is_data)
+        return Sample(self.key, data, label, self.origin, self.split)
+
+
+def _settle_strange(files: list[_File]) -> None:
+    """Lead links to the files of the class that they mean, and say of all else that is no plain file what it is."""
+    strange = [file for file in files if isinstance(file.item, Special)]
+    plain = {}
+    if strange:
+        plain = {posixpath.normpath(f.path.lstrip("/")): f for f in files if isinstance(f.item, Member)}
+    for file in strange:
+        item = file.item
+        # A hard link names a member of the archive, a symbolic one a path from where it lies.
+        folder = posixpath.dirname(file.path) if item.reason == SPECIAL[b"2"] else ""
+        target = plain.get(posixpath.normpath(posixpath.join(folder, item.target).lstrip("/"))) if item.target else None
+        if target:
+            file.item, file.read_at = target.item, target.read_at
+        else:
+            to = f" to {keys.line(item.target)}, which is not in its class" if item.target else ""
+            file.reason, file.is_data = f"is {item.reason}{to}", looks_like_image(file.path)
+    for file in files:
+        if not file.reason and is_system(file.path):
+            file.reason, file.is_data = "is what a system leaves beside files", False
+
+
+def _class_text(name: str) -> str:
+    """A class's name as a line of text that is no path to elsewhere."""
+    return name.replace(".", "%2E") if not name.strip(".") else keys.line(name)
+
+
 def _keys(class_name: str, files: list[str]) -> list[str]:
     """Keys of the images of a class that differ from each other and from those of other classes."""
-    taken: set[str] = set()
-    keys = []
+    own = f"{class_name}_" if WNID.fullmatch(class_name) else None
+    folder, found = keys.part(class_name), []
     for file in files:
-        stem = (file.rpartition(".")[0] or file).replace(".", "_")
-        if stem.startswith(f"{class_name}_") and WNID.fullmatch(class_name):
-            key = stem
-        else:
-            key = f"{class_name.replace('.', '%2E')}/{stem}"
-        while key in taken:
-            key += "-"
-        taken.add(key)
-        keys.append(key)
-    return keys
+        stem = keys.part(file.rpartition(".")[0] or file)
+        found.append(stem if own and stem.startswith(own) else f"{folder}/{stem}")
+    return keys.distinct(found)
 
 
 def recognise(found: list[str], parts: list[str], inner: bool) -> str:

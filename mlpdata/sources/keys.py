@@ -41,6 +41,17 @@ def shown(name: object) -> str:
     return name if (name := str(name)).isprintable() else ascii(name)
 
 
+def line(name: str) -> str:
+    """A name as text of one line: what is not printable, and bytes that are no UTF-8, as %XX.
+
+    Two names may meet, which part() never does: whoever makes names of classes of it looks for that.
+
+    >>> line("caf\\udce9"), line("two\\nlines"), line("100% a/b.jpg")
+    ('caf%E9', 'two%0Alines', '100% a/b.jpg')
+    """
+    return name if name.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in name)
+
+
 def _escaped(character: str) -> str:
     errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
     return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", errors))

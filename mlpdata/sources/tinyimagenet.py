@@ -59,10 +59,7 @@ class TinyImageNet(Source):
     def __init__(self, path: Path):
         self.path = Path(path)
         self.files = [str(path)]
-        try:
-            self._blob = PlainFile(self.path)
-        except FileNotFoundError:
-            raise Error(f"no archive at {path}") from None
+        self._blob = PlainFile(self.path)
         directory = read_directory(self._blob)
         self._members = Members(np.zeros(len(directory.names), np.int32), directory.names, directory.entries)
         texts = {name: i for i, name in enumerate(directory.names) if name.endswith(".txt") and name.count("/") < 3}
