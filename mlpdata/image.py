@@ -205,11 +205,11 @@ def probe(data: bytes) -> tuple[int, int, bool]:
     Decodes nothing. Raises ImageError, also for what is larger than anything that is decoded.
     """
     if data[:3] == jpeg.MAGIC and (head := jpeg.header(data)):
-        width, height, is_rgb_jpeg = head.width, head.height, len(head.components) < 12
+        width, height, is_rgb_jpeg = head.width, head.height, not head.is_cmyk
     else:
         with _pillow:
             image = _open(data)
-            width, height = image.size
+            width, height = _declared_size(image)
             is_rgb_jpeg = image.format in ("JPEG", "MPO") and image.mode != "CMYK"
     check_size(width, height, MAX_PIXELS)
     return width, height, is_rgb_jpeg
@@ -218,20 +218,28 @@ def probe(data: bytes) -> tuple[int, int, bool]:
 # --------------------------------------------------------------------------------------------------------- decode
 
 
-def decode(data: bytes, resize: Resize, strict: bool = False) -> tuple[np.ndarray, tuple[int, int]]:
+def decode(
+    data: bytes, resize: Resize, strict: bool = False, warned: list[str] | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode any image to RGB at its stored size.
 
     strict: a JPEG that libjpeg warns about is damaged, as in shards that were written here.
+    warned: takes what libjpeg warns of, where an image is decoded nonetheless.
     Returns (uint8 (H, W, 3), (source width, source height)). Raises ImageError with the reason.
     """
+    warning = None
     try:
         if data[:3] == jpeg.MAGIC:
             try:
-                return _decode_jpeg(data, resize)
+                if decoded := _decode_jpeg(data, resize):
+                    return decoded
             except ValueError as e:
+                warning = _reason(e)
                 if strict:
-                    raise ImageError(f"cannot decode: {_reason(e)}") from None
+                    raise ImageError(f"cannot decode: {warning}") from None
         picture = _decode_pillow(data)
+        if warning and warned is not None:
+            warned.append(warning)
         box, size = resize.box_and_size(*picture.size)
         small = picture if picture.size == size else picture.resize(size, FILTERS[resize.filter], box=box)
         return np.array(small), picture.size
@@ -239,12 +247,24 @@ def decode(data: bytes, resize: Resize, strict: bool = False) -> tuple[np.ndarra
         raise ImageError("cannot decode: there is not enough memory") from None
 
 
-def _decode_jpeg(data: bytes, resize: Resize) -> tuple[np.ndarray, tuple[int, int]]:
-    """Raises ValueError where libjpeg warns, ImageError where decoding would cost too much."""
-    height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+def _decode_jpeg(data: bytes, resize: Resize) -> tuple[np.ndarray, tuple[int, int]] | None:
+    """As `decode`; None for CMYK and unusual sampling, which are no fault, but which TurboJPEG does not decode to RGB.
+
+    Raises ValueError where libjpeg warns, ImageError where decoding would cost too much.
+    """
     head = jpeg.header(data)
-    if head is None or (head.width, head.height) != (width, height) or colorspace in ("CMYK", "YCCK"):
-        raise ValueError("it is an unusual JPEG")
+    if head is None:
+        raise ValueError("its header is damaged")
+    if head.is_cmyk:
+        return None
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as e:
+        if "subsampling" in str(e):
+            return None
+        raise
+    if (head.width, head.height) != (width, height):
+        raise ValueError("its header is damaged")
     min_width, min_height = _decode_floor(resize, width, height)
     check_size(width, height, MAX_PIXELS)
     if min_width:
@@ -299,7 +319,7 @@ def _decode_pillow(data: bytes, size: tuple[int, int] | None = None) -> Image.Im
     """The first picture of an image of any format, in mode RGB."""
     with _pillow:
         image = _open(data)
-        width, height = image.size
+        width, height = _declared_size(image)
         if size not in (None, (width, height)):
             raise ImageError(f"is {width} x {height}, not {size[0]} x {size[1]} pixels")
         kind = "JPEG" if image.format == "MPO" else image.format
@@ -318,6 +338,12 @@ def _open(data: bytes) -> Image.Image:
         if kind not in Image.OPEN:
             raise ImageError(f"cannot decode: this Pillow ({PIL.__version__}) reads no {kind}")
     return Image.open(io.BytesIO(data), formats=(kind,))
+
+
+def _declared_size(image: Image.Image) -> tuple[int, int]:
+    if image.format == "TIFF":  # its plugin swaps them by the orientation
+        return image.tag_v2[256], image.tag_v2[257]
+    return image.size
 
 
 class _PillowSettings:

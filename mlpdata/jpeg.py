@@ -45,6 +45,10 @@ class Header:
         """Whether libjpeg holds all coefficients in memory: progressive, or components in scans of their own."""
         return self.frame not in (SOF0, SOF1, SOF9) or 3 * data[self.scan + 4] != len(self.components)
 
+    @property
+    def is_cmyk(self) -> bool:
+        return len(self.components) == 12
+
     def coefficients_per_pixel(self) -> float:
         factors = [divmod(sampling, 16) for sampling in self.components[1::3]]
         largest = max(across for across, _ in factors) * max(down for _, down in factors)

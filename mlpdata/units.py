@@ -66,6 +66,7 @@ class Summary:
     pixel_sum: tuple[int, int, int] = (0, 0, 0)
     pixel_sum_squared: tuple[int, int, int] = (0, 0, 0)
     num_encoded_here: int = 0  # lossy encodings made, not passed through
+    num_repaired: int = 0  # JPEGs that libjpeg warns about, read as Pillow repairs them
     num_measured: int = 0
     measured_values: int = 0
     measured_squared_error: float = 0.0
@@ -175,7 +176,9 @@ def _convert_sample(
         source_height, source_width = data.shape[:2]
         pixels = image.resized(data, resize, source_width, source_height)
     elif pixels is None:
-        pixels, (source_width, source_height) = image.decode(data, resize)
+        warned: list[str] = []
+        pixels, (source_width, source_height) = image.decode(data, resize, warned=warned)
+        total.num_repaired += len(warned)
     pixels = np.ascontiguousarray(pixels)
     height, width = pixels.shape[:2]
     same_size = (width, height) == (source_width, source_height)
