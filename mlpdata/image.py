@@ -255,18 +255,20 @@ def _decode_jpeg(data: bytes, resize: Resize) -> tuple[np.ndarray, tuple[int, in
     head = jpeg.header(data)
     if head is None:
         raise ValueError("its header is damaged")
-    if head.is_cmyk:
-        return None
-    try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError as e:
-        if "subsampling" in str(e):
+    width, height = head.width, head.height
+    if not (head.is_plain and head.is_clean):
+        if head.is_cmyk:
             return None
-        raise
-    if (head.width, head.height) != (width, height):
-        raise ValueError("its header is damaged")
-    min_width, min_height = _decode_floor(resize, width, height)
+        try:
+            declared = simplejpeg.decode_jpeg_header(data)[:2]
+        except ValueError as e:
+            if "subsampling" in str(e):
+                return None
+            raise
+        if declared != (height, width):
+            raise ValueError("its header is damaged")
     check_size(width, height, MAX_PIXELS)
+    min_width, min_height = _decode_floor(resize, width, height)
     if min_width:
         needed = SCALED_JPEG_BYTES * min_width * min_height
     else:
