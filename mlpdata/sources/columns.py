@@ -260,15 +260,14 @@ def _head(name: str) -> str:
     return name.partition(",")[0].replace("_", " ").strip().lower()
 
 
-def printable(names: Sequence[str]) -> tuple[list[str], str]:
-    """(names that differ, one line each; what was changed, in one line) of classes in label order."""
-    clean = ["".join(c if c.isprintable() else " " for c in name).strip() for name in names]
-    found = keys.distinct(name or str(i) for i, name in enumerate(clean))
+def distinct_names(names: Sequence[str]) -> tuple[list[str], str]:
+    """(names of classes in label order, each once and none empty; what was changed for that, in one line)."""
+    found = keys.distinct(name or str(i) for i, name in enumerate(names))
     changed = [i for i, (old, new) in enumerate(zip(names, found, strict=True)) if old != new]
     if not changed:
         return found, ""
     i = changed[0]
     return found, (
-        f"{len(changed):,} names of classes are empty, there twice or not printable, such as {names[i]!r:.60} of class "
-        f"{i}, which is called {found[i]!r:.60}"
+        f"{len(changed):,} classes have no name or one that is there already, such as class {i}: it is called "
+        f"{found[i]!r:.60}"
     )

@@ -322,7 +322,7 @@ class Parquet(Source):
             self._position = {name: i for i, name in enumerate(names)}
         if self._kind == "float":
             self._said.append(f"the labels of column {self._label!r} are floats: whole numbers are class numbers")
-        names, changed = columns.printable(names)
+        names, changed = columns.distinct_names(names)
         if changed:
             self._said.append(f"{self._names_from or self._where}: {changed}")
         return [(name, labels.readable(name)) for name in names]
@@ -368,7 +368,7 @@ class Parquet(Source):
             place = self._hints.place if row is not None else None
             for group in range(first, stop):
                 for at, found in enumerate(self._read_group(file, group, sizes[group])):
-                    origin = f"{_printable(path)}[{in_file + at}]"
+                    origin = f"{keys.shown(path)}[{in_file + at}]"
                     if isinstance(found, str):
                         num_broken += 1
                         if num_broken > MAX_BROKEN:
@@ -412,7 +412,7 @@ class Parquet(Source):
     # ------------------------------------------------------------------------------------------------------- files
 
     def _at(self, path: str) -> str:
-        return f"{self._where}: {_printable(path)}"
+        return f"{self._where}: {keys.shown(path)}"
 
     def _open(self, path: str) -> PlainFile | UrlFile:
         location = self._location
@@ -546,7 +546,7 @@ def _walk(root: Path) -> dict[str, int]:
             if (path == CARD or _is_data(path)) and not is_folder(entry):
                 if problem := why_no_file(entry):
                     raise Error(
-                        f"{root}: {_printable(path)} cannot be read: it is {problem}; remove it or get it again"
+                        f"{root}: {keys.shown(path)} cannot be read: it is {problem}; remove it or get it again"
                     )
                 sizes[path] = entry.stat().st_size
     return sizes
@@ -569,13 +569,8 @@ def _words(path: str, split: str) -> frozenset[str]:
     return frozenset(word for word in re.split(r"[^a-z]+", path.lower()) if split_names.canonical(word) == split)
 
 
-def _printable(path: str) -> str:
-    """A path in a message or as an origin: bytes that are no UTF-8 as \\xNN, no line ends."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
-
-
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(_printable(name or ".") for name in names[:5])
+    shown = ", ".join(keys.shown(name or ".") for name in names[:5])
     return shown + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
