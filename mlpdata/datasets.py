@@ -250,6 +250,7 @@ SPECS = {
             title="Shapes, made on the spot",
             num_classes=10,
             samples={"train": 20_000, "val": 2_000},
+            res=32,  # that of the demo and its recipe
             open=_shapes,
             wants_path=False,
         ),

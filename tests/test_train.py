@@ -1,9 +1,11 @@
+import hashlib
 import importlib.machinery
 import importlib.util
 import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +14,13 @@ import types
 
 import pytest
 import torch
-from conftest import read_jsonl
+from conftest import convert_quietly, read_jsonl
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer
 from mlpdata import Error
 from mlpdata.loader import Loader
-from trainer import checkpoint, saturation
+from trainer import checkpoint, report, runs, saturation
 from trainer.model import BMLP
 from trainer.optim import lr_factor, make_optimizer, set_lr
 from trainer.recipe import Optim, Schedule, load_recipe
@@ -200,10 +202,8 @@ def test_a_loss_that_is_no_number_stops_the_run(recipe):
 def test_mistakes(recipe, tmp_path):
     with pytest.raises(Error, match="no shard directory"):
         go(recipe, f"data.shards={tmp_path}/none")
-    with pytest.raises(Error, match="no split 'dev'"):
-        go(recipe, "data.eval_split=dev")
-    with pytest.raises(Error, match="fewer than one batch"):
-        go(recipe, "train.batch_size=5000")
+    with pytest.raises(Error, match=r"no split 'nope' in .*; it has train, val"):
+        go(recipe, "data.eval_split=nope")
     with pytest.raises(Error, match="augment: crop_scale must be"):
         go(recipe, "augment.crop_scale=[0, 2]")
     with pytest.raises(Error, match="nothing to resume"):
@@ -327,6 +327,340 @@ def test_the_average_is_that_of_the_formula():
     assert seen[:5] == pytest.approx([1.0, 1.5, 2.0, 2.5, 3.0])  # the mean so far
     for k in range(5, 20):
         assert seen[k] == pytest.approx(0.8 * seen[k - 1] + 0.2 * (k + 1))
+
+
+# ----------------------------------------------------------------------------------- resume, and what may go wrong
+
+
+def stop_at(patch, step):
+    """Ask every trainer to stop after a step, as a signal does."""
+    original = Trainer.train_step
+
+    def stop(self, batch):
+        original(self, batch)
+        self.stop_signal = self.step == step or None
+
+    patch.setattr(Trainer, "train_step", stop)
+
+
+def cut_short(recipe, *words, step=25):
+    """A run that was stopped after a step, with states of the steps 10 and 20 before it."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(Error, match="stopped and saved"):
+            go(recipe, "train.record_steps=true", "save.every_steps=10", "save.keep=3", *words)
+    return recipe.parent / "runs" / "tiny"
+
+
+SAME = ["train.record_steps=true", "save.every_steps=10", "save.keep=3"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, shapes_dir):
+    """The directory of an undisturbed run of two epochs."""
+    path = tmp_path_factory.mktemp("whole") / "tiny.yaml"
+    path.write_text(RECIPE.format(shards=shapes_dir))
+    return go(path, *SAME, "train.epochs=2")
+
+
+def losses(folder):
+    return [(r["step"], r["loss"]) for r in read_jsonl(folder / "steps.jsonl")]
+
+
+def test_any_flipped_bit_of_a_state_is_found_and_the_state_before_taken(recipe, whole):
+    folder = cut_short(recipe, "train.epochs=2")
+    last = checkpoint.states(folder)[-1]
+    data, rng = last.read_bytes(), random.Random(0)
+    for at in [*rng.sample(range(len(data)), 40), len(data) - 1, len(data) - checkpoint.SUM_BYTES - 1]:
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << rng.randrange(8)
+        last.write_bytes(flipped)
+        said = []
+        assert checkpoint.load_state(folder, said.append)["step"] == 20, at
+        assert len(said) == 1 and "state-000000025.pt cannot be read" in said[0] and "state before" in said[0]
+    assert losses(go(recipe, *SAME, "train.epochs=2", resume=True)) == losses(whole)
+    assert torch.load(checkpoint.states(folder)[-1], weights_only=True)["step"] == 30  # as torch reads any file
+    assert [checkpoint.step_of(p) for p in checkpoint.states(folder)] == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    "what", ["cut", "empty", "zeros", "another version", "a list", "no file of ours", "a directory"]
+)
+def test_a_state_that_cannot_be_read_is_left_for_the_one_before(recipe, what):
+    folder = cut_short(recipe)
+    last = checkpoint.states(folder)[-1]
+    data = last.read_bytes()
+    if what == "another version":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint, "STATE_VERSION", 1)
+            checkpoint.save_state(folder, 25, {"step": 25}, keep=3)
+    elif what in ("a list", "no file of ours"):
+        torch.save([1], last)
+        if what == "a list":
+            last.write_bytes(last.read_bytes() + hashlib.sha256(last.read_bytes()).hexdigest().encode())
+    elif what == "a directory":
+        last.unlink()
+        last.mkdir()
+    else:
+        last.write_bytes({"cut": data[:-100], "empty": b"", "zeros": bytes(len(data))}[what])
+    said = []
+    assert checkpoint.load_state(folder, said.append)["step"] == 20 and len(said) == 1 and "\n" not in said[0]
+    for path in checkpoint.states(folder)[:-1]:
+        path.write_bytes(b"")
+    with pytest.raises(Error, match=r"nothing to resume: .*state-000000010.pt cannot be read") as caught:
+        go(recipe, *SAME, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_records_are_written_anew_from_the_state(recipe, whole):
+    """Torn, damaged and later lines of metrics.jsonl and steps.jsonl leave no trace; lost steps are said."""
+    folder = cut_short(recipe, "train.epochs=2")
+    with open(folder / "steps.jsonl", "a") as f:
+        f.write('{"step": 26, "loss": 5.0}\n{"step": 27, "lo')
+    (folder / "metrics.jsonl").write_bytes(b'\xff[[[\n{"epoch": 7}\n{"epo')
+    go(recipe, *SAME, "train.epochs=2", resume=True)
+    assert losses(folder) == losses(whole)
+    same = ("epoch", "step", "train_loss", "val_top1")
+    a, b = ([{k: r[k] for k in same} for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, folder))
+    assert a == b
+    for damage in (b"[" * 100_000 + b"}\n", b"5}\n", b"\xff}\n", b'{"step": "x"}\n'):
+        (folder / "steps.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n' + damage + b'{"step": 3, "loss": 2.0}\n')
+        said = []
+        report.cut_steps(folder, 9, said.append)
+        assert losses(folder) == [(1, 2.0)] and "losses of steps 2 to 9 are not in it" in said[0]
+
+
+def test_a_stop_at_an_epochs_last_step_loses_nothing(recipe, whole):
+    for step in (15, 30):
+        folder = cut_short(recipe, "train.epochs=2", step=step)
+        go(recipe, *SAME, "train.epochs=2", resume=True)
+        same = ("epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1")
+        a, b = ([{k: r[k] for k in same} for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, folder))
+        assert a == b and losses(folder) == losses(whole)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def other_shards(tmp_path_factory, shapes_dir):
+    """{what is other: a shard directory}: pictures, number of them, resolution, order of the classes, no val."""
+    base = tmp_path_factory.mktemp("other")
+    options = {"dataset": "shapes", "format": "beton", "workers": 1}
+    convert_quietly(**options, res=16, limit=1500, seed=5, out=base / "pictures")
+    convert_quietly(**options, res=16, limit=1400, out=base / "number")
+    convert_quietly(**options, res=8, limit=1500, out=base / "resolution")
+    shutil.copytree(shapes_dir, base / "classes")
+    names = (base / "classes" / "classes.txt").read_bytes().splitlines(True)
+    text = b"".join([names[1], names[0], *names[2:]])
+    (base / "classes" / "classes.txt").write_bytes(text)
+    change_manifest(base / "classes", lambda m: m.update(classes_sha256=hashlib.sha256(text).hexdigest()))
+    shutil.copytree(shapes_dir, base / "no val")
+    change_manifest(base / "no val", lambda m: m["splits"].pop("val"))
+    return base
+
+
+def change_manifest(root, change):
+    manifest = json.loads((root / "manifest.json").read_text())
+    change(manifest)
+    (root / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("pictures", "another set of training files; another set of held-out files"),
+        ("number", "training images 1500, now 1400"),
+        ("resolution", "resolution 16, now 8"),
+        ("classes", "another list of classes;"),
+        ("no val", "held-out split val, now None"),
+    ],
+)
+def test_resume_refuses_other_shards(recipe, other_shards, other, message):
+    folder = cut_short(recipe)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(
+        Error, match=rf"tiny was trained on other data than .*: .*{message}.*without --resume"
+    ) as caught:
+        go(recipe, *SAME, f"data.shards={other_shards / other}", resume=True)
+    assert "\n" not in str(caught.value)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_the_same_shards_elsewhere_are_gone_on_with(recipe, shapes_dir, tmp_path):
+    cut_short(recipe)
+    shutil.copytree(shapes_dir, tmp_path / "moved")
+    folder = go(recipe, *SAME, f"data.shards={tmp_path / 'moved'}", resume=True)
+    assert len(losses(folder)) == 60
+
+
+def test_one_trainer_in_a_directory(recipe):
+    """A second --resume is refused while one is at work; a second new run gets a directory of its own."""
+    cut_short(recipe)
+    original, seen = Trainer.train_step, []
+
+    def train_step(self, batch):
+        if not seen:
+            seen.append(None)
+            with pytest.raises(Error, match=r"another trainer is at work in .*/tiny: wait for it"):
+                go(recipe, *SAME, resume=True)
+            seen.append(go(recipe, "train.epochs=1").name)
+        original(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        go(recipe, *SAME, resume=True)
+    assert seen[1] == "tiny-2"
+    assert not list((recipe.parent / "runs").rglob(runs.LOCK))
+    assert {p.name for p in (recipe.parent / "runs").iterdir()} == {"tiny", "tiny-2"}
+
+
+def test_runs_are_numbered_on_and_the_last_is_gone_on_with(tmp_path):
+    for name in ("x", "x-3", "x-1", "x-03", "x-y", "xx-9"):
+        (tmp_path / name).mkdir()
+    folder, release = runs.go_on(tmp_path, "x")
+    release()
+    assert folder.name == "x-3"
+    assert runs.begin(tmp_path, "x")[0].name == "x-4" and runs.begin(tmp_path, "z")[0].name == "z"
+    with pytest.raises(Error, match="nothing to resume: there is no run"):
+        runs.go_on(tmp_path, "w")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Error, match=r"cannot write .*file"):
+        runs.begin(tmp_path / "file", "x")
+    with pytest.raises(Error, match="file is no directory"):
+        runs.go_on(tmp_path, "file")
+
+
+# -------------------------------------------------------------------------------------------- nothing that is held out
+
+
+def test_without_a_held_out_split_it_trains_with_one_warning(recipe, other_shards, capsys, tmp_path):
+    folder = run(recipe, [f"data.shards={other_shards / 'no val'}", "train.epochs=2"], runs=tmp_path / "runs")
+    out = capsys.readouterr().out
+    assert out.count("warning:") == 1 and "no held-out images, only train: nothing is evaluated" in out
+    assert "nothing held out" in out.splitlines()[-1]
+    rows = read_jsonl(folder / "metrics.jsonl")
+    assert len(rows) == 2 and not [k for r in rows for k in r if k.startswith("val")]
+    assert json.loads((folder / "summary.json").read_text())["best_val_top1"] is None
+    assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    a, b = (trainer.load(folder / name).state_dict() for name in ("best.safetensors", "last.safetensors"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    more = go(recipe, f"data.shards={other_shards / 'no val'}", "train.epochs=3", "schedule.name=cosine", resume=True)
+    assert len(read_jsonl(more / "metrics.jsonl")) == 3
+
+
+def test_held_out_splits_that_were_asked_for_and_are_not_there(recipe, other_shards, capsys):
+    with pytest.raises(Error, match=r"no split 'mine' in .*; it has train"):
+        go(recipe, f"data.shards={other_shards / 'no val'}", "data.eval_split=mine")
+    run(recipe, ["data.train_split=val", "train.epochs=1"], runs=recipe.parent / "runs")
+    assert "warning: the accuracy will be that on val, the images trained on" in capsys.readouterr().out
+
+
+EMPTY = {"num_samples": 0, "class_counts": [0] * 10, "tars": [], "tar_lengths": []}
+
+
+def test_splits_too_small(recipe, tmp_path, shapes_dir):
+    shutil.copytree(shapes_dir, tmp_path / "s")
+    change_manifest(tmp_path / "s", lambda m: m["splits"]["train"].update(EMPTY))
+    with pytest.raises(Error, match=r"split 'train' of .* has no images"):
+        go(recipe, f"data.shards={tmp_path / 's'}")
+    with pytest.raises(Error, match=r"1,500 images, fewer than one batch of 5000; lower train.batch_size"):
+        go(recipe, "train.batch_size=5000")
+
+
+def test_images_of_several_sizes_are_one_line(recipe, tmp_path):
+    from conftest import make_folder
+
+    make_folder(tmp_path / "in", per_class=8)
+    convert_quietly(
+        dataset="folder", source=str(tmp_path / "in"), res=16, resize="longest", out=tmp_path / "out", workers=1
+    )
+    with pytest.raises(Error) as caught:
+        go(recipe, f"data.shards={tmp_path / 'out'}", "train.batch_size=8")
+    assert "--resize" in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------ files that cannot be written
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["metrics.jsonl", "steps.jsonl", "last.safetensors", "best.safetensors", "curve.png", "summary.json", "state"],
+)
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(recipe, whole, name):
+    from mlpdata.manifest import write_atomic
+
+    def full(path, data):
+        if path.name.startswith(name) and step() > 10:
+            raise OSError(28, "No space left on device")
+        return write_atomic(path, data)
+
+    def step():
+        return max(map(checkpoint.step_of, checkpoint.states(recipe.parent / "runs" / "tiny")), default=0)
+
+    def append(*args, original=report.append_steps):
+        if name == "steps.jsonl" and step() > 10:
+            with runs.writing(args[0] / name):
+                raise OSError(28, "No space left on device")
+        return original(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "write_atomic", full)
+        patch.setattr(report, "append_steps", append)
+        with pytest.raises(Error, match=rf"cannot write .*/{name}.*: No space left.*--resume goes on") as caught:
+            go(recipe, *SAME, "train.epochs=2")
+    assert "\n" not in str(caught.value)
+    assert losses(go(recipe, *SAME, "train.epochs=2", resume=True)) == losses(whole)
+
+
+def test_a_run_directory_that_vanishes_is_one_line(recipe, monkeypatch):
+    original = Trainer.train_step
+
+    def train_step(self, batch):
+        original(self, batch)
+        if self.step == 12:
+            shutil.rmtree(self.folder)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    with pytest.raises(Error, match=r"cannot write .*/tiny/.*: No such file or directory"):
+        go(recipe)
+
+
+def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(recipe):
+    assert (go(recipe, "name=a$b^{$", "train.epochs=1") / "curve.png").exists()
+
+
+def test_a_held_out_loss_that_is_no_number_stops_the_run(recipe, monkeypatch):
+    original = Trainer._evaluate
+
+    def spoil(self, row):
+        with torch.no_grad():
+            self.model.linear_out.bias[0] = float("nan")
+        original(self, row)
+
+    monkeypatch.setattr(Trainer, "_evaluate", spoil)
+    with pytest.raises(Error, match=r"held-out loss of epoch 1 is no finite number; lower optim.lr; there is no"):
+        go(recipe)
+
+
+def test_a_model_that_does_not_fit_the_memory_is_refused_before_it_is_made(recipe):
+    with pytest.raises(Error, match=r"the model has [\d,]+ parameters, whose training takes at least .* lower model"):
+        go(recipe, "model.width=1000000")
+
+
+def test_terminate_ends_a_background_job_of_a_script(recipe):
+    """There SIGINT is ignored: SIGTERM still saves, and says how to go on."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", recipe, "--set", "train.epochs=100000"],
+        cwd=recipe.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+    metrics = recipe.parent / "runs" / "tiny" / "metrics.jsonl"
+    while not metrics.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)  # another's Ctrl-C
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "stopped and saved" in err and "--resume goes on" in err
+    assert checkpoint.states(metrics.parent)
 
 
 # ---------------------------------------------------------------------------------------------- from a checkpoint

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from mlpdata.errors import Error
@@ -19,9 +20,11 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this recipe's run")
     parser.add_argument("--profile", action="store_true", help="measure the speed and train nothing")
     args = parser.parse_args()
-    from trainer.train import run
-
     try:
+        # Asked to end before the training asks for its own signals: end with a word, wherever it is.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        from trainer.train import run
+
         run(args.recipe, args.overrides, resume=args.resume, profile=args.profile)
     except Error as e:
         print(f"trainer: error: process {os.environ.get('RANK', 0)}: {e}", file=sys.stderr)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +17,8 @@ from mlpdata.augment import Augment, Batch
 from mlpdata.errors import Error
 from mlpdata.loader import Loader
 from mlpdata.manifest import Manifest
+from mlpdata.remote import local_copy
+from mlpdata.splits import HELD_OUT, canonical, find
 from trainer.recipe import Augmentation, Data, Recipe
 from trainer.world import World
 
@@ -37,35 +42,102 @@ def augment_of(a: Augmentation, manifest: Manifest, precision: str, *, training:
         raise Error(f"recipe: augment: {e}") from None
 
 
-def open_loaders(recipe: Recipe, device: torch.device, world: World) -> tuple[Loader, Loader]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shards:
+    """The shard directory of a recipe, before anything of it is read but the manifest."""
+
+    root: Path
+    manifest: Manifest
+    train_split: str
+    eval_split: str | None  # None: there is nothing that is held out
+    warning: str | None  # what the user has to know about that
+
+
+def find_shards(recipe: Recipe) -> Shards:
+    """The shards of a recipe and the splits it asks for. Raises Error for what would end the work later."""
+    data, batch_size = recipe.data, recipe.train.batch_size
+    try:
+        root = Path(local_copy(data.shards))
+        manifest = Manifest.load(root)
+    except Error as e:
+        raise Error(f"{e}{_how_made(data.shards)}") from None
+    train = _split(manifest, data.train_split, data.shards)
+    if (n := manifest.splits[train].num_samples) < batch_size:
+        many = f"{n:,} images" if n else "no images"
+        raise Error(
+            f"split {train!r} of {data.shards} has {many}, fewer than one batch of {batch_size}"
+            + ("; lower train.batch_size" if n else "")
+        )
+    others = [split for split, info in manifest.splits.items() if split != train and info.num_samples]
+    held_out, warning = None, None
+    if find(data.eval_split, [train]) == train:
+        held_out, warning = train, f"the accuracy will be that on {train}, the images trained on"
+    elif others or canonical(data.eval_split) not in HELD_OUT:
+        held_out = _split(manifest, data.eval_split, data.shards)
+        if not manifest.splits[held_out].num_samples:
+            raise Error(f"split {held_out!r} of {data.shards} has no images; data.eval_split chooses another")
+    else:
+        warning = f"{data.shards} has no held-out images, only {train}: nothing is evaluated, and best is the last"
+    return Shards(root=root, manifest=manifest, train_split=train, eval_split=held_out, warning=warning)
+
+
+def _split(manifest: Manifest, name: str, shards: str) -> str:
+    split = find(name, manifest.splits)
+    if split is None:
+        raise Error(f"no split {name!r} in {shards}; it has {', '.join(sorted(manifest.splits)) or 'none'}")
+    return split
+
+
+def _how_made(shards: str) -> str:
+    """How to make the shards that are not there, if their path is one that `convert` gives by itself."""
+    from mlpdata.datasets import SPECS
+
+    name, _, res = Path(shards).name.rpartition("-")
+    if name not in SPECS or not res.isdecimal() or Path(shards).exists():
+        return ""
+    return f"; `mlpdata convert {name} --res {res}` makes it"
+
+
+def facts_of(shards: Shards, format: str) -> dict[str, Any]:
+    """What a run's data are, by the manifest's sums, for a resume to be compared with. format: the recipe's."""
+    m = shards.manifest
+    facts: dict[str, Any] = {"classes": m.num_classes, "list of classes": m.classes_sha256[:16], "resolution": m.res}
+    for role, split in (("training", shards.train_split), ("held-out", shards.eval_split)):
+        facts[f"{role} split"] = split
+        if split:
+            info = m.splits[split]
+            files = info.tars if format == "tar" or not info.beton else [info.beton]
+            sums = "".join(f"{name} {m.files.get(name, {}).get('sha256')}\n" for name in files)
+            facts[f"{role} images"] = info.num_samples
+            facts[f"set of {role} files"] = hashlib.sha256(sums.encode()).hexdigest()[:16]
+    return facts
+
+
+def open_loaders(recipe: Recipe, shards: Shards, device: torch.device, world: World) -> tuple[Loader, Loader | None]:
     """(training, evaluation) of a recipe, this process's share of each. Raises Error."""
     loaders = []
     for split, batch_size, training in (
-        (recipe.data.train_split, recipe.train.batch_size, True),
-        (recipe.data.eval_split, -(-recipe.eval.batch_size // world.size) * world.size, False),
+        (shards.train_split, recipe.train.batch_size, True),
+        (shards.eval_split, -(-recipe.eval.batch_size // world.size) * world.size, False),
     ):
+        if split is None:
+            loaders.append(None)
+            continue
         loader = open_loader(
-            recipe.data, split, batch_size, device, shuffle=training, drop_last=training, seed=recipe.seed,
-            rank=world.rank, world_size=world.size,
+            recipe.data, shards.root, split, batch_size, device, shuffle=training, drop_last=training,
+            seed=recipe.seed, rank=world.rank, world_size=world.size,
         )  # fmt: skip
         loader.augment = augment_of(recipe.augment, loader.manifest, recipe.train.precision, training=training)
         loaders.append(loader)
     return loaders[0], loaders[1]
 
 
-def open_loader(data: Data, split: str, batch_size: int, device: torch.device, **options) -> Loader:
+def open_loader(data: Data, root: Path, split: str, batch_size: int, device: torch.device, **options) -> Loader:
     """A split as the recipe's section says."""
     if data.pixels != "rgb":
         options["pixels"] = data.pixels
     chosen = {k: None if v == "auto" else v for k, v in (("format", data.format), ("tier", data.tier))}
-    return of_ours(Loader(data.shards, split, batch_size=batch_size, device=device, **chosen, **options))
-
-
-def of_ours(loader: Loader) -> Loader:
-    """A loader of a shard directory with a manifest: it has the mean, the std and the classes. Raises Error."""
-    if loader.manifest is None:
-        raise Error(f"{loader.root} has no manifest.json: training and evaluation need a directory that convert wrote")
-    return loader
+    return Loader(root, split, batch_size=batch_size, device=device, **chosen, **options)
 
 
 class FeatureLoader:
@@ -92,10 +164,10 @@ class FeatureLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def state_dict(self) -> dict[str, int]:
-        return {"seed": self.loader.seed, "epoch": self.epoch, "step": self._step}
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict() | {"epoch": self.epoch, "step": self._step}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loader.load_state_dict(state)
         self.epoch, self._step = state["epoch"], state["step"]
 
@@ -107,6 +179,6 @@ class FeatureLoader:
             ids = torch.from_numpy(np.array_split(whole, self.loader.world_size)[self.loader.rank]).to(self.device)
             batch = Batch(self._features.index_select(0, ids), self._labels.index_select(0, ids), ids)
             self.wait_s += time.perf_counter() - started
-            self._step += 1
+            # Advanced before the batch goes out: a state saved while it is in use goes on behind it.
+            self.epoch, self._step = divmod(self.epoch * len(self) + step + 1, len(self))
             yield batch
-        self.epoch, self._step = self.epoch + 1, 0

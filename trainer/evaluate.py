@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ from mlpdata.errors import Error
 from mlpdata.loader import Loader
 from mlpdata.manifest import Manifest, read_classes
 from mlpdata.manifest import read_real as read_real_file
-from trainer.checkpoint import Checkpoint, open_checkpoint
-from trainer.data import augment_of, of_ours
-from trainer.recipe import Augmentation, Recipe
+from mlpdata.splits import find
+from trainer import runs
+from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of
+from trainer.data import augment_of
+from trainer.recipe import Augmentation
 from trainer.world import World, device_of
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std that the paper uses on all but CIFAR and STL-10
@@ -146,11 +149,13 @@ class Options:
 
 def run(options: Options) -> str:
     """Evaluate a checkpoint on a split and say what was found. Raises Error."""
-    device = device_of(options.device)
+    device, manifest = device_of(options.device), Manifest.load(options.shards)
+    split = _split(options, manifest)
+    if options.predictions:
+        _check_writable(options.predictions)
     found = open_checkpoint(options.checkpoint)
-    loader = of_ours(Loader(options.shards, options.split, batch_size=options.batch_size, device=device, shuffle=False))
-    manifest = loader.manifest
     _check_classes(options, found, manifest)
+    loader = Loader(options.shards, split, batch_size=options.batch_size, device=device, shuffle=False)
     whole, crop = _views_of(options, found, manifest)
     views = Views(whole=whole, crop=crop, crops=options.tta, average=options.average)
     real = read_real(options.shards, manifest, loader.split)
@@ -161,21 +166,40 @@ def run(options: Options) -> str:
     )  # fmt: skip
     if options.predictions:
         write_predictions(options.predictions, result, loader)
-    return _shown(options, result, loader)
+    return _shown(options, found, result, loader)
+
+
+def _split(options: Options, manifest: Manifest) -> str:
+    split = find(options.split, manifest.splits)
+    if split is not None and manifest.splits[split].num_samples:
+        return split
+    lacks = f"no split {options.split!r}" if split is None else f"no images in split {split!r}"
+    others = [name for name, info in manifest.splits.items() if info.num_samples]
+    raise Error(f"{options.shards} has {lacks}, only {', '.join(others) or 'nothing'}; --split chooses one of these")
+
+
+def _check_writable(path: Path) -> None:
+    """Raise Error where a file cannot be written: the evaluation before it may take hours."""
+    if path.is_dir():
+        raise Error(f"cannot write {path}: it is a directory")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise Error(f"cannot write {path}: there is no directory {path.parent} that can be written")
 
 
 def _check_classes(options: Options, found: Checkpoint, manifest: Manifest) -> None:
-    trained = found.facts.get("classes_sha256")
-    if found.num_classes != manifest.num_classes or trained not in (None, manifest.classes_sha256):
-        raise Error(
-            f"{options.checkpoint} knows {found.num_classes} classes and {options.shards} has {manifest.num_classes}; "
-            "the class lists must be equal: fine-tune first, with `init:` in a recipe"
-        )
+    trained, n = found.facts.get("classes_sha256"), found.num_classes
+    if n == manifest.num_classes and trained in (None, manifest.classes_sha256):
+        return
+    other = f"{manifest.num_classes}" if n != manifest.num_classes else "as many, but another list of them"
+    raise Error(
+        f"{options.checkpoint} knows {n} classes and {options.shards} has {other}; "
+        "the class lists must be equal: fine-tune first, with `init:` in a recipe"
+    )
 
 
 def _views_of(options: Options, found: Checkpoint, manifest: Manifest) -> tuple[Augment, Augment]:
     """(whole image, random crop) as the checkpoint's model wants them."""
-    trained = Recipe.from_dict(found.facts["recipe"]).augment if found.facts else None
+    trained = recipe_of(found.facts, options.checkpoint).augment if found.facts else None
     scale, ratio = (0.4, 1.0), (1.0, 1.0)  # the paper's, of fine-tuning
     if trained is not None and trained.crop_scale is not None:
         scale, ratio = trained.crop_scale, trained.crop_ratio
@@ -215,15 +239,12 @@ def write_predictions(path: Path, result: Result, loader: Loader) -> None:
             "prob": pa.array(list(result.top_probs)),
         }
     )
-    tmp = path.with_name(path.name + ".tmp")
-    try:
-        pq.write_table(table, tmp)
-        tmp.replace(path)
-    except OSError as e:
-        raise Error(f"cannot write {path}: {e.strerror or e}") from None
+    out = pa.BufferOutputStream()
+    pq.write_table(table, out)
+    runs.write(path, memoryview(out.getvalue()))
 
 
-def _shown(options: Options, result: Result, loader: Loader) -> str:
+def _shown(options: Options, found: Checkpoint, result: Result, loader: Loader) -> str:
     names = publish.distinct_names(read_classes(loader.root, loader.manifest))
     of_class = {
         name: right / total
@@ -241,7 +262,10 @@ def _shown(options: Options, result: Result, loader: Loader) -> str:
         + (f"  ReaL {m['val_real']:.2%}" if "val_real" in m else "")
     ]
     if options.per_class:
-        lines += [f"  {share:7.2%}  {name}" for name, share in sorted(of_class.items(), key=lambda pair: pair[1])]
+        worst_first = sorted(of_class.items(), key=lambda pair: pair[1])
+        lines += [f"  {share:7.2%}  {name}" for name, share in worst_first]
+    if not found.facts:
+        lines.append("the checkpoint does not name its classes: they were taken to be those of the shards, in order")
     if options.predictions:
         lines.append(f"predictions: {options.predictions}")
     return "\n".join(lines)

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from mlpdata.errors import Error
-from trainer.recipe import Model
+from mlpdata.memory import free_memory
+from trainer.recipe import AT_MOST, Model
 
 NORMS = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda width: nn.Identity()}
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -90,11 +91,14 @@ def parse_name(name: str) -> Model:
 
     The authors' code takes any word for the E, so any is taken here.
     """
-    match = re.fullmatch(r"([BS])_(\d+)-Wi_(\d+)(?:-[A-Za-z]+_(\d+))?", name)
+    match = re.fullmatch(r"([BS])_(\d{1,9})-Wi_(\d{1,9})(?:-[A-Za-z]+_(\d{1,9}))?", name)
     if not match or not int(match[2]) or not int(match[3]) or match[4] == "0" or (match[1] == "S" and match[4]):
         raise Error(f"model name {name!r} is not like B_12-Wi_1024, B_12-Wi_1024-E_2 or S_6-Wi_1024")
-    kind = "b_mlp" if match[1] == "B" else "s_mlp"
-    return Model(kind=kind, depth=int(match[2]), width=int(match[3]), expansion=int(match[4] or 4))
+    sizes = {"depth": int(match[2]), "width": int(match[3]), "expansion": int(match[4] or 4)}
+    for field, value in sizes.items():
+        if value > AT_MOST[f"model.{field}"]:
+            raise Error(f"model name {name!r}: {field} must be at most {AT_MOST[f'model.{field}']}")
+    return Model(kind="b_mlp" if match[1] == "B" else "s_mlp", **sizes)
 
 
 def build(model: str | Model, res: int, num_classes: int, seed: int | None = None) -> nn.Module:
@@ -109,6 +113,23 @@ def build(model: str | Model, res: int, num_classes: int, seed: int | None = Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind(config, res, num_classes)
+
+
+def outline(model: str | Model, res: int, num_classes: int) -> nn.Module:
+    """The model with the shapes of its weights and without their memory."""
+    with torch.device("meta"):
+        return build(model, res, num_classes)
+
+
+def check_size(model: str | Model, res: int, num_classes: int) -> None:
+    """Raise Error for a model whose training does not fit the memory: an allocation that fails says nothing useful."""
+    parameters, free = num_parameters(outline(model, res, num_classes)), free_memory()
+    need = 12 * parameters  # weights, gradients and an optimizer's state, float32; a checkpoint holds as much
+    if need > free:
+        raise Error(
+            f"recipe: the model has {parameters:,} parameters, whose training takes at least {need / 1e9:,.1f} GB, "
+            f"and {free / 1e9:.1f} GB of memory are free: lower model.width, model.depth or model.expansion"
+        )
 
 
 def config_of(model: str | Model) -> Model:

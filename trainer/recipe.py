@@ -10,7 +10,19 @@ from typing import Any, Literal
 import yaml
 
 from mlpdata.errors import Error
+from mlpdata.manifest import MAX_RES
 from trainer import strict
+
+MAX_NAME_BYTES = 200  # of a run; file systems take 255, and a number may follow
+# No experiment is beyond these; what is would end in an overflow, or after minutes without memory.
+AT_MOST = {
+    "seed": (1 << 32) - 1, "augment.res": MAX_RES, "augment.pad": MAX_RES, "augment.cutout": MAX_RES,
+    "augment.mixup": 1e3, "augment.cutmix": 1e3, "augment.brightness": 10, "augment.contrast": 10,
+    "augment.saturation": 10, "model.depth": 1000, "model.width": 1 << 20, "model.expansion": 1 << 10,
+    "train.epochs": 10**9, "train.batch_size": 1 << 30, "train.accumulate": 1 << 30, "eval.batch_size": 1 << 20,
+    "eval.every": 10**9, "save.every_steps": 10**12, "save.keep": 10**6, "save.every_minutes": 1e9,
+    "schedule.warmup_epochs": 1e9,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +133,7 @@ class Save:
 
     every_minutes: float = 5.0  # what a kill -9 can cost
     every_steps: int | None = None
-    keep: int = 2  # the last so many; the best one is kept besides
+    keep: int = 2  # the last so many states: a damaged one leaves that before it; the best weights are kept besides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +166,16 @@ class Recipe:
             ("train.epochs", 1), ("train.batch_size", 1), ("train.accumulate", 1), ("eval.every", 1),
             ("eval.batch_size", 1), ("model.depth", 1), ("model.width", 1), ("model.expansion", 1), ("save.keep", 1),
             ("save.every_steps", 1), ("seed", 0), ("optim.weight_decay", 0), ("schedule.warmup_epochs", 0),
+            ("augment.res", 1),
         )  # fmt: skip
         for where, low in at_least:
             value = self._get(where)
             if value is not None and not value >= low:
                 raise Error(f"recipe: {where} must be at least {low}, not {value}")
+        for where, high in AT_MOST.items():
+            value = self._get(where)
+            if value is not None and not value <= high:
+                raise Error(f"recipe: {where} must be at most {high}, not {value}")
         for where in ("model.dropout", "train.label_smoothing", "train.ema", "optim.momentum"):
             if not 0 <= self._get(where) < 1:
                 raise Error(f"recipe: {where} must be from 0 to below 1, not {self._get(where)}")
@@ -172,8 +189,11 @@ class Recipe:
             raise Error(f"recipe: train.accumulate must divide train.batch_size, {self.train.batch_size}")
         if self.model.norm == "batch" and self.train.accumulate > 1:
             raise Error("recipe: train.accumulate with model.norm batch would change the model; use norm layer")
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise Error(f"recipe: name {self.name!r} does not make a directory name")
+        if self.init == "":
+            raise Error("recipe: init is empty; give the path of a checkpoint, or null for none")
+        fits = len(self.name.encode()) <= MAX_NAME_BYTES
+        if not self.name or not fits or "/" in self.name or self.name.startswith("."):
+            raise Error(f"recipe: name {self.name!r:.80} does not make a directory name")
 
     def _get(self, where: str) -> Any:
         section, _, key = where.rpartition(".")

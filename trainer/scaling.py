@@ -5,14 +5,16 @@ E is the held-out error at the end of a run, C its compute: 3 x forward FLOPs x 
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import least_squares
 
-from mlpdata.errors import Error
+from mlpdata.errors import Error, first_line
 from trainer.report import read_metrics
+from trainer.runs import write
 
 UNKNOWNS = 4
 
@@ -51,9 +53,15 @@ def read_point(run: Path) -> Point:
     last = rows[-1]
     try:
         images = sum(r["images_per_s"] * r["seconds"] for r in rows)
-        return Point(run.name, last["flops"], 1 - last["val_top1"], int(last["parameters"]), images)
+        numbers = [float(x) for x in (last["flops"], 1 - last["val_top1"], last["parameters"], images)]
     except KeyError as e:
         raise Error(f"{run}: its metrics.jsonl has no {e}") from None
+    except TypeError:
+        numbers = [np.nan]
+    if not np.isfinite(numbers).all():
+        raise Error(f"{run}: its metrics.jsonl has other things than numbers where numbers belong")
+    compute, error, parameters, images = numbers
+    return Point(run.name, compute, error, int(parameters), images)
 
 
 def fit(compute: np.ndarray, error: np.ndarray) -> Law:
@@ -138,11 +146,11 @@ def draw(points: list[Point], law: Law, out: Path, title: str) -> None:
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    tmp = out.with_name(out.name + ".tmp")
+    drawn = io.BytesIO()
     try:
-        figure.savefig(tmp, dpi=110, format=out.suffix.lstrip(".") or "png")
-        tmp.replace(out)
-    except (OSError, ValueError) as e:
-        raise Error(f"cannot write {out}: {e}") from None
+        figure.savefig(drawn, dpi=110, format=out.suffix.lstrip(".") or "png")
+    except ValueError as e:  # a format that matplotlib does not know
+        raise Error(f"cannot write {out}: {first_line(e)}") from None
     finally:
         plt.close(figure)
+    write(out, drawn.getbuffer())

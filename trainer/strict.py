@@ -1,5 +1,8 @@
 """Strict YAML to frozen dataclasses: a key or a value that does not fit is an error with file, line and nearest name.
 
+Recipes come from anywhere: a file is bounded in size and depth, and YAML's tags and aliases, which can name code and
+grow without end, are not read.
+
 A tree is a Section {key: Section | (node, where)}: everything keeps its place in the file until the last moment, for
 the messages.
 """
@@ -8,14 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
+import stat
 import types
 import typing
+import unicodedata
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from mlpdata.errors import Error
+from mlpdata.errors import Error, first_line
+
+MAX_BYTES = 1 << 20  # of a recipe; those of the repository have below 2 kB
+MAX_EXTENDS = 16  # recipes, one on top of the other
+WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]{0,24})")  # 010 is 8 to YAML 1.1 and 10 to 1.2: neither is taken
+NOT_TEXT = ("Cc", "Cs", "Zl", "Zp")  # NUL, line breaks, lone surrogates: no name of a file or of anything else
+NULL = "tag:yaml.org,2002:null"
 
 
 class Section(dict):
@@ -26,26 +39,59 @@ class Section(dict):
         self.where = where
 
 
+class _Refused(yaml.MarkedYAMLError):
+    """YAML, but nothing that a recipe may hold."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without tags and aliases."""
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _Refused(problem=f"aliases (*{event.anchor:.40}) are not read", problem_mark=event.start_mark)
+        if getattr(event, "tag", None):
+            raise _Refused(problem=f"tags ({event.tag:.60}) are not read", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+
 def read(path: Path, seen: tuple[Path, ...] = ()) -> Section:
     """A file's tree on top of what it extends. seen: the files that lead here, to notice a circle. Raises Error."""
-    if path.resolve() in seen:
+    text = _read_text(path)
+    real = path.resolve()
+    if real in seen:
         raise Error(f"{path}: extends itself, by way of {' -> '.join(str(p) for p in seen)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise Error(f"cannot read recipe {path}: {getattr(e, 'strerror', None) or e}") from None
+    if len(seen) == MAX_EXTENDS:
+        raise Error(f"{path}: more than {MAX_EXTENDS} recipes extend each other")
     tree = tree_of(compose(text, str(path)), str(path))
     if "extends" in tree:
-        node, where = tree.pop("extends")
-        base = read(path.parent / _convert(node, str, where, "extends"), (*seen, path.resolve()))
+        value = tree.pop("extends")
+        if isinstance(value, Section):
+            raise Error(f"{value.where}: extends takes the path of a recipe, not a section")
+        base = read(path.parent / _convert(value[0], str, value[1], "extends"), (*seen, real))
         base.pop("name", None)
         tree = _merge(base, tree)
     return tree
 
 
+def _read_text(path: Path) -> str:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a device or a pipe may never end
+            raise Error(f"cannot read recipe {path}: it is no plain file")
+        with open(path, "rb") as f:
+            data = f.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise Error(f"cannot read recipe {path}: it has more than {MAX_BYTES >> 20} MB, which no recipe has")
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Error(f"cannot read recipe {path}: it is not UTF-8 text") from None
+    except (OSError, ValueError) as e:
+        raise Error(f"cannot read recipe {path}: {getattr(e, 'strerror', None) or first_line(e)}") from None
+
+
 def override(tree: Section, setting: str) -> None:
     """Change one value of a tree: `section.key=value`. Raises Error."""
-    where = f"--set {setting}"
+    where = f"--set {setting:.80}"
     key, equals, value = setting.partition("=")
     if not equals:
         raise Error(f"{where}: expected section.key=value")
@@ -60,12 +106,15 @@ def override(tree: Section, setting: str) -> None:
 
 def compose(text: str, where: str) -> yaml.Node:
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise Error(f"{where}{line}: not YAML: {getattr(e, 'problem', None) or e}") from None
-    return node if node is not None else yaml.ScalarNode("tag:yaml.org,2002:null", "")
+        what = "write the value out" if isinstance(e, _Refused) else "not YAML"
+        raise Error(f"{where}{line}: {what}: {getattr(e, 'problem', None) or first_line(e)}") from None
+    except RecursionError:
+        raise Error(f"{where}: not a recipe: it is nested too deeply") from None
+    return node if node is not None else yaml.ScalarNode(NULL, "")
 
 
 def tree_of(node: yaml.Node, file: str, where: str = "") -> Section:
@@ -77,7 +126,7 @@ def tree_of(node: yaml.Node, file: str, where: str = "") -> Section:
         where = f"{file}:{key_node.start_mark.line + 1}"
         key = key_node.value
         if not isinstance(key, str) or key in tree:
-            raise Error(f"{where}: key {key!r} is given twice" if isinstance(key, str) else f"{where}: bad key")
+            raise Error(f"{where}: key {key!r:.80} is given twice" if isinstance(key, str) else f"{where}: bad key")
         tree[key] = tree_of(value, file, where) if isinstance(value, yaml.MappingNode) else (value, where)
     return tree
 
@@ -99,7 +148,7 @@ def build(tree: Section, kind: type, section: str = "") -> Any:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(hints)}"
-            raise Error(f"{_where(value)}: unknown key {full!r}{hint}")
+            raise Error(f"{_where(value)}: unknown key {full!r:.80}{hint}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Section):
                 raise Error(f"{_where(value)}: {full} is a section; its keys go on lines of their own below it")
@@ -126,7 +175,7 @@ def _where(value: Any) -> str:
 def _convert(node: yaml.Node, kind: Any, where: str, full: str) -> Any:
     """A YAML node to the type a field has. 1e-3 is a number here, whatever YAML 1.1 makes of it."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    null = isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+    null = isinstance(node, yaml.ScalarNode) and node.tag == NULL
     if origin in (types.UnionType, typing.Union):
         if null:
             return None
@@ -140,21 +189,28 @@ def _convert(node: yaml.Node, kind: Any, where: str, full: str) -> Any:
         if not isinstance(node, yaml.SequenceNode) or len(node.value) != len(args):
             raise Error(f"{where}: {full} must be a list of {len(args)} numbers, not {_shown(node)}")
         return tuple(_convert(n, a, where, full) for n, a in zip(node.value, args, strict=True))
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text on one line"}[kind]
     if isinstance(node, yaml.ScalarNode) and not null:
-        try:
-            if kind is bool and node.tag == "tag:yaml.org,2002:bool":
-                return node.value.lower() in ("true", "yes", "on")
-            if kind is int and node.style is None:
-                return int(node.value.replace("_", ""))
-            if kind is float and node.style is None:
-                return float(node.value)
-            if kind is str:
-                return node.value
-        except ValueError:
-            pass
+        if kind is bool and node.tag == "tag:yaml.org,2002:bool":
+            return node.value.lower() in ("true", "yes", "on")
+        if kind is int and node.style is None and WHOLE.fullmatch(node.value):
+            return int(node.value.replace("_", ""))
+        if kind is float and node.style is None and (number := _finite(node.value)) is not None:
+            return number
+        if kind is str and not any(unicodedata.category(c) in NOT_TEXT for c in node.value):
+            return node.value
     raise Error(f"{where}: {full} must be {wanted}, not {_shown(node)}")
 
 
+def _finite(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _shown(node: yaml.Node) -> str:
-    return repr(node.value) if isinstance(node, yaml.ScalarNode) and node.value else "that"
+    if not isinstance(node, yaml.ScalarNode) or not node.value:
+        return "that"
+    return repr(node.value) if len(node.value) <= 60 else f"{node.value[:60]!r}..."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import time
 from pathlib import Path
@@ -17,10 +18,10 @@ import torch
 import yaml
 from torch import nn
 
-from mlpdata.errors import Error
-from mlpdata.manifest import write_atomic
+from mlpdata.errors import Error, first_line
 from trainer import checkpoint, report, saturation
-from trainer.data import FeatureLoader, open_loaders
+from trainer import runs as run_directories
+from trainer.data import FeatureLoader, facts_of, find_shards, open_loaders
 from trainer.evaluate import autocast_of, evaluate
 from trainer.model import HEAD, forward_flops, num_parameters
 from trainer.optim import lr_factor, make_optimizer, set_lr
@@ -50,24 +51,63 @@ def run(
     device = device_of(recipe.train.device)
     precision = precision_of(recipe.train.precision, device)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
-    with join(device.type) as world:
-        quiet = quiet or world.rank > 0
-        folder = world.from_first(lambda: checkpoint.run_folder(Path(runs), recipe, resume))
-        state = checkpoint.load_state(folder, print) if resume else None
-        if state:
+    report.Boards.check(recipe)
+    if not resume:
+        _check_init(recipe, Path(recipe_path))
+    with join(device.type) as world, contextlib.ExitStack() as held, _memory_in_words():
+
+        def hold(choose) -> Path:
+            """The directory that `choose` locks, until the run ends; the first process locks it for all."""
+            folder, release = choose(Path(runs), recipe.name)
+            held.callback(release)
+            return folder
+
+        quiet, folder, state = quiet or world.rank > 0, None, None
+        if resume:
+            folder = world.from_first(lambda: hold(run_directories.go_on))
+            state = checkpoint.load_state(folder, (lambda line: None) if world.rank else print)
             checkpoint.check_same(folder, recipe, state["recipe"])
         trainer = Trainer(recipe, folder, device, world=world, state=state, quiet=quiet)
-        trainer.say(trainer.describe())
         if profile:
+            trainer.say(trainer.describe())
             trainer.say(saturation.table(saturation.measure(trainer, seconds=20.0)))
             return None
+        if not resume:  # late: a recipe that does not work leaves nothing behind
+            trainer.folder = world.from_first(lambda: hold(run_directories.begin))
+        trainer.say(trainer.describe())
         with _stopping(trainer):
             try:
                 trainer.fit()
-            except torch.OutOfMemoryError as e:
-                less = "raise train.accumulate, lower train.batch_size, or set data.tier to pinned"
-                raise Error(f"the GPU's memory is not enough: {less} ({str(e).splitlines()[0][:120]})") from None
-    return folder
+            except run_directories.WriteError as e:
+                if not trainer.folder.is_dir() or not checkpoint.states(trainer.folder):
+                    raise
+                raise Error(f"{e}; when that is mended, the same command with --resume goes on") from None
+    return trainer.folder
+
+
+def _check_init(recipe: Recipe, path: Path) -> None:
+    """Raise Error where the checkpoint to start from is missing, and say which command makes it."""
+    if not recipe.init or Path(recipe.init).exists():
+        return
+    maker, how = path.parent / f"{Path(recipe.init).parent.name}.yaml", "give the path of one"
+    if maker.is_file() and maker != path:
+        how = f"`mlpdata train {maker}` makes it, or give the path of one"
+    raise Error(f"recipe: init: there is no checkpoint {recipe.init}: {how} with --set init=FILE")
+
+
+@contextlib.contextmanager
+def _memory_in_words():
+    """Memory that is not enough, on the device or on the host, as an Error that says what to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        less = "raise train.accumulate, lower train.batch_size, or set data.tier to pinned"
+        raise Error(f"the GPU's memory is not enough: {less} ({first_line(e):.120})") from None
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, MemoryError) and "allocate memory" not in str(e):
+            raise
+        less = "lower train.batch_size or the model's size, or set data.tier to stream"
+        raise Error(f"the memory is not enough: {less} ({first_line(e):.120})") from None
 
 
 class Trainer:
@@ -76,14 +116,14 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        folder: Path,
+        folder: Path | None,
         device: torch.device,
         *,
         world: World | None = None,
         state: dict[str, Any] | None = None,
         quiet: bool = False,
     ):
-        """state: what save_state wrote, to go on from."""
+        """folder: where the run's files go; None until it is known. state: what save_state wrote, to go on from."""
         self.recipe, self.folder, self.device, self.quiet = recipe, folder, device, quiet
         self.world, train = world or World(), recipe.train
         if train.precision == "tf32":
@@ -91,8 +131,11 @@ class Trainer:
         if train.batch_size % (self.world.size * train.accumulate):
             raise Error(f"train.batch_size {train.batch_size} is not divisible by {self.world.size} processes "
                         f"times train.accumulate {train.accumulate}")  # fmt: skip
-        self.train_loader, self.eval_loader = open_loaders(recipe, device, self.world)
-        self.manifest = self.train_loader.manifest
+        shards = find_shards(recipe)
+        self.manifest, self.warning, self.data = shards.manifest, shards.warning, facts_of(shards, recipe.data.format)
+        if state:
+            checkpoint.check_same_data(folder, recipe.data.shards, self.data, state["data"])
+        self.train_loader, self.eval_loader = open_loaders(recipe, shards, device, self.world)
         self.res = recipe.augment.res or self.manifest.res
         self.config, model = checkpoint.make_model(recipe, self.res, self.manifest, state)
         self.model = model.to(device)
@@ -106,7 +149,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, recipe.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self.average = Average(self.model, train.ema) if train.ema else None
-        self.totals, self.step, self.best = Totals.zero(device), 0, -1.0
+        self.totals, self.step, self.best = Totals.zero(device), 0, None
         self.rows: list[dict[str, Any]] = []
         self.best_weights: tuple[dict, dict] | None = None  # (tensors, facts) that are not yet on the disk
         self.step_losses: list[torch.Tensor] = []
@@ -114,7 +157,10 @@ class Trainer:
         self.epoch_s = self.wait_s = 0.0  # of the epoch under way, up to _stop_clock
         self.saved_at = time.monotonic()
         if state:
-            self._restore(state)
+            try:
+                self._restore(state)
+            except (KeyError, TypeError, ValueError, RuntimeError) as e:
+                raise Error(f"the state in {folder} does not fit its recipe ({first_line(e):.200})") from None
         self.forward = self.ddp = self.net
         if self.world.size > 1:
             self.forward = self.ddp = nn.parallel.DistributedDataParallel(self.net)
@@ -126,8 +172,9 @@ class Trainer:
         self.model.requires_grad_(False)
         getattr(self.model, HEAD).requires_grad_(True)
         if not self.recipe.augment.random() and not self.recipe.model.dropout and self.train_loader.tier != "stream":
-            loaders = (self.train_loader, self.eval_loader)
-            self.train_loader, self.eval_loader = (FeatureLoader(x, self.model, self.autocast) for x in loaders)
+            self.train_loader = FeatureLoader(self.train_loader, self.model, self.autocast)
+            if self.eval_loader:
+                self.eval_loader = FeatureLoader(self.eval_loader, self.model, self.autocast)
             self.net = getattr(self.model, HEAD)
 
     def describe(self) -> str:
@@ -139,7 +186,9 @@ class Trainer:
             f"{r.model.name or self.config.kind} with {num_parameters(self.model):,} parameters "
             f"({forward_flops(self.model) / 1e6:.1f} MFLOP an image){start}, {r.optim.name}, {r.train.epochs} epochs "
             f"of {len(loader)} steps of {r.train.batch_size} on {self.device}{many}\n"
-            f"data: {loader.tier_reason}\nrun: {self.folder}"
+            f"data: {loader.tier_reason}"
+            + (f"\nrun: {self.folder}" if self.folder else "")
+            + (f"\nwarning: {self.warning}" if self.warning else "")
         )
 
     def say(self, text: str) -> None:
@@ -151,16 +200,17 @@ class Trainer:
     def fit(self) -> None:
         """Train the epochs that are left, then draw the curve and say whether data kept up."""
         epochs, first = self.recipe.train.epochs, self.world.rank == 0
-        if self.train_loader.epoch >= epochs and (self.folder / report.SUMMARY).exists():
-            self.say(f"{self.folder} has its {epochs} epochs: nothing to do")
+        if len(self.rows) >= epochs and (self.folder / report.SUMMARY).exists():
+            self.say(f"{self.folder} has its {len(self.rows)} epochs: nothing to do")
             return
         if first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.folder / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False).encode())
-            (self.folder / report.SUMMARY).unlink(missing_ok=True)  # it says that a run is finished
+            text = yaml.safe_dump(self.recipe.to_dict(), sort_keys=False)
+            run_directories.write(self.folder / "recipe.yaml", text.encode())
+            with run_directories.writing(self.folder / report.SUMMARY):  # it says that a run is finished
+                (self.folder / report.SUMMARY).unlink(missing_ok=True)
         boards = report.Boards(self.folder, self.recipe, self.step) if first else None
         try:
-            while self.train_loader.epoch < epochs:
+            while len(self.rows) < epochs:
                 row = self._epoch()
                 if boards:
                     boards.write(row)
@@ -172,18 +222,19 @@ class Trainer:
         found = saturation.measure(self, seconds=min(3.0, 0.02 * trained_s))
         if first:
             report.write_summary(self.folder, {"best_val_top1": self.best, **found})
-            path = report.draw_curve(self.folder, self.recipe.name)
-            self.say(
-                f"{saturation.sentence(found)}\nbest val top-1 {self.best:.2%}; {self.folder / checkpoint.BEST}, {path}"
-            )
+            path = report.draw_curve(self.folder, self.recipe.name, self.rows)
+            best = "nothing held out" if self.best is None else f"best val top-1 {self.best:.2%}"
+            self.say(f"{saturation.sentence(found)}\n{best}; {self.folder / checkpoint.BEST}, {path}")
 
     def _epoch(self) -> dict[str, Any]:
+        """Take the steps that the epoch has left, then evaluate. Epochs are counted by their rows."""
         loader, recipe, line = self.train_loader, self.recipe, report.Line(self.quiet)
-        epoch, total_steps = loader.epoch, recipe.train.epochs * len(loader)
+        epoch, total_steps = len(self.rows), recipe.train.epochs * len(loader)
         before = self.totals.samples  # from before a resume: not this session's speed
         self._start_clock()
         self.model.train(not recipe.train.probe)  # a frozen body is one that does not drop out either
-        for batch in loader:
+        # A state that was saved behind an epoch's last batch goes on with the end of that epoch.
+        for batch in loader if loader.epoch == epoch else ():
             set_lr(self.optimizer, lr_factor(recipe.schedule, self.step, total_steps, len(loader)))
             self.train_step(batch)
             stop, due = self._decide()
@@ -203,7 +254,7 @@ class Trainer:
                     + self._speed(done * self.world.size / seconds, waited / seconds)
                 )
         row = self._row(epoch)
-        if (epoch + 1) % recipe.eval.every == 0 or epoch + 1 == recipe.train.epochs:
+        if self.eval_loader and ((epoch + 1) % recipe.eval.every == 0 or epoch + 1 == recipe.train.epochs):
             self._evaluate(row)
         self.rows.append(row)
         self.totals, self.epoch_s, self.wait_s = Totals.zero(self.device), 0.0, 0.0
@@ -255,7 +306,9 @@ class Trainer:
         model = self.average.model if self.average else self.model
         forward = getattr(model, HEAD) if isinstance(self.eval_loader, FeatureLoader) else model
         row |= evaluate(model, self.eval_loader, self.autocast, forward=forward, world=self.world).metrics
-        if row["val_top1"] > self.best:
+        if not math.isfinite(row["val_loss"]):
+            raise Error(f"the held-out loss of epoch {row['epoch']} is no finite number; lower optim.lr{self._good()}")
+        if self.best is None or row["val_top1"] > self.best:
             self.best = row["val_top1"]
             self.best_weights = ({k: v.detach().clone() for k, v in model.state_dict().items()}, self._facts(row))
 
@@ -298,10 +351,12 @@ class Trainer:
         totals = self.totals.whole(self.world)
         bad = int(totals.bad_step)
         if bad != NEVER:
-            last = checkpoint.states(self.folder)
-            good = f"the last good checkpoint is {last[-1]}" if last else "there is no checkpoint yet"
-            raise Error(f"the loss is not a finite number from step {bad} on; lower optim.lr; {good}")
+            raise Error(f"the loss is not a finite number from step {bad} on; lower optim.lr{self._good()}")
         return totals
+
+    def _good(self) -> str:
+        last = checkpoint.states(self.folder)
+        return f"; the last good checkpoint is {last[-1]}" if last else "; there is no checkpoint yet"
 
     # ------------------------------------------------------------------------------------------------------- state
 
@@ -329,11 +384,14 @@ class Trainer:
         model = self.average.model if self.average else self.model
         row = self.rows[-1] if self.rows else {}
         checkpoint.save_weights(self.folder / checkpoint.LAST, model.state_dict(), recipe, self._facts(row))
+        if not self.eval_loader:
+            self.best_weights = model.state_dict(), self._facts(row)
         if self.best_weights:
             checkpoint.save_weights(self.folder / checkpoint.BEST, self.best_weights[0], recipe, self.best_weights[1])
             self.best_weights = None
         state = {
             "recipe": self.recipe.to_dict(),
+            "data": self.data,
             "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),
             "average": self.average.model.state_dict() if self.average else None,
@@ -358,14 +416,19 @@ class Trainer:
         if self.world.rank == 0:  # the sums are everybody's: one process carries them on
             *sums, samples = state["totals"]
             self.totals = Totals(*(t.to(self.device) for t in sums), samples)
-            report.write_metrics(self.folder, self.rows)  # what came after the state will come again
-            report.cut_steps(self.folder, self.step)
+            # What came after the state will come again.
+            checkpoint.drop_later(self.folder, self.step)
+            report.write_metrics(self.folder, self.rows)
+            report.cut_steps(self.folder, self.step, self.say)
         self.epoch_s, self.wait_s = state["seconds"]
 
 
 @contextlib.contextmanager
 def _stopping(trainer: Trainer):
-    """While training, SIGINT and SIGTERM ask for a stop after the step; a second one stops at once."""
+    """While training, SIGINT and SIGTERM ask for a stop after the step; a second one stops at once.
+
+    SIGINT is left alone where it is ignored, as by the shell for background jobs: their Ctrl-C is meant for others.
+    """
 
     def ask(number, _):
         if trainer.stop_signal is not None:
@@ -373,7 +436,8 @@ def _stopping(trainer: Trainer):
         trainer.stop_signal = number
 
     try:
-        old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        wanted = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+        old = {s: signal.signal(s, ask) for s in wanted}
     except ValueError:  # not the main thread: signals are somebody else's
         yield
         return

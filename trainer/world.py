@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mlpdata.errors import Error
+from mlpdata.errors import Error, first_line
 
 TIMEOUT = timedelta(minutes=10)  # waiting longer than this for another process is an error: loading and evaluating fit
 
@@ -103,7 +103,7 @@ def join(device: str) -> Iterator[World]:
         yield World(rank, size, control)
         dist.destroy_process_group()
     except (dist.DistError, RuntimeError) as e:
-        text = str(e).strip().splitlines()[0]
+        text = first_line(e)
         if not isinstance(e, dist.DistError) and not any(w in text.lower() for w in ("gloo", "peer", "timed out")):
             raise
         raise Error(
