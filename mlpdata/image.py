@@ -325,7 +325,10 @@ def _decode_pillow(data: bytes, size: tuple[int, int] | None = None) -> Image.Im
         if size not in (None, (width, height)):
             raise ImageError(f"is {width} x {height}, not {size[0]} x {size[1]} pixels")
         kind = "JPEG" if image.format == "MPO" else image.format
-        check_size(width, height, MAX_DECODE_BYTES // FORMATS[kind])
+        most = MAX_DECODE_BYTES // FORMATS[kind]
+        check_size(width, height, most)
+        if kind == "TIFF":  # which decodes a tile at a time, however small the image is
+            check_size(image.tag_v2.get(322, 1), image.tag_v2.get(323, 1), most)
         if kind == "JPEG":
             check_scans(data, width, height)
         return to_rgb(image)

@@ -25,6 +25,7 @@ RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
 GAP_BYTES = 64 << 10  # between two samples that are still read in one go: tar headers and page ends, not whole samples
 READ_BYTES = 4 << 20  # of one system call at most, so that several threads share a long stretch
 HUGE_PAGE = 2 << 20
+TAR_BLOCK = 512
 READ_THREADS = 4  # at least: what a disk wants to have in its queue
 PIECE = 16  # images a thread decodes at a time, or more
 WORTH = 1 << 14  # images decoded before the batch decoder is set up, which takes half a second
@@ -176,12 +177,22 @@ class Reader:
                 except Exception as e:
                     i = int(ids[k])
                     path, byte = self.index.files[int(self.index.file[i])], int(self.index.offset[i])
-                    reason = first_line(e)
+                    name, reason = self._member_name(i), first_line(e)
                     raise Error(
-                        f"{path}: sample {i} at byte {byte} cannot be decoded ({reason}); convert or get it again"
+                        f"{path}: sample {i} at byte {byte}{name} cannot be decoded ({reason}); convert or get it again"
                     ) from e
 
         return self._decoders.start(piece, _pieces(n, self.num_threads))
+
+    def _member_name(self, i: int) -> str:
+        """For messages: the name of a tar's member, from the header before its payload; nothing where there is none."""
+        path, byte = self.index.files[int(self.index.file[i])], int(self.index.offset[i])
+        head = b""
+        if path.suffix == ".tar" and self.index.codec[i] != RAW:
+            with contextlib.suppress(OSError), open(path, "rb") as f:
+                f.seek(byte - TAR_BLOCK)
+                head = f.read(TAR_BLOCK)
+        return f" ({head[:100].split(bytes(1))[0].decode(errors='replace')!r})" if head[257:262] == b"ustar" else ""
 
     def _batch_decoder(self, n: int) -> turbo.BatchDecoder | None:
         """What decodes the next n images at once; None where they go one by one."""

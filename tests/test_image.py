@@ -297,6 +297,13 @@ def chunk(kind, body):
     return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
 
 
+def tiff_of(tags, data):
+    """A TIFF of one strip, little endian: tags {number: short}."""
+    tags = {**tags, 259: 1, 273: 8 + 2 + 12 * (len(tags) + 4) + 4, 277: 1, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
 def bombs():
     """Images of some bytes, or some kilobytes, that say they are large."""
     png = encoded(photo(16, 16), "PNG")
@@ -314,6 +321,7 @@ def bombs():
         "BMP": bmp[:18] + (13_300).to_bytes(4, "little") * 2 + bmp[26:],
         "PPM": b"P6 13300 13300 255\n" + bytes(100),
         "TIFF": tags,
+        "TIFF of one tile": tiff_of({256: 16, 257: 16, 258: 8, 262: 1, 322: 13_312, 323: 13_312}, bytes(99)),
         "WebP": webp[:24] + (6_000).to_bytes(3, "little") * 2 + webp[30:],
     }
 
@@ -324,7 +332,7 @@ def test_a_declared_size_whose_decoding_takes_gigabytes_is_not_decoded(name, mon
     data = bombs()[name]
     with pytest.raises(image.ImageError, match=r"declares \d+ x \d+ pixels; at most"):
         image.decode(data, image.Resize(32))
-    if name != "PNG beyond reason":
+    if name not in ("PNG beyond reason", "TIFF of one tile"):
         with pytest.raises(image.ImageError, match=r"is (13300 x 13300|6001 x 6001), not 16 x 16 pixels"):
             image.decode_exact(data, (16, 16))
 
@@ -364,13 +372,6 @@ def test_pillows_settings_are_ours_while_we_decode_and_the_users_again_behind(mo
 
 
 # --------------------------------------------------------------------------------------------------- right pixels
-
-
-def tiff_of(tags, data):
-    """A TIFF of one strip, little endian: tags {number: short}."""
-    tags = {**tags, 259: 1, 273: 8 + 2 + 12 * (len(tags) + 4) + 4, 277: 1, 279: len(data)}
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

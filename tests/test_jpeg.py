@@ -332,7 +332,7 @@ def test_a_damaged_jpeg_is_an_error_at_every_size(tmp_path, at, monkeypatch):
         f.write(b"\xff\xd9" * 20)
     for worth, tier, res in itertools.product((0, 1 << 40), ("stream", "resident"), (None, 24)):
         monkeypatch.setattr(reader_module, "WORTH", worth)
-        with pytest.raises(Error, match=r"train-000000.tar: sample 1 at byte \d+ cannot be decoded"):
+        with pytest.raises(Error, match=r"train-000000.tar: sample 1 at byte \d+ \('a/\d.jpg'\) cannot be decoded"):
             list(mlpdata.load(tmp_path / "out", batch_size=3, tier=tier, res=res))
 
 
