@@ -70,10 +70,12 @@ def _stl10(path, **_):
     return Stl10(path)
 
 
-def _tinyimagenet(path, **_):
-    from mlpdata.sources.tinyimagenet import TinyImageNet
+def _tinyimagenet(path, *, res, splits, **_):
+    from mlpdata.sources import tinyimagenet
 
-    return TinyImageNet(path)
+    if path.is_dir():
+        return tinyimagenet.extracted(path, res, splits)
+    return tinyimagenet.TinyImageNet(path)
 
 
 def _folder(path, *, class_filter, res, splits, **_):

@@ -1,14 +1,16 @@
 import gzip
 import os
 import pickle
+import struct
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
-from conftest import REAL_DATA, make_cifar, make_tinyimagenet
+from conftest import REAL_DATA, WNIDS, encoded, make_cifar, make_tinyimagenet, picture
 
-from mlpdata import Error
-from mlpdata.sources import Broken, cifar
+from mlpdata import Error, datasets
+from mlpdata.sources import Broken, Sample, cifar
 from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.cifar import Cifar
 from mlpdata.sources.shapes import Shapes
@@ -158,6 +160,147 @@ def test_tinyimagenet_wrong_and_truncated_archives(tmp_path):
         TinyImageNet(tmp_path / "other.zip")
     with pytest.raises(Error, match=r"cannot read .*none.zip: No such file"):
         TinyImageNet(tmp_path / "none.zip")
+
+
+def zip_as(path, change=None, more=(), top="tiny-imagenet-200/"):
+    """A small TinyImageNet of which files are changed ({name: bytes}), with more members ((name, bytes), ...)."""
+    made = make_tinyimagenet(path, change=change)
+    with zipfile.ZipFile(path) as archive:
+        files = [(name.replace("tiny-imagenet-200/", top, 1), archive.read(name)) for name in archive.namelist()]
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for name, data in (*files, *more):
+            archive.writestr(name, data)
+    return made
+
+
+def listed(source):
+    return {b.origin: (b.reason, b.is_data) for s in ("train", "val") for b in read(source, s) if isinstance(b, Broken)}
+
+
+def test_tinyimagenet_members_that_are_none_of_it_are_listed(tmp_path):
+    top, jpeg = "tiny-imagenet-200/", encoded(picture(64, 64, 7))
+    more = {
+        f"{top}train/n01443537/images/n01443537_0.JPEG": ("is there twice", True),
+        f"{top}train/n01443537/images/../../../../etc/x.JPEG": ("is not in tiny-imagenet-200/", True),
+        "/etc/x.JPEG": ("is not in tiny-imagenet-200/", True),
+        "other/a.JPEG": ("is not in tiny-imagenet-200/", True),
+        "__MACOSX/tiny-imagenet-200/._wnids.txt": ("left there by a system or a tool", False),
+        f"{top}train/n01443537/images/._n01443537_0.JPEG": ("left there by a system or a tool", False),
+        f"{top}README.md": ("is no part of the data set", False),
+        f"{top}train/n99999999/images/n99999999_0.JPEG": ("no class is given for it", True),
+        f"{top}val/images/val_77.JPEG": ("no class is given for it", True),
+    }
+    expected = zip_as(tmp_path / "t.zip", more=[(name, jpeg) for name in more])
+    source = TinyImageNet(tmp_path / "t.zip")
+    assert listed(source) == more
+    for split in ("train", "val"):
+        found = {s.key: (bytes(s.data), s.label) for s in read(source, split) if not isinstance(s, Broken)}
+        assert found == expected[split]
+    assert any("members left out" in warning for warning in source.warnings)
+    assert all(u.num_samples == len(list(source.samples(u))) for u in source.units() if u.exact)
+
+
+def test_tinyimagenet_files_of_any_name_and_keys_that_meet(tmp_path):
+    top, jpeg = "tiny-imagenet-200/train/", encoded(picture(64, 64, 7))
+    names = ["n01443537/images/x.png", "n01443537/y.jpg", "n02124075/images/x.JPEG", "n02124075/images/x.jpg",
+             "n02124075/images/deep/a\u2028.b"]  # fmt: skip
+    expected = zip_as(tmp_path / "t.zip", more=[(top + name, jpeg) for name in names])
+    source = TinyImageNet(tmp_path / "t.zip")
+    found = {s.key: source.classes[s.label][0] for s in read(source, "train") if s.key not in expected["train"]}
+    assert found == {
+        "n01443537/x": "n01443537",
+        "n01443537/y": "n01443537",
+        "n02124075/x": "n02124075",
+        "n02124075/x-2": "n02124075",
+        "n02124075/a%E2%80%A8": "n02124075",
+    }
+
+
+@pytest.mark.parametrize("top", ["", "data/tiny-imagenet-200/", "tiny/"])
+def test_tinyimagenet_below_any_folder(tmp_path, top):
+    expected = zip_as(tmp_path / "t.zip", top=top)
+    source = TinyImageNet(tmp_path / "t.zip")
+    assert not listed(source) and {s.key for s in read(source, "train")} == set(expected["train"])
+
+
+def test_tinyimagenet_names_that_are_no_utf8(tmp_path):
+    name = "tiny-imagenet-200/train/n01443537/images/n01443537_é"
+    zip_as(tmp_path / "t.zip", more=[(f"{name}1.JPEG", encoded(picture(64, 64, 7)))])
+    data = (tmp_path / "t.zip").read_bytes()
+    (tmp_path / "t.zip").write_bytes(data.replace("é1".encode(), b"\xe91\xff"))
+    found = [s for s in read(TinyImageNet(tmp_path / "t.zip"), "train") if "%" in s.key]
+    assert [(s.key, s.origin.rpartition("/")[2]) for s in found] == [("n01443537_%E91%FF", "n01443537_%E91%FF.JPEG")]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"wnids.txt": b"n01443537\nfish\n"}, "wnids.txt has a line that is no wnid: fish"),
+        ({"other/wnids.txt": b"n01443537\n"}, "of wnids.txt it has several"),
+        ({"val/val_annotations.txt": b"val_0.JPEG n01443537\n"}, "line 1 that is not a file, a TAB and a class"),
+        ({"val/val_annotations.txt": b"a\tn01443537\na\tn02124075\n"}, "gives two classes to a"),
+        ({"words.txt": bytes(17 << 20)}, "words.txt claims 17825792 bytes"),
+    ],
+)
+def test_tinyimagenet_lists_that_are_none(tmp_path, change, told):
+    zip_as(tmp_path / "t.zip", change=lambda files: files.update(change))
+    with pytest.raises(Error, match=told):
+        TinyImageNet(tmp_path / "t.zip")
+
+
+def test_tinyimagenet_of_which_something_is_missing_says_so(tmp_path):
+    def change(files):
+        for name in list(files):
+            if "/n04067472/" in name or name == "val/images/val_1.JPEG":
+                del files[name]
+
+    zip_as(tmp_path / "t.zip", change=change)
+    told = TinyImageNet(tmp_path / "t.zip").warnings
+    assert any("1 classes of wnids.txt have no train images: n04067472" in warning for warning in told)
+    assert any("lacks 1 of the 5 val images" in warning for warning in told)
+
+
+def test_tinyimagenet_extracted(tmp_path):
+    expected = make_tinyimagenet(tmp_path / "t.zip")
+    with zipfile.ZipFile(tmp_path / "t.zip") as archive:
+        archive.extractall(tmp_path / "out")
+    for given in (tmp_path / "out", tmp_path / "out" / "tiny-imagenet-200"):
+        source = datasets.open_source(datasets.get("tinyimagenet"), str(given), res=64, seed=0)
+        assert source.release == "tiny-imagenet-200" and [n for n, _ in source.classes] == sorted(WNIDS)
+        for split in ("train", "val"):
+            found = {
+                (s.origin.rpartition("/")[2][:-5], s.data, s.label)
+                for s in read(source, split)
+                if isinstance(s, Sample)
+            }
+            assert found == {(key, data, label) for key, (data, label) in expected[split].items()}
+
+
+def test_zip_members_with_numbers_of_64_bits(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(3):
+            archive.writestr(f"{i}", b"x" * (i + 1))
+    data = bytearray(path.read_bytes())
+    at, end = data.index(b"PK\1\2"), data.rindex(b"PK\5\6")
+    entries, whole = [], read_directory(PlainFile(path))
+    for _ in range(3):
+        size, name = data[at + 20 : at + 28], data[at + 46 : at + 47]
+        packed, unpacked = struct.unpack("<LL", size)
+        extra = struct.pack("<HHQQ", 1, 16, unpacked, packed)
+        entry = bytearray(data[at : at + 46])
+        entry[20:28] = b"\xff" * 8
+        entry[30:32] = struct.pack("<H", 4 + 2 + len(extra))
+        entries.append(bytes(entry) + name + struct.pack("<HHH", 7, 2, 9) + extra)
+        at += 47
+    directory = b"".join(entries)
+    start = data.index(b"PK\1\2")
+    path.write_bytes(
+        data[:start] + directory + data[end : end + 12] + struct.pack("<L", len(directory)) + data[end + 16 :]
+    )
+    found = read_directory(PlainFile(path))
+    assert found.names == whole.names and found.entries.tolist() == whole.entries.tolist()
 
 
 @pytest.mark.parametrize(

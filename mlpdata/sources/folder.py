@@ -186,7 +186,7 @@ class Folder(Source):
         """How many images a folder may have where no name is an image's: all or none, by the first few."""
         for name in listing.names[:SAMPLED]:
             data = "" if name in listing.reasons else files.read_file(f"{self.path}/{below}/{name}")
-            if isinstance(data, bytes) and _decodes(data):
+            if isinstance(data, bytes) and image.format_of(data):
                 return len(listing.names)
         return 0
 
@@ -337,10 +337,3 @@ def _keys(piece: Piece, names: list[str]) -> list[str]:
 def _heads(listing: Listing) -> list[str]:
     """The folders that lie in a class folder."""
     return list(dict.fromkeys(name.partition("/")[0] for name in listing.names if "/" in name))
-
-
-def _decodes(data: bytes) -> bool:
-    try:
-        return image.decode_exact(data).size > 0
-    except image.ImageError:
-        return False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+_PLAIN = re.compile(r"(?!__)[\w-]+", re.ASCII)
 
 
 def part(name: str) -> str:
@@ -15,7 +18,7 @@ def part(name: str) -> str:
     >>> part("n01440764"), part("a.b/c"), part("__background__"), part("two\\u2028lines"), part("caf\\udce9")
     ('n01440764', 'a%2Eb%2Fc', '%5F_background__', 'two%E2%80%A8lines', 'caf%E9')
     """
-    if name.isalnum() and name.isascii():
+    if _PLAIN.fullmatch(name):
         return name
     text = "".join(c if c.isprintable() and c not in "%./\\" else _escaped(c) for c in name)
     return f"%5F{text[1:]}" if text.startswith("__") else text
@@ -29,7 +32,11 @@ def text(name: str) -> str:
     >>> text("caf\\udce9"), text("100% a/b.jpg")
     ('caf%E9', '100% a/b.jpg')
     """
-    return "".join(_escaped(c) if "\ud800" <= c <= "\udfff" else c for c in name) if not name.isprintable() else name
+    try:
+        name.encode()
+        return name
+    except UnicodeEncodeError:
+        return "".join(_escaped(c) if "\ud800" <= c <= "\udfff" else c for c in name)
 
 
 def shown(name: object) -> str:

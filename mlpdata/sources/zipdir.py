@@ -20,6 +20,10 @@ ENTRY = np.dtype([
     ("date", "<u2"), ("crc", "<u4"), ("packed", "<u4"), ("size", "<u4"), ("name_bytes", "<u2"), ("extra_bytes", "<u2"),
     ("comment_bytes", "<u2"), ("disk", "<u2"), ("internal", "<u2"), ("external", "<u4"), ("offset", "<u4"),
 ])  # fmt: skip
+FOUND = np.dtype([("offset", "<u8"), ("packed", "<u8"), ("size", "<u8"), ("crc", "<u4"), ("method", "<u2"),
+                  ("flags", "<u2")])  # fmt: skip
+NO_NUMBER = 0xFFFFFFFF  # in an entry: the number has 64 bits and stands in the extra field
+EXTRA64 = 1  # the id of that field
 LENGTHS = struct.Struct("<3H")  # of name, extra field and comment, from byte 28 on
 LOCAL_HEADER_BYTES, LOCAL_LENGTHS = 30, struct.Struct("<2H")  # of name and extra field, from byte 26 on
 END = struct.Struct("<4s4H2LH")
@@ -35,15 +39,20 @@ class Directory:
     """The members of a zip, in the order of its directory."""
 
     names: list[str]
-    entries: np.ndarray  # (N,) ENTRY
+    entries: np.ndarray  # (N,) FOUND
 
 
 def read_directory(blob: PlainFile) -> Directory:
-    """List a zip. Raises Error for a file that is none, is cut short, or has members of 4 GiB and more."""
+    """List a zip. Names that are no UTF-8 though they say so have surrogate escapes, as names of files have.
+
+    Raises Error for a file that is none, or is cut short.
+    """
     try:
         return _read_directory(blob)
-    except (struct.error, ValueError) as e:
+    except (struct.error, ValueError, OverflowError) as e:
         raise Error(f"{blob.path} is no whole zip archive ({e}); get it again") from None
+    except OSError as e:
+        raise Error(f"cannot read {blob.path}: {e.strerror}") from None
 
 
 def _read_directory(blob: PlainFile) -> Directory:
@@ -75,17 +84,40 @@ def _read_directory(blob: PlainFile) -> Directory:
     entries = anywhere[begins]
     if (entries["magic"] != b"PK\1\2").any():
         raise ValueError("its directory is damaged")
-    if (np.maximum(entries["packed"], np.maximum(entries["size"], entries["offset"])) == 0xFFFFFFFF).any():
-        raise ValueError("it has members of 4 GiB and more")
-    entries["offset"] += before
+    found = np.empty(count, FOUND)
+    for field in FOUND.names:
+        found[field] = entries[field]
+    wide = [entries[field] == NO_NUMBER for field in ("size", "packed", "offset")]
+    for i in np.flatnonzero(wide[0] | wide[1] | wide[2]).tolist():
+        at = starts[i] + ENTRY.itemsize + int(entries["name_bytes"][i])
+        _take_extra(found, i, data[at : at + int(entries["extra_bytes"][i])])
+    found["offset"] += np.uint64(before)
+    for field in ("offset", "packed", "size"):  # what is more is wrong, and said so when it is read
+        np.minimum(found[field], np.uint64(blob.size + MAX_MEMBER_BYTES + 1), out=found[field])
     text, begins = data.decode("latin-1"), begins + ENTRY.itemsize
     names = []
     for a, b, i in zip(begins.tolist(), (begins + entries["name_bytes"]).tolist(), range(count), strict=True):
         name = text[a:b]
         if not name.isascii():
-            name = data[a:b].decode("utf-8" if entries["flags"][i] & 1 << 11 else "cp437", "replace")
+            coded = "utf-8" if entries["flags"][i] & 1 << 11 else "cp437"
+            name = data[a:b].decode(coded, "surrogateescape")
         names.append(name)
-    return Directory(names, entries)
+    return Directory(names, found)
+
+
+def _take_extra(found: np.ndarray, i: int, extra: bytes) -> None:
+    """Take the numbers of 64 bits that an entry's own fields have no room for (APPNOTE 4.5.3), in their order."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, size = struct.unpack_from("<HH", extra, at)
+        if kind == EXTRA64:
+            body, place = extra[at + 4 : at + 4 + size], 0
+            for field in ("size", "packed", "offset"):
+                if found[field][i] == NO_NUMBER:
+                    found[field][i] = struct.unpack_from("<Q", body, place)[0]
+                    place += 8
+            return
+        at += 4 + size
 
 
 def unpack(data: bytes, at: int, packed: int, size: int, method: int, crc: int, flags: int) -> bytes | str:
