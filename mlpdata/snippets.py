@@ -15,7 +15,8 @@ from mlpdata.splits import on_hub
 from mlpdata.tar import EXTENSIONS
 
 BATCH_SIZE = 256
-PATTERNS = ("*", "?", "[", "$", "::")  # what datasets, or fsspec below it, takes for more than a character of a path
+# What a library, or one below it, takes in a path for more than a character.
+SPECIAL = {"datasets": ("*", "?", "[", "$", "::"), "webdataset": ("?", "#", ";", "\n", "\r", "\t")}
 
 
 def snippet(root: Path, library: str, split: str = "train") -> str:
@@ -62,15 +63,16 @@ for images, labels in loader:  # uint8 (N, 3, {manifest.res}, {manifest.res}), i
 
 
 def _webdataset(root: Path, manifest: Manifest, split: str) -> str:
-    info, key = manifest.splits[split], EXTENSIONS[manifest.tar_codec]
+    info, key, link = manifest.splits[split], EXTENSIONS[manifest.tar_codec], _link(root, "webdataset")
+    start = f"link + {f'/{split}'!r}" if link else repr(str(root / split))
     resized = ""
     if manifest.resize == "longest":
         resized = f"\n    .map_tuple(lambda image: image.resize(({manifest.res}, {manifest.res})), int)"
     return f'''
 import numpy as np
 import webdataset as wds
-
-tars = [{str(root / split)!r} + f"-{{i:06d}}.tar" for i in range({len(info.tars)})]
+{link}
+tars = [{start} + f"-{{i:06d}}.tar" for i in range({len(info.tars)})]
 dataset = (
     wds.WebDataset(tars, shardshuffle={len(info.tars) if split == "train" else False}, empty_check=False)
     .shuffle({1000 if split == "train" else 0})
@@ -87,30 +89,31 @@ for images, labels in loader:  # uint8 (N, {manifest.res}, {manifest.res}, 3), i
 
 
 def _datasets(root: Path, manifest: Manifest, split: str) -> str:
-    key, name = EXTENSIONS[manifest.tar_codec], on_hub(split)
-    head = f"""
+    key, name, link = EXTENSIONS[manifest.tar_codec], on_hub(split), _link(root, "datasets")
+    call = f"load_dataset({str(root)!r}, split={name!r})  # streaming=True reads without a copy in the cache"
+    if link:
+        files = f"{{{name!r}: link + {f'/{split}-*.tar'!r}}}"
+        call = f'load_dataset("webdataset", data_files={files}, split={name!r})'
+    return f'''
 from datasets import load_dataset
+{link}
+dataset = {call}
+print(len(dataset), dataset.features)
+print(dataset[0]["{key}"].size, dataset[0]["cls"])  # a PIL image and its label
+'''
 
-dataset = load_dataset({str(root)!r}, split={name!r})  # streaming=True reads without a copy in the cache
-"""
-    if any(mark in str(root) for mark in PATTERNS):
-        head = f"""
+
+def _link(root: Path, library: str) -> str:
+    """Code that makes `link`, another path of a directory whose own a library does not take as it is; else nothing."""
+    if not any(mark in str(root) for mark in SPECIAL[library]):
+        return ""
+    return f"""
 import os
 import tempfile
 
-from datasets import load_dataset
-
-link = os.path.join(tempfile.mkdtemp(), "shards")  # datasets takes something in the path itself for a pattern
+link = os.path.join(tempfile.mkdtemp(), "shards")  # {library} takes something in the path itself for a pattern
 os.symlink({str(root)!r}, link)
-dataset = load_dataset("webdataset", data_files={{{name!r}: link + {f"/{split}-*.tar"!r}}}, split={name!r})
 """
-    return (
-        head
-        + f'''
-print(len(dataset), dataset.features)
-print(dataset[0]["{key}"].size, dataset[0]["cls"])  # a PIL image and its label
-'''.lstrip()
-    )
 
 
 def _timm(root: Path, manifest: Manifest, split: str) -> str:

@@ -249,6 +249,22 @@ def photos_dir(tmp_path_factory):
     return base / "out"
 
 
+class Inline:
+    """Stands for LocalEngine where the workers' side is what is tested: no processes to wait for."""
+
+    def __init__(self, num_workers, state):
+        self.state = state
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def map(self, function, tasks, tick):
+        return ((task, function(self.state, task)) for task in tasks)
+
+
 def change_manifest(root, **changes):
     path = root / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -3,13 +3,20 @@
 import json
 import os
 import shutil
+import unicodedata
 
+import numpy as np
 import pytest
-from conftest import change_manifest
+from conftest import Inline, change_manifest, convert_quietly, encoded, picture
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from mlpdata import inspect, manifest
+import mlpdata
+from mlpdata import inspect, manifest, snippets, stats, verify
 from mlpdata.errors import Error
 from mlpdata.manifest import Manifest, classes_text, read_classes
+from mlpdata.sources.files import is_system
+from mlpdata.splits import canonical
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +187,35 @@ def test_a_class_list_has_to_be_the_manifests(shapes_dir, tmp_path):
     path.write_text("\n".join(reversed(path.read_text().split("\n")[:-1])) + "\n")
     with pytest.raises(Error, match=r"classes\.txt is not the class list that the manifest names"):
         inspect.info(tmp_path / "copy")
+
+
+# ------------------------------------------------------------------------------------------------ names, end to end
+
+NAME = st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=40).filter(
+    lambda name: name not in (".", "..") and not is_system(f"{name}/x") and canonical(name) is None
+)
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(NAME, min_size=1, max_size=25, unique_by=lambda name: unicodedata.normalize("NFKC", name).casefold()))
+def test_whatever_classes_and_files_are_called(tmp_path_factory, names):
+    base = tmp_path_factory.mktemp("names")
+    for k, name in enumerate(names):
+        (base / "in" / "train" / name).mkdir(parents=True)
+        (base / "in" / "train" / name / f"{name}.png").write_bytes(encoded(picture(8, 8, k), "PNG"))
+    convert_quietly(dataset="folder", source=str(base / "in"), res=8, out=base / "out", workers=1, shard_size=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "LocalEngine", Inline)
+        assert verify.verify(base / "out", quiet=True)[1].problems == []
+    classes = [name for name, _ in read_classes(base / "out")]
+    assert classes == sorted(names)
+    loader = mlpdata.load(base / "out", batch_size=8, format="tar")
+    for label, name in enumerate(classes):
+        assert mlpdata.load(base / "out", batch_size=8, classes=[name]).labels.tolist() == [label]
+    for said in (inspect.info(base / "out"), stats.stats(base / "out")):
+        assert all(line.isprintable() for line in said.split("\n"))
+    scope = {}
+    exec(snippets.snippet(base / "out", "numpy"), scope)
+    assert np.array_equal(scope["read"](np.arange(len(names))), loader.arrays()[0])
+    assert np.array_equal(scope["labels"], loader.labels)
+    exec(snippets.snippet(base / "out", "torch"), {})

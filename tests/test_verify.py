@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import (
+    Inline,
     change_manifest,
     convert_quietly,
     encoded,
@@ -24,22 +25,6 @@ import mlpdata
 from mlpdata import beton, image, inspect, snippets, stats, tar, verify
 from mlpdata.errors import Error
 from mlpdata.manifest import Manifest
-
-
-class Inline:
-    """Stands for LocalEngine where the workers' side is what is tested: no processes to wait for."""
-
-    def __init__(self, num_workers, state):
-        self.state = state
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def map(self, function, tasks, tick):
-        return ((task, function(self.state, task)) for task in tasks)
 
 
 @pytest.fixture(autouse=True)

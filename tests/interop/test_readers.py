@@ -5,6 +5,7 @@ They run in `.venv-interop`, made by `make interop`, where mlpdata is not instal
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 import mlpdata
 from mlpdata import beton, snippets
 from mlpdata.cli import LIBRARIES
+from mlpdata.splits import on_hub
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-interop" / "bin" / "python"
@@ -26,6 +28,13 @@ pytestmark = pytest.mark.interop
 
 CODECS = ["raw", "png", "jpg"]
 ORDERS = ["SEQUENTIAL", "RANDOM", "QUASI_RANDOM"]
+# Classes and files that one reader or another has stumbled over.
+NAMES = ["__background__", "bee\u2028hive", "nel\x85", "a\rb", "a\nb", "a\tb", "quote\"'`", "[x]", "q?*", "100%25",
+         "back\\slash", " lead", "trail ", "🐝", "x" * 200, "\x1b[31m", "-dash", "a.b.c", "{a,b}", "$HOME", "é",
+         "e\u0301", "~", "#", "a:b", "\u202e", "train-000000.tar", "%5F_background__", "<s>", "yes", "null", "0",
+         "!!python", "- a: b"]  # fmt: skip
+# Directories: of these, `j*g` is a pattern that also fits `jpg`.
+PATHS = ["[D] data", "j*g", "$HOME", "a::b", "q?{x,y} '\"%20#\\é\u2028\n"]
 TIMM_KEY = "jpg;png;webp;ppm"  # timm's default and ppm, which it does not look for by itself
 
 
@@ -42,6 +51,13 @@ def roots(tmp_path_factory):
     (base / "in" / "train" / "cat" / "turned.jpg").write_bytes(encoded(picture(64, 64, 1), exif=exif))
     convert_quietly(dataset="folder", source=str(base / "in"), res=64, out=base / "photos")
     convert_quietly(dataset="folder", source=str(base / "in"), res=256, format="beton", out=base / "large")
+    for split in ("train", "val"):
+        for k, name in enumerate(NAMES):
+            (base / "evil in" / split / name).mkdir(parents=True)
+            for i in range(2):
+                data = encoded(picture(16, 16, 1000 * i + 10 * k + len(split)), "PNG")
+                (base / "evil in" / split / name / f"{name[:50]}{i}.png").write_bytes(data)
+    convert_quietly(dataset="folder", source=str(base / "evil in"), res=16, out=base / "evil", shard_size=30)
     return base
 
 
@@ -49,9 +65,12 @@ def jobs(library):
     """Every (directory, split, options) that a library is to read."""
     if library == "ffcv":
         options = [{"order": order, "os_cache": cache} for order in ORDERS for cache in (True, False)]
-        return [(c, "train", o) for c in ("raw", "jpg") for o in options] + [("large", "train", {"os_cache": False})]
+        return [(c, "train", o) for c in ("raw", "jpg") for o in options] + [
+            ("large", "train", {"os_cache": False}),
+            ("evil", "val", {}),
+        ]
     options = {"datasets": [{}, {"streaming": True}], "timm": [{"input_key": TIMM_KEY}]}.get(library, [{}])
-    return [(c, split, o) for c in (*CODECS, "photos") for split in ("train", "val") for o in options]
+    return [(c, split, o) for c in (*CODECS, "photos", "evil") for split in ("train", "val") for o in options]
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +80,15 @@ def seen(roots, tmp_path_factory):
 
     def run(library):
         need(library)
+        # What they look for is `validation`, and that is where they find our val.
+        theirs = on_hub if library in ("datasets", "timm") else str
         todo = [
-            {"root": str(roots / name), "split": split, "options": options, "out": str(folder / f"{library}{i}.npz")}
+            {
+                "root": str(roots / name),
+                "split": theirs(split),
+                "options": options,
+                "out": str(folder / f"{library}{i}.npz"),
+            }
             for i, (name, split, options) in enumerate(jobs(library))
         ]
         environment = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
@@ -130,6 +156,20 @@ def test_tars(roots, seen, library, name, split, options):
         assert len(set(keys.tolist())) == len(labels)
 
 
+def test_hugging_faces_datasets_knows_our_splits_and_classes(roots, tmp_path):
+    need("datasets")
+    code = "import sys, json; from datasets import load_dataset_builder as b\n"
+    code += "i = b(sys.argv[1]); print(json.dumps([i.info.features['cls'].names, sorted(i.config.data_files)]))"
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    words = [PYTHON, "-c", code, roots / "evil"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names, found = json.loads(done.stdout)
+    assert found == ["train", "validation"]
+    lines = [line for line in (roots / "evil" / "classes.txt").read_bytes().decode().split("\n") if line]
+    assert [name.replace("\\", "\\\\") if r"\sl" in name else name for name in names] == lines
+
+
 @pytest.fixture(scope="session")
 def elsewhere(roots):
     """Directories that snippets have to fit: those above, images of several sizes, and classes of one readable name."""
@@ -137,15 +177,18 @@ def elsewhere(roots):
         dataset="folder", source=str(roots / "in"), res=64, resize="longest", out=roots / "longest", shard_size=50
     )
     make_imagenet(roots / "cranes.tar", synsets=["n02012849", "n03126707"], per_class=12)
-    convert_quietly(dataset="imagenet21k", source=str(roots / "cranes.tar"), res=32, out=roots / "cranes")
+    everything = {"min_class_size": 0, "val_per_class": 0}
+    convert_quietly(dataset="imagenet21k", source=str(roots / "cranes.tar"), res=32, out=roots / "cranes", **everything)
+    for name in PATHS:
+        shutil.copytree(roots / "jpg", roots / name)
     return roots
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_snippets_run_as_they_are_printed(elsewhere, library, tmp_path):
-    names = ["jpg", "photos", "longest"]
+    names = ["jpg", "photos", "longest", PATHS[-1]]
     if library != "ffcv":  # which compiles for seconds each time, and knows no names of classes and no png
-        names += ["raw", "png", "cranes"]
+        names += ["raw", "png", "cranes", *PATHS[:-1]]
     printed = {name: snippets.snippet(elsewhere / name, library) for name in names}
     assert run_cli("snippet", elsewhere / "photos", "--for", library).stdout == printed["photos"] + "\n"
     needs_us = {name: "import mlpdata" in code for name, code in printed.items()}
