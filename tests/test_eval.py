@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import json
 import shutil
 
@@ -142,3 +143,65 @@ def test_a_model_in_training_is_left_in_training(shapes_dir):
     result = evaluate(model, loader, contextlib.nullcontext)
     assert model.training and result.class_total.sum() == 1500
     assert result.class_right.sum() / 1500 == pytest.approx(result.metrics["val_top1"])
+
+
+# ------------------------------------------------------------------------------------ what cannot be evaluated, and why
+
+
+def changed(shapes_dir, root, change, classes=None):
+    """A copy of the shards with another manifest, and another list of classes."""
+    shutil.copytree(shapes_dir, root)
+    manifest = json.loads((root / "manifest.json").read_text())
+    if classes is not None:
+        (root / "classes.txt").write_bytes(classes)
+        manifest["classes_sha256"] = hashlib.sha256(classes).hexdigest()
+        manifest["files"]["classes.txt"] = {"bytes": len(classes), "sha256": manifest["classes_sha256"]}
+    change(manifest)
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    return root
+
+
+def test_a_split_that_is_not_there_is_said_with_those_that_are(saved, shapes_dir, tmp_path):
+    root = changed(shapes_dir, tmp_path / "s", lambda m: m["splits"].pop("val"))
+    with pytest.raises(Error, match="s has no split 'val', only train; --split chooses one of these"):
+        run(Options(checkpoint=saved, shards=root))
+    assert "1,500 samples of shapes train" in run(Options(checkpoint=saved, shards=root, split="train"))
+    for name in ("validation", "dev", "test"):  # val by another name
+        assert "1,500 samples of shapes val" in run(Options(checkpoint=saved, shards=shapes_dir, split=name))
+
+
+def test_another_list_of_as_many_classes_is_refused(saved, shapes_dir, tmp_path):
+    lines = (shapes_dir / "classes.txt").read_bytes().splitlines(True)
+    root = changed(shapes_dir, tmp_path / "s", lambda m: None, b"".join(lines[::-1]))
+    with pytest.raises(Error, match=r"knows 10 classes and .* has as many, but another list of them; .*fine-tune"):
+        run(Options(checkpoint=saved, shards=root))
+
+
+def test_classes_of_one_name_and_of_odd_names_each_have_a_line(shapes_dir, tmp_path):
+    names = ["ring", "ring", "a\u2028b", 'say "x"', "[red]", "q?", "é", "__x__", "a b", "c"]
+    root = changed(
+        shapes_dir, tmp_path / "s", lambda m: None, "".join(f"n{k}\t{n}\n" for k, n in enumerate(names)).encode()
+    )
+    torch.save(trainer.build("B_1-Wi_8", 16, 10, seed=0).state_dict(), tmp_path / "c")
+    options = {"checkpoint": tmp_path / "c", "shards": root, "per_class": True}
+    per_class = json.loads(run(Options(**options, as_json=True)))["per_class"]
+    assert len(per_class) == 10 and {"ring (n0)", "ring (n1)"} <= per_class.keys()
+    lines = run(Options(**options)).splitlines()
+    assert len(lines) == 12 and "does not name its classes" in lines[-1]
+
+
+def test_predictions_that_cannot_be_written_are_said_before_the_work(saved, shapes_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.evaluate.evaluate", lambda *_, **__: pytest.fail("it began to work"))
+    for out in (tmp_path, tmp_path / "none" / "p.parquet"):
+        with pytest.raises(Error, match="cannot write"):
+            run(Options(checkpoint=saved, shards=shapes_dir, predictions=out))
+
+
+def test_a_full_disk_leaves_no_half_of_the_predictions(saved, shapes_dir, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.runs.write_atomic", full)
+    with pytest.raises(Error, match=r"cannot write .*p\.parquet: No space left on device"):
+        run(Options(checkpoint=saved, shards=shapes_dir, predictions=tmp_path / "p.parquet"))
+    assert not list(tmp_path.iterdir())

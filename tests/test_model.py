@@ -1,3 +1,6 @@
+import json
+import zipfile
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -142,3 +145,84 @@ def test_checkpoints_that_are_none(tmp_path):
     torch.save(state, tmp_path / "lacks.pt")
     with pytest.raises(Error, match="does not fit"):
         trainer.load(tmp_path / "lacks.pt")
+
+
+# ------------------------------------------------------------------------------------------- checkpoints of strangers
+
+OURS = {"name": "x", "data": {"shards": "x"}, "model": {"depth": 1, "width": 8}}
+
+
+def ours(path, tensors=None, **facts):
+    from safetensors.torch import save
+
+    path.write_bytes(save(tensors or {"a": torch.zeros(1)}, {"mlpdata": json.dumps(facts)}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"recipe": {**OURS, "model": {"width": 65536, "depth": 1}}, "res": 64}, r"of 'a' the model has nothing"),
+        ({"recipe": {**OURS, "model": {"width": 65536, "depth": 20}}, "res": 64}, "depth 20, but 1 tensors"),
+        ({"recipe": {**OURS, "model": {"width": 8, "depth": 10**6}}, "res": 64}, "model.depth must be at most"),
+        ({"recipe": OURS, "res": 16, "num_classes": 10**9}, "num_classes 1000000000, which must be"),
+        *(({"recipe": OURS, "res": v}, "res .* must be a whole number from 1 to 1,024")
+          for v in (10**6, "x", None, [], -1, 0, 1.5, True, 10**30, float("nan"))),
+        *(({"recipe": r, "res": 16}, "no recipe inside that can be read|lacks what a checkpoint")
+          for r in ("x", None, [], 5, {}, {**OURS, "model": 5}, {**OURS, "x": 1}, {**OURS, "name": "\ud800"})),
+        ({"recipe": OURS, "res": 16, "mean": [1, float("nan"), 1]}, "mean .* must be three numbers"),
+        ({"recipe": OURS, "res": 16, "std": "x"}, "std 'x', which must be three numbers"),
+    ],
+)  # fmt: skip
+def test_what_a_checkpoint_says_is_checked_before_anything_is_made(tmp_path, facts, message):
+    with pytest.raises(Error, match=message) as caught:
+        trainer.load(ours(tmp_path / "a.safetensors", **{"num_classes": 10, **facts}))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_checkpoint_says_of_itself_is_bounded(tmp_path):
+    from safetensors.torch import save
+
+    for text in ("[" * 100_000, "{", "[]", "5", "null", "\0", '"' + "x" * (2 << 20) + '"'):
+        (tmp_path / "a.safetensors").write_bytes(save({"a": torch.zeros(1)}, {"mlpdata": text}))
+        with pytest.raises(Error, match="no checkpoint of this trainer") as caught:
+            trainer.load(tmp_path / "a.safetensors")
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda s: {**s, "linear_in.weight": torch.zeros(1).expand(10**9, 3072)},
+            "'linear_in.weight' is no plain tensor",
+        ),
+        (lambda s: {**s, "linear_out.weight": torch.zeros(1).expand(10**10, 16)}, "'linear_out.weight' is no plain"),
+        (lambda s: {**s, "linear_in.weight": s["linear_in.weight"].to_sparse()}, "no plain tensor"),
+        (lambda s: {**s, "linear_in.weight": s["linear_in.weight"].to("meta")}, "no plain tensor"),
+        (lambda s: {**s, "blocks.0.block.0.weight": 5}, "no plain tensor"),
+        (lambda s: {**s, "blocks.0.block.0.weight": torch.zeros(())}, "its expansion is 0"),
+        (lambda s: {**s, "linear_in.weight": torch.zeros(0, 192)}, "its width is 0"),
+        (lambda s: {**s, "linear_out.weight": torch.zeros(0, 16)}, "it has 0 classes"),
+        (lambda s: {**s, "linear_in.weight": torch.zeros(16, 0)}, "takes 0 inputs"),
+        (lambda s: {**s, **{f"blocks.{i}.block.0.weight": torch.zeros(1) for i in range(2000)}}, "its depth is 2000"),
+        (lambda s: {k: v.to(torch.complex64) for k, v in s.items()}, "torch.complex64, which are no weights"),
+        (lambda s: {k: v.bool() for k, v in s.items()}, "torch.bool, which are no weights"),
+        (lambda s: {**s, "linear_out.bias": s["linear_out.bias"] * float("nan")}, "that are no finite numbers"),
+        (lambda s: {**s, "more": torch.zeros(1)}, "of 'more' the model has nothing, the file \\[1\\]"),
+    ],
+)
+def test_state_dicts_that_claim_more_than_they_hold(tmp_path, change, message):
+    torch.save(change(authors_state()), tmp_path / "a.pt")
+    with pytest.raises(Error, match=message) as caught:
+        trainer.load(tmp_path / "a.pt")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_packed_file_that_hides_a_large_one(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as f:
+        f.writestr("archive/data.pkl", bytes(1 << 20))
+    with pytest.raises(Error, match="is packed, as torch packs no checkpoint"):
+        trainer.load(tmp_path / "a.pt")
+    with pytest.raises(Error, match=r"cannot read checkpoint .*: Is a directory"):
+        trainer.load(tmp_path)
