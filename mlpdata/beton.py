@@ -8,6 +8,7 @@ inside one page), then the allocation table to the end of the file. Our files ha
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mlpdata.disk import pwrite
-from mlpdata.errors import Error
+from mlpdata.errors import Error, first_line
 from mlpdata.manifest import CODECS, ShardIndex
 
 PAGE_SIZE = 8 << 20  # ffcv's own default; the reader wants a power of two of at least 2 MiB
@@ -37,10 +38,12 @@ METADATA = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
 VERSION = 2
-TYPE_INT, TYPE_IMAGE = 1, 2
+TYPE_FLOAT, TYPE_INT, TYPE_IMAGE = 0, 1, 2
 POINTER, STRETCH = np.dtype("<u8"), np.dtype([("ptr", "<u8"), ("size", "<u8")])
 # What each field type keeps in the metadata table: float, int, image, bytes, array, JSON, tensor.
 FIELD_METADATA = dict(enumerate([np.dtype("<f8"), np.dtype("<i8"), IMAGE, STRETCH, POINTER, STRETCH, POINTER]))
+TYPE_NAMES = ("float", "int", "RGB image", "bytes", "array", "JSON", "tensor")
+MAX_FIELDS = 256
 MODES = {"jpg": 0, "raw": 1}  # the image field's `mode`
 RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
 COLUMNS = {"mode": "<u1", "width": "<u2", "height": "<u2", "data_ptr": "<i8", "label": "<i8"}
@@ -136,58 +139,73 @@ def write(put: Callable[[Any, int], object], ptrs: np.ndarray, payload: Sequence
 # ---------------------------------------------------------------------------------------------------------- index
 
 
-def open_index(path: Path) -> ShardIndex:
+def open_index(path: Path, image: str | None = None, label: str | None = None) -> ShardIndex:
     """Index a `.beton` file, ours or ffcv's own, without reading its samples.
 
-    The first image field and the first int field (zeros where there is none) are taken; the other types ffcv has are
-    passed over. Nothing stays mapped: a file that is cut short later on cannot take the process with it.
-    Raises Error for a file that is no beton, is cut short, or has fields this reader does not know.
+    image, label: names of the fields that hold them. None: the image field `image` and the int field `label`; where
+    nothing has that name, the only image field and the only int field, which a warning says. Other fields are passed
+    over. Nothing stays mapped: a file that is cut short later on cannot take the process with it.
+    Raises Error for a file that is no beton, is cut short or damaged, or where it is not clear which field it is.
     """
     path = Path(path)
     try:
         with open(path, "rb") as f:
-            return _read_index(path, f, os.fstat(f.fileno()).st_size)
+            return _read_index(path, f, os.fstat(f.fileno()).st_size, image, label)
     except OSError as e:
-        raise Error(f"cannot read {path}: {e.strerror}") from None
+        raise Error(f"cannot read {path}: {e.strerror or first_line(e)}") from None
+    except MemoryError:
+        raise Error(f"{path} holds more samples than there is memory to index them") from None
 
 
-def _read_index(path: Path, f, size: int) -> ShardIndex:
+def _read_index(path: Path, f, size: int, image: str | None, label: str | None) -> ShardIndex:
     header = np.fromfile(f, HEADER, 1)
     if not len(header) or header[0]["version"] != VERSION:
         raise Error(f"{path} is not an FFCV beton file of version {VERSION}")
     n, num_fields, alloc_ptr = (int(header[0][k]) for k in ("num_samples", "num_fields", "alloc_table_ptr"))
     start = HEADER.itemsize + num_fields * FIELD.itemsize
-    if num_fields > 256 or start > size:
+    if not 1 <= num_fields <= MAX_FIELDS or start > size:
         raise Error(f"{path} is damaged: its header names {num_fields} fields")
     fields = np.fromfile(f, FIELD, num_fields)
-    types = fields["type_id"].tolist()
-    for field, kind in zip(fields, types, strict=True):
+    types, names = fields["type_id"].tolist(), [_name(field) for field in fields]
+    for name, kind in zip(names, types, strict=True):
         if kind not in FIELD_METADATA:
-            name = field["name"].tobytes().rstrip(b"\0").decode("ascii", "replace")
             raise Error(
                 f"{path} has a field of type {kind} ({name!r}); only types 0 to {max(FIELD_METADATA)} are known"
             )
-    if TYPE_IMAGE not in types:
-        raise Error(f"{path} has no image field")
+    image_field = f"f{_choose(path, names, types, TYPE_IMAGE, 'image', image)}"
+    label_field = f"f{_choose(path, names, types, TYPE_INT, 'label', label)}"
     table = np.dtype([(f"f{i}", FIELD_METADATA[kind]) for i, kind in enumerate(types)], align=True)
-    if start + n * table.itemsize > size or not alloc_ptr <= size or (size - alloc_ptr) // ALLOCATION.itemsize < n:
+    end = start + n * table.itemsize
+    if end > size or not alloc_ptr <= size or (size - alloc_ptr) // ALLOCATION.itemsize < n:
         raise Error(f"{path} is cut short: {size} bytes do not hold the {n} samples its header promises")
     if n == 0:
         raise Error(f"{path} holds no samples")
-    image_field, label_field = f"f{types.index(TYPE_IMAGE)}", f"f{types.index(TYPE_INT)}" if TYPE_INT in types else None
+    num_payloads = n * sum(kind not in (TYPE_FLOAT, TYPE_INT) for kind in types)
+    if alloc_ptr < end or size - alloc_ptr > num_payloads * ALLOCATION.itemsize:
+        raise Error(f"{path} is damaged: its allocation table cannot be from byte {alloc_ptr} to {size}")
     column = {name: np.empty(n, dtype) for name, dtype in COLUMNS.items()}
     for at in range(0, n, TABLE_ROWS):
         rows = np.fromfile(f, table, min(TABLE_ROWS, n - at))
         if len(rows) < min(TABLE_ROWS, n - at):
             raise Error(f"{path} is cut short: it ends in the metadata of sample {at + len(rows)}")
         part = slice(at, at + len(rows))
+        images = rows[image_field]
+        for wrong, what in (
+            (images["mode"] > max(MODES.values()), "image mode {mode}, which is neither JPEG nor raw"),
+            ((images["width"] == 0) | (images["height"] == 0), "{width} x {height} pixels"),
+            (
+                (images["data_ptr"] < end) | (images["data_ptr"] >= alloc_ptr),
+                "its image at byte {data_ptr}, among the tables",
+            ),
+        ):
+            if wrong.any():
+                i = int(wrong.argmax())
+                found = what.format(**dict(zip(IMAGE.names, images[i].tolist(), strict=True)))
+                raise Error(f"{path} is damaged: sample {at + i} has {found}")
         for name in ("mode", "width", "height", "data_ptr"):
-            column[name][part] = rows[image_field][name]
-        column["label"][part] = rows[label_field] if label_field else 0
+            column[name][part] = images[name]
+        column["label"][part] = rows[label_field]
     mode, width, height = (_narrow(column[name]) for name in ("mode", "width", "height"))
-    if mode.max() > max(MODES.values()):
-        i = int((mode > max(MODES.values())).argmax())
-        raise Error(f"{path}: sample {i} has image mode {mode[i]}, which is neither JPEG nor raw")
     return ShardIndex(
         files=[path],
         file=np.broadcast_to(np.uint8(0), (n,)),
@@ -198,6 +216,29 @@ def _read_index(path: Path, f, size: int) -> ShardIndex:
         height=height,
         label=column["label"],
     )
+
+
+def _name(field: np.void) -> str:
+    return field["name"].tobytes().rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _choose(path: Path, names: list[str], types: list[int], wanted: int, usual: str, asked: str | None) -> int:
+    """Which field is the image or the label. Raises Error where it is not clear, or not of the type wanted."""
+    has = ", ".join(f"{name!r} ({TYPE_NAMES[kind]})" for name, kind in zip(names, types, strict=True))
+    has = has if len(has) <= 800 else f"{has[:800]} ..."
+    called = [i for i, name in enumerate(names) if name == (usual if asked is None else asked)]
+    fit = [i for i, kind in enumerate(types) if kind == wanted]
+    if len(called) == 1 and called[0] in fit:
+        return called[0]
+    if asked is None and len(fit) == 1 and not (called and usual == "label"):
+        message = f"{path}: field {names[fit[0]]!r} is taken for the {usual}, the only one of type {TYPE_NAMES[wanted]}"
+        warnings.warn(message, stacklevel=6)
+        return fit[0]
+    if asked is not None:
+        raise Error(f"{path} has no one field {asked!r} of type {TYPE_NAMES[wanted]}; it has {has}")
+    if not fit:
+        raise Error(f"{path} has no field of type {TYPE_NAMES[wanted]}, as the {usual} is; it has {has}")
+    raise Error(f"{path}: which field is the {usual} is not clear; it has {has}; {usual}_column= chooses one")
 
 
 def read_rows(path: Path, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -233,7 +274,10 @@ def _payload_bytes(path: Path, f, at: np.ndarray, mode, width, height, alloc_ptr
         return width.astype(np.int64) * height * 3
     f.seek(alloc_ptr)
     alloc = np.fromfile(f, ALLOCATION)
+    alloc = alloc[alloc["size"] > 0]  # what has no bytes lies where the next one begins
     ptrs, sizes = alloc["ptr"].astype(np.int64), alloc["size"].astype(np.int64)
+    if not len(ptrs):
+        raise Error(f"{path} is damaged: its allocation table is empty")
     if not np.array_equal(ptrs[: len(at)], at):  # our own table has the order of the samples; ffcv's has any
         order = np.argsort(ptrs)
         found = order[np.minimum(np.searchsorted(ptrs, at, sorter=order), len(order) - 1)]

@@ -49,7 +49,7 @@ class Samples(Dataset):
 
     def _open(self) -> Reader:
         if self._reader is None or self._pid != os.getpid():
-            where = self._where
-            index = open_split(where["root"], where["split"], where["format"]).index
-            self._reader, self._pid = Reader(index, 1, where["res"]), os.getpid()
+            where = dict(self._where)
+            res = where.pop("res")
+            self._reader, self._pid = Reader(open_split(where.pop("root"), **where).index, 1, res), os.getpid()
         return self._reader

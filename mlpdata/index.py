@@ -17,7 +17,7 @@ import numpy as np
 from mlpdata import beton, tar
 from mlpdata.archives import download_folder
 from mlpdata.errors import Error
-from mlpdata.image import ImageError, probe
+from mlpdata.image import MAX_PIXELS, ImageError, probe
 from mlpdata.manifest import CODECS, Manifest, ShardIndex, beton_path, manifest_path, work_path, write_atomic
 from mlpdata.sources import tarscan
 from mlpdata.sources.blob import PlainFile
@@ -28,6 +28,7 @@ RAW, JPG, OTHER = (CODECS.index(name) for name in ("raw", "jpg", "png"))
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm")  # extensions of what may be one; the content says which it is
 HEAD_BYTES = 1 << 16  # of an image that are read for its size; more where its header is longer
 CHECK_ROWS = 1 << 18
+MAX_CLASSES = 1_000_000  # of what others made: a larger label is an id
 CACHE_VERSION = 2
 
 
@@ -41,18 +42,27 @@ class Opened:
     manifest: Manifest | None
 
 
-def open_split(path: str | Path, split: str = "train", format: str | None = None) -> Opened:
+def open_split(
+    path: str | Path,
+    split: str = "train",
+    format: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Opened:
     """Find a split and check that every payload lies inside its file.
 
     path: a shard directory; a `.beton` file; a tar, a pattern of tars, or a directory of nothing but tars (there the
-    names of a split's tars begin with its name). split and format choose inside a shard directory.
+    names of a split's tars begin with its name). split and format choose inside a shard directory;
+    image_column and label_column among the fields of a `.beton` file of others (None: see beton.open_index).
     Raises Error where there is nothing to open, and for what is unfinished, cut short or damaged.
     """
     if format is not None and format not in FORMATS:
         raise Error(f"format {format!r} is neither 'beton' nor 'tar'")
     path = Path(path)
     if path.is_file() and path.suffix != ".tar":
-        return _foreign(beton.open_index(path), split)
+        return _foreign(beton.open_index(path, image_column, label_column), split)
+    if image_column or label_column:
+        raise Error(f"image_column and label_column are for .beton files of others; {path} is none")
     tars = _foreign_tars(path, split)
     if tars:
         return _foreign(scan_tars(tars), split)
@@ -64,7 +74,7 @@ def open_split(path: str | Path, split: str = "train", format: str | None = None
     if format == "tar" or not manifest.splits[split].beton:
         index = tar.open_index(path, manifest, split)
     else:
-        index = beton.open_index(beton_path(path, split))
+        index = beton.open_index(beton_path(path, split), "image", "label")
     _check(index)
     for side in (index.width, index.height):
         if side.min(initial=1) < 1 or side.max(initial=1) > manifest.res:
@@ -76,9 +86,17 @@ def open_split(path: str | Path, split: str = "train", format: str | None = None
 
 def _foreign(index: ShardIndex, split: str) -> Opened:
     _check(index)
-    if index.label.min() < 0:
-        i = int((index.label < 0).argmax())
-        raise Error(f"{index.files[int(index.file[i])]}: sample {i} has the label {int(index.label[i])}")
+    if len(index.files) == 1:
+        _check_apart(index)
+    for wrong, what in (
+        (index.width.astype(np.int64) * index.height > MAX_PIXELS, "claims {width} x {height} pixels"),
+        (index.label < 0, "has the label {label}, which is none"),
+        (index.label >= MAX_CLASSES, f"has the label {{label}}; classes are numbered from 0 to {MAX_CLASSES - 1:,}"),
+    ):
+        if wrong.any():
+            i = int(wrong.argmax())
+            found = what.format(width=int(index.width[i]), height=int(index.height[i]), label=int(index.label[i]))
+            raise Error(f"{index.files[int(index.file[i])]}: sample {i} {found}")
     index = replace(index, is_foreign=True)
     return Opened(index=index, split=split, num_classes=int(index.label.max()) + 1, manifest=None)
 
@@ -103,6 +121,16 @@ def _check(index: ShardIndex) -> None:
                 f"{index.files[int(index.file[i])]}: raw sample {i} has {int(index.num_bytes[i])} bytes, which do not "
                 f"fit {int(index.width[i])} x {int(index.height[i])} pixels; convert again"
             )
+
+
+def _check_apart(index: ShardIndex) -> None:
+    """Raise Error where payloads of one file share bytes."""
+    order = np.argsort(index.offset, kind="stable")
+    ends = index.offset[order] + index.num_bytes[order]
+    shared = ends[:-1] > index.offset[order][1:]
+    if shared.any():
+        i, j = order[int(shared.argmax()) :][:2].tolist()
+        raise Error(f"{index.files[0]} is damaged: samples {i} and {j} share bytes")
 
 
 # ---------------------------------------------------------------------------------------------------- foreign tars

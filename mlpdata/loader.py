@@ -42,11 +42,13 @@ class Loader:
     """Iterating it is one epoch of Batches; `len` is their number.
 
     root:        shard directory, also as hf:OWNER/NAME or a URL, of which a verified copy is made in the cache; or a
-                 `.beton` file of ours or of ffcv's own writer (the first image and the first int field are taken); or a
-                 WebDataset tar, a pattern of tars, or a directory of nothing but tars.
+                 `.beton` file of ours or of ffcv's own writer; or a WebDataset tar, a pattern of tars, or a directory
+                 of nothing but tars.
     split:       its name; `val` and `test` stand for each other. Without meaning for single files.
     batch_size:  samples a global batch.
     format:      "beton" or "tar"; None takes the beton where there is one.
+    image_column, label_column: which fields of a `.beton` file of others hold the image and the class. None: `image`
+                 and `label`, or else the only RGB image and the only int field there are, which a warning says.
     augment:     mlpdata.Augment applied on the device; None leaves uint8 (N, H, W, 3).
     shuffle:     a new order each epoch from (seed, epoch); else the order of the split.
     drop_last:   leave out a last batch that is not full. Else the ranks share it as evenly as it goes, and where it
@@ -77,6 +79,8 @@ class Loader:
         batch_size: int,
         device: str | torch.device = "cpu",
         format: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
         augment: Augment | None = None,
         shuffle: bool = True,
         seed: int = 0,
@@ -102,14 +106,15 @@ class Loader:
         if pixels not in tiers.PIXELS:
             raise Error(f"pixels {pixels!r} is neither 'rgb' nor 'ycc420'")
         self.root, self.device = remote.local_copy(root), _device(device)
-        opened = open_split(self.root, split, format)
+        columns = {"image_column": image_column, "label_column": label_column}
+        opened = open_split(self.root, split, format, **columns)
         self.manifest, self.split, self.num_classes = opened.manifest, opened.split, opened.num_classes
         self.batch_size, self.augment = batch_size, augment
         self.shuffle, self.seed, self.drop_last, self.infinite = shuffle, seed, drop_last, infinite
         self.rank, self.world_size = rank, world_size
         self.epoch, self._step, self.wait_s = 0, 0, 0.0
         self.index = opened.index
-        self._where = {"root": str(root), "split": split, "format": format, "res": res}
+        self._where = {"root": str(root), "split": split, "format": format, "res": res, **columns}
         self._choose_samples(subset, classes, relabel)
         self._reader = Reader(self.index, num_threads or len(os.sched_getaffinity(0)), res)
         if check:

@@ -2,6 +2,7 @@ import io
 import json
 import tarfile
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from mlpdata import Error, beton, index
 # -------------------------------------------------------------------------------------------------- foreign betons
 
 
-def foreign_beton(path, images, modes, fields, shuffled=True, page_size=1 << 21):
+def foreign_beton(path, images, modes, fields, shuffled=True, page_size=1 << 21, names=None, labels=None):
     """A beton as ffcv's own writer leaves it: any fields, JPEG and raw mixed, pages and allocations in any order.
 
-    fields: type ids in order; 2 gets the images, 1 the labels 0, 1, ...; others get an allocation or a number.
+    fields: type ids in order; 2 gets the images, 1 the labels; others get an allocation or a number.
+    labels: 0, 1, ... by default; a second field of type 1 gets 10 more.
     """
     n = len(images)
     payloads = [encoded(p, quality=95) if m == 0 else p.tobytes() for p, m in zip(images, modes, strict=True)]
@@ -35,7 +37,8 @@ def foreign_beton(path, images, modes, fields, shuffled=True, page_size=1 << 21)
             elif kind in (4, 6):
                 data, table[f"f{f}"][i] = bytes(40), at
             else:
-                table[f"f{f}"][i] = i
+                number = i if labels is None else labels[i]
+                table[f"f{f}"][i] = number + 10 * fields[:f].count(kind)
                 continue
             allocations.append((i, at, len(data)))
             body[at], at = data, at + len(data)
@@ -45,7 +48,8 @@ def foreign_beton(path, images, modes, fields, shuffled=True, page_size=1 << 21)
     header["num_samples"], header["alloc_table_ptr"] = n, base
     descriptors = np.zeros(len(fields), beton.FIELD)
     descriptors["type_id"] = fields
-    descriptors["name"][:, 0] = ord("x")
+    for row, name in zip(descriptors["name"], names or ["x"] * len(fields), strict=True):
+        row[: len(name)] = list(name.encode())
     with open(path, "wb") as f:
         f.write(header.tobytes() + descriptors.tobytes() + table.tobytes())
         for at, data in body.items():
@@ -58,16 +62,17 @@ def foreign_beton(path, images, modes, fields, shuffled=True, page_size=1 << 21)
 
 @pytest.mark.parametrize("tier", ["resident", "stream"])
 @pytest.mark.parametrize(
-    ("fields", "modes"), [([2, 1], [1] * 40), ([5, 1, 2, 0], [0] * 40), ([4, 2, 3, 1, 6], [0, 1] * 20), ([2], [1] * 40)]
+    ("fields", "modes"), [([2, 1], [1] * 40), ([5, 1, 2, 0], [0] * 40), ([4, 2, 3, 1, 6], [0, 1] * 20)]
 )
+@pytest.mark.filterwarnings("ignore:.*the only one of type")
 def test_foreign_betons_open_by_their_path(tmp_path, fields, modes, tier):
     images = [picture(24, 20, k) for k in range(40)]
     foreign_beton(tmp_path / "x.beton", images, modes, fields)
     loader = mlpdata.load(tmp_path / "x.beton", batch_size=16, tier=tier)
-    assert loader.manifest is None and loader.num_classes == (40 if 1 in fields else 1)
+    assert loader.manifest is None and loader.num_classes == 40
     seen = 0
     for batch in loader:
-        assert batch.labels.tolist() == (batch.ids.tolist() if 1 in fields else [0] * len(batch.ids))
+        assert batch.labels.tolist() == batch.ids.tolist()
         for i, pixels in zip(batch.ids.tolist(), batch.images.numpy(), strict=True):
             error = np.abs(pixels.astype(int) - images[i])
             assert error.max() == 0 if modes[i] else error.mean() < 3
@@ -77,24 +82,173 @@ def test_foreign_betons_open_by_their_path(tmp_path, fields, modes, tier):
 
 def test_betons_with_fields_or_modes_nobody_knows(tmp_path):
     path = tmp_path / "x.beton"
-    foreign_beton(path, [picture(8, 8, 0)] * 3, [1, 1, 1], [2, 1])
+    foreign_beton(path, [picture(8, 8, 0)] * 3, [1, 1, 1], [2, 1], names=["image", "label"])
     data = bytearray(path.read_bytes())
     at = beton.HEADER.itemsize + beton.FIELD.itemsize
     path.write_bytes(data[:at] + bytes([255]) + data[at + 1 :])
-    with pytest.raises(Error, match=r"x.beton has a field of type 255 \('x'\)"):
+    with pytest.raises(Error, match=r"x.beton has a field of type 255 \('label'\)"):
         mlpdata.load(path)
     mode = beton.METADATA_START + beton.METADATA.itemsize
     path.write_bytes(data[:mode] + bytes([7]) + data[mode + 1 :])
     with pytest.raises(Error, match="sample 1 has image mode 7"):
         mlpdata.load(path)
     foreign_beton(path, [picture(8, 8, 0)], [1], [1])
-    with pytest.raises(Error, match="no image field"):
+    with pytest.raises(Error, match="no field of type RGB image, as the image is; it has 'x' \\(int\\)"):
         mlpdata.load(path)
+
+
+FLOAT, INT, IMAGE, BYTES, ARRAY, JSON = range(6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "image", "label"),
+    [
+        ({"image": IMAGE, "label": INT}, None, None),
+        ({"index": INT, "image": IMAGE, "label": INT}, None, None),
+        ({"label": INT, "mask": IMAGE, "index": INT, "image": IMAGE}, None, None),
+        ({"x": FLOAT, "photo": IMAGE, "class": INT}, "photo", "class"),
+        ({"image": BYTES, "photo": IMAGE, "label": INT}, "photo", None),
+    ],
+)
+def test_fields_are_found_by_name_and_kind(tmp_path, fields, image, label):
+    """Where a name had to be guessed it is said; nothing is said of the usual ones."""
+    images = [picture(24, 20, k) for k in range(6)]
+    path, labels = tmp_path / "x.beton", [3, 1, 2, 0, 1, 3]
+    foreign_beton(path, images, [1] * 6, list(fields.values()), names=list(fields), labels=labels)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        loader = mlpdata.load(path, batch_size=4)
+    assert sum("is taken for the image" in str(w.message) for w in said) == (image is not None)
+    assert sum("is taken for the label" in str(w.message) for w in said) == (label is not None)
+    seen = [n for n, kind in fields.items() if kind == INT]
+    more = 10 * seen.index(label or "label")
+    assert loader.labels.tolist() == [n + more for n in labels]
+    chosen = mlpdata.load(
+        path,
+        batch_size=4,
+        image_column=image or ("photo" if "photo" in fields else "image"),
+        label_column=label or "label",
+    )
+    assert np.array_equal(chosen.arrays()[0], loader.arrays()[0])
+    assert chosen.dataset()[2][1] == loader.labels[2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image": IMAGE, "label": FLOAT}, r"no field of type int, as the label is; .*'label' \(float\)"),
+        ({"image": IMAGE, "label": ARRAY}, r"no field of type int, .*'label' \(array\)"),
+        ({"image": IMAGE, "label": BYTES}, r"'label' \(bytes\)"),
+        ({"image": IMAGE, "label": JSON}, r"'label' \(JSON\)"),
+        ({"image": IMAGE}, r"no field of type int, as the label is; it has 'image' \(RGB image\)$"),
+        (
+            {"image": IMAGE, "label": FLOAT, "index": INT},
+            "which field is the label is not clear; .* label_column= chooses",
+        ),
+        ({"image": IMAGE, "coarse": INT, "fine": INT}, "which field is the label is not clear"),
+        ({"image": BYTES, "label": INT}, r"no field of type RGB image, as the image is; it has 'image' \(bytes\)"),
+        (
+            {"left": IMAGE, "right": IMAGE, "label": INT},
+            "which field is the image is not clear; .* image_column= chooses",
+        ),
+    ],
+)
+def test_fields_that_are_not_clear_are_refused(tmp_path, fields, message):
+    path = tmp_path / "x.beton"
+    foreign_beton(path, [picture(8, 8, 0)] * 3, [1] * 3, list(fields.values()), names=list(fields))
+    with pytest.raises(Error, match=message) as caught:
+        mlpdata.load(path)
+    assert "\n" not in str(caught.value)
+    for options in ({"label_column": "none"}, {"image_column": "none"}, {"label_column": "image"}):
+        with pytest.raises(Error, match="has no one field|no field of type|is not clear"):
+            mlpdata.load(path, **options)
+
+
+def test_columns_are_for_betons(shapes_dir):
+    with pytest.raises(Error, match="are for .beton files of others"):
+        mlpdata.load(shapes_dir, label_column="label")
+
+
+def test_labels_that_are_no_classes_are_refused(tmp_path):
+    path = tmp_path / "x.beton"
+    for label in (-1, 10**6, 10**8, 2**62):
+        foreign_beton(path, [picture(8, 8, 0)] * 3, [1] * 3, [2, 1], names=["image", "label"], labels=[0, label, 1])
+        with pytest.raises(
+            Error, match=f"sample 1 has the label {label}(, which is none|; classes are numbered from 0 to 999,999)"
+        ):
+            mlpdata.load(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("version", 3, "not an FFCV beton file of version 2"),
+        ("num_fields", 0, "header names 0 fields"),
+        ("num_fields", 60_000, "header names 60000 fields"),
+        ("num_samples", 10**18, "cut short"),
+        ("num_samples", 2**64 - 1, "cut short"),
+        ("num_samples", 0, "holds no samples"),
+        ("num_samples", 2, "damaged: its allocation table cannot be"),
+        ("alloc_table_ptr", 0, "damaged: its allocation table cannot be"),
+        ("alloc_table_ptr", 2**64 - 1, "cut short"),
+        ("mode", 7, "sample 1 has image mode 7"),
+        ("width", 0, "sample 1 has 0 x 8 pixels"),
+        ("width", 9, "samples 1 and 2 share bytes"),
+        ("width", 60_000, "beyond its end|share bytes"),
+        ("data_ptr", 0, "sample 1 has its image at byte 0, among the tables"),
+        ("data_ptr", 2**64 - 8, "sample 1 has its image at byte 18446744073709551608, among the tables"),
+    ],
+)
+@pytest.mark.parametrize("mode", [0, 1])
+def test_headers_and_tables_are_not_trusted(tmp_path, where, value, message, mode):
+    path = tmp_path / "x.beton"
+    images = [picture(8, 8, k) for k in range(4)]
+    foreign_beton(path, images, [mode] * 4, [2, 1], shuffled=False, names=["image", "label"])
+    data = bytearray(path.read_bytes())
+    header = np.frombuffer(data, beton.HEADER, 1)
+    rows = np.frombuffer(data, beton.METADATA, 4, beton.METADATA_START)["image"]
+    for table, row in ((header, 0), (rows, 1)):
+        if where in table.dtype.names:
+            table[where][row] = value
+    path.write_bytes(data)
+    if where == "width" and value > 8 and mode == 0:
+        return  # what a JPEG's own size is, decoding tells
+    with pytest.raises(Error, match=message) as caught:
+        mlpdata.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_jpegs_of_impossible_size_are_refused(tmp_path):
+    path = tmp_path / "x.beton"
+    foreign_beton(path, [picture(8, 8, k) for k in range(4)], [0] * 4, [2, 1], names=["image", "label"])
+    data = bytearray(path.read_bytes())
+    rows = np.frombuffer(data, beton.METADATA, 4, beton.METADATA_START)["image"]
+    rows["width"][2], rows["height"][2] = 65_535, 65_535
+    path.write_bytes(data)
+    with pytest.raises(Error, match="sample 2 claims 65535 x 65535 pixels"):
+        mlpdata.load(path)
+
+
+def test_allocations_of_no_bytes_hide_no_image(tmp_path):
+    """ffcv's writer leaves an empty bytes field where the next payload begins."""
+    path = tmp_path / "x.beton"
+    images = [picture(8, 8, k) for k in range(4)]
+    foreign_beton(path, images, [0] * 4, [3, 2, 1], names=["note", "image", "label"])
+    data = bytearray(path.read_bytes())
+    at = int(np.frombuffer(data, beton.HEADER, 1)["alloc_table_ptr"][0])
+    table = np.frombuffer(data, beton.ALLOCATION, 8, at)
+    expected = mlpdata.load(path).arrays()[0]
+    sizes = {int(row["ptr"]): int(row["size"]) for row in table}
+    notes = np.flatnonzero(table["size"] < 20)  # an empty note begins where its sample's image does
+    table["ptr"][notes] += np.array([sizes[int(p)] for p in table["ptr"][notes]], np.uint64)
+    table["size"][notes] = 0
+    path.write_bytes(data)
+    assert np.array_equal(mlpdata.load(path).arrays()[0], expected)
 
 
 def test_images_of_different_sizes_need_a_size(tmp_path):
     images = [picture(16 + k, 20, k) for k in range(12)]
-    foreign_beton(tmp_path / "x.beton", images, [0, 1] * 6, [2, 1])
+    foreign_beton(tmp_path / "x.beton", images, [0, 1] * 6, [2, 1], names=["image", "label"])
     with pytest.raises(Error, match=r"x.beton holds images of different sizes.*res=N"):
         mlpdata.load(tmp_path / "x.beton")
     for tier in ("resident", "stream"):
