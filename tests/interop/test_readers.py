@@ -48,7 +48,13 @@ def roots(tmp_path_factory):
     make_folder(base / "in", splits=("train", "val"), per_class=40)
     exif = Image.Exif()
     exif[0x0112] = 6
-    (base / "in" / "train" / "cat" / "turned.jpg").write_bytes(encoded(picture(64, 64, 1), exif=exif))
+    turned, plain = base / "in" / "train" / "cat", encoded(picture(64, 64, 1))
+    (turned / "turned.jpg").write_bytes(encoded(picture(64, 64, 1), exif=exif))
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation='6'/></x:xmpmeta>"
+    (turned / "xmp.jpg").write_bytes(plain[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2) + xmp + plain[2:])
+    (turned / "stray.jpg").write_bytes(plain[:-2] + b"\0\0\x11\x22" + plain[-2:])
+    (turned / "cmyk.jpg").write_bytes(encoded(Image.fromarray(picture(64, 64, 2)).convert("CMYK")))
+    (turned / "progressive.jpg").write_bytes(encoded(picture(64, 64, 3), progressive=True) + b"more")
     convert_quietly(dataset="folder", source=str(base / "in"), res=64, out=base / "photos")
     convert_quietly(dataset="folder", source=str(base / "in"), res=256, format="beton", out=base / "large")
     for split in ("train", "val"):
