@@ -86,6 +86,10 @@ def _run(plan: Plan, started: float, say) -> Manifest | None:
                 return None
             found = _take_stock(plan)
             _check_skipped(plan, found)
+            if n := found.total.num_repaired:
+                say(
+                    f"warning: {n:,} JPEGs that libjpeg warns about are stored as Pillow reads them; some may be damaged"
+                )
             check_space(plan, found.payload_bytes)
             made, hashes, undecodable = _assemble(plan, engine, found)
             if not undecodable:

@@ -287,7 +287,9 @@ def test_what_is_converted_is_what_is_read(tmp_path, options):
     for i, data in enumerate(images.values()):
         (folder / f"{i}.jpg").write_bytes(data)
     out = tmp_path / "out"
-    convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=SIZE, out=out, max_skipped=1.0, **options)
+    source = str(tmp_path / "in")
+    _, lines = convert_quietly(dataset="folder", source=source, res=SIZE, out=out, max_skipped=1.0, **options)
+    assert any(re.match(r"warning: [2-9] JPEGs that libjpeg warns about are stored as Pillow", line) for line in lines)
     skipped = {s["source"] for s in map(mlpdata.manifest.json.loads, (out / "skipped.jsonl").read_text().splitlines())}
     whole = {}
     for i, (name, data) in enumerate(images.items()):
