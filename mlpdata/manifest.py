@@ -6,6 +6,7 @@ name, synced and renamed. Nothing else in the code base builds a path inside a s
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -399,11 +400,16 @@ def _unescaped(text: str) -> str:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that, whenever the machine stops, either the old file is there or the whole new one."""
     tmp = path.with_name(f"{path.name}.tmp")
-    with open(tmp, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
+    try:
+        with open(tmp, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            tmp.unlink()  # a full disk has no room for half a file
+        raise
     sync_dir(path.parent)
 
 

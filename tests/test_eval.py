@@ -198,10 +198,10 @@ def test_predictions_that_cannot_be_written_are_said_before_the_work(saved, shap
 
 
 def test_a_full_disk_leaves_no_half_of_the_predictions(saved, shapes_dir, tmp_path, monkeypatch):
-    def full(path, data):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.runs.write_atomic", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(Error, match=r"cannot write .*p\.parquet: No space left on device"):
         run(Options(checkpoint=saved, shards=shapes_dir, predictions=tmp_path / "p.parquet"))
     assert not list(tmp_path.iterdir())

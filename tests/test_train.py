@@ -586,12 +586,12 @@ def test_images_of_several_sizes_are_one_line(recipe, tmp_path):
     ["metrics.jsonl", "steps.jsonl", "last.safetensors", "best.safetensors", "curve.png", "summary.json", "state"],
 )
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(recipe, whole, name):
-    from mlpdata.manifest import write_atomic
+    replace = os.replace
 
-    def full(path, data):
+    def full(tmp, path):
         if path.name.startswith(name) and step() > 10:
             raise OSError(28, "No space left on device")
-        return write_atomic(path, data)
+        return replace(tmp, path)
 
     def step():
         return max(map(checkpoint.step_of, checkpoint.states(recipe.parent / "runs" / "tiny")), default=0)
@@ -603,12 +603,16 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(recipe, whole, name):
         return original(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "write_atomic", full)
+        patch.setattr(os, "replace", full)
         patch.setattr(report, "append_steps", append)
         with pytest.raises(Error, match=rf"cannot write .*/{name}.*: No space left.*--resume goes on") as caught:
             go(recipe, *SAME, "train.epochs=2")
     assert "\n" not in str(caught.value)
+    folder = recipe.parent / "runs" / "tiny"
+    assert not list(folder.glob("*.tmp"))
+    (folder / "metrics.jsonl.tmp").write_text("half")  # of a trainer that was killed
     assert losses(go(recipe, *SAME, "train.epochs=2", resume=True)) == losses(whole)
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_a_run_directory_that_vanishes_is_one_line(recipe, monkeypatch):

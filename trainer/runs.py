@@ -44,7 +44,11 @@ def go_on(runs: Path, name: str) -> tuple[Path, Callable[[], None]]:
     folder = runs / (name if k == 1 else f"{name}-{k}")
     if not folder.is_dir():
         raise Error(f"nothing to resume: {folder} is no directory")
-    return folder, _lock(folder)
+    release = _lock(folder)
+    for half in folder.glob("*.tmp"):  # of a trainer that was killed
+        with contextlib.suppress(OSError):
+            half.unlink()
+    return folder, release
 
 
 def _last(runs: Path, name: str) -> int:
