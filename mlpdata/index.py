@@ -10,13 +10,14 @@ import glob
 import hashlib
 import io
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from mlpdata import beton, tar
 from mlpdata.archives import download_folder
-from mlpdata.errors import Error
+from mlpdata.errors import Error, first_line
 from mlpdata.image import MAX_PIXELS, ImageError, probe
 from mlpdata.manifest import CODECS, Manifest, ShardIndex, beton_path, manifest_path, work_path, write_atomic
 from mlpdata.sources import tarscan
@@ -41,6 +42,22 @@ class Opened:
     num_classes: int
     manifest: Manifest | None
 
+    @cached_property
+    def digest(self) -> str:
+        """What tells the samples of one split from others: of its index, which has the digests of the pixels.
+
+        Where there is no index: of sizes, places and labels. The same for any path, and for both formats.
+        """
+        listed = self.manifest and self.manifest.files.get(self.manifest.splits[self.split].index)
+        if listed:
+            return listed["sha256"][:16]
+        digest = hashlib.sha256()
+        for name in ("file", "offset", "num_bytes", "codec", "width", "height", "label"):
+            column = getattr(self.index, name)
+            for at in range(0, len(column), CHECK_ROWS):
+                digest.update(np.ascontiguousarray(column[at : at + CHECK_ROWS], np.int64))
+        return digest.hexdigest()[:16]
+
 
 def open_split(
     path: str | Path,
@@ -56,9 +73,20 @@ def open_split(
     image_column and label_column among the fields of a `.beton` file of others (None: see beton.open_index).
     Raises Error where there is nothing to open, and for what is unfinished, cut short or damaged.
     """
-    if format is not None and format not in FORMATS:
-        raise Error(f"format {format!r} is neither 'beton' nor 'tar'")
-    path = Path(path)
+    if format not in (None, *FORMATS):
+        raise Error(f"format {format!r:.80} is neither 'beton' nor 'tar'")
+    if not isinstance(split, str):
+        raise Error(f"split {split!r:.80} is no name of a split")
+    try:
+        opened = _open(Path(path), split, format, image_column, label_column)
+    except OSError as e:
+        raise Error(f"cannot read {e.filename or path}: {e.strerror or first_line(e)}") from None
+    if not len(opened.index):
+        raise Error(f"{path}: split {opened.split!r} has no samples")
+    return opened
+
+
+def _open(path: Path, split: str, format: str | None, image_column: str | None, label_column: str | None) -> Opened:
     if path.is_file() and path.suffix != ".tar":
         return _foreign(beton.open_index(path, image_column, label_column), split)
     if image_column or label_column:
@@ -98,7 +126,7 @@ def _foreign(index: ShardIndex, split: str) -> Opened:
             found = what.format(width=int(index.width[i]), height=int(index.height[i]), label=int(index.label[i]))
             raise Error(f"{index.files[int(index.file[i])]}: sample {i} {found}")
     index = replace(index, is_foreign=True)
-    return Opened(index=index, split=split, num_classes=int(index.label.max()) + 1, manifest=None)
+    return Opened(index=index, split=split, num_classes=int(index.label.max(initial=-1)) + 1, manifest=None)
 
 
 def _check(index: ShardIndex) -> None:
@@ -141,7 +169,9 @@ def _foreign_tars(path: Path, split: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.exists():
-        found = [Path(p) for p in sorted(glob.glob(str(path)))]
+        # The folder may have brackets in its name, which are no pattern.
+        found = sorted(path.parent.glob(path.name)) if path.parent.is_dir() else map(Path, sorted(glob.glob(str(path))))
+        found = list(found)
         if found and not all(p.suffix == ".tar" and p.is_file() for p in found):
             raise Error(f"{path} matches {next(p for p in found if p.suffix != '.tar' or not p.is_file())}, not a tar")
         return found

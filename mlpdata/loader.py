@@ -7,39 +7,46 @@ is a tier, chosen by size and said aloud (mlpdata.tiers). The order of an epoch 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-import weakref
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mlpdata import remote, tiers
+from mlpdata import remote, state, tiers
 from mlpdata.augment import Augment, Batch
 from mlpdata.checksums import check_files
-from mlpdata.epoch import Order, permute
+from mlpdata.epoch import Order
 from mlpdata.errors import Error
 from mlpdata.index import open_split
-from mlpdata.manifest import read_classes
+from mlpdata.manifest import MAX_RES, read_classes
 from mlpdata.memory import free_memory
 from mlpdata.pixels import from_ycc420
 from mlpdata.reader import Reader
+from mlpdata.subset import choose, class_numbers, ids_of, is_whole, shown
 
 PSNR_SAMPLES = 512
+MAX_SEED = (1 << 63) - 1
+MAX_THREADS = 1024
 
 
 def load(root, split="train", batch_size=1024, device="cpu", **options):
     """Open a split of a shard directory, a `.beton` file or WebDataset tars. Returns a Loader, which documents it all.
 
-    Raises mlpdata.Error for what is unfinished, damaged or lacks the split or format.
+    Raises mlpdata.Error for what is unfinished, damaged or lacks the split or format, and for wrong options.
     """
     return Loader(root, split, batch_size=batch_size, device=device, **options)
 
 
 class Loader:
     """Iterating it is one epoch of Batches; `len` is their number.
+
+    Every `iter` begins the next epoch, however far the one before it went, unless a state was just loaded. Iterations
+    that run side by side do not disturb each other; `epoch` and `state_dict` tell where the one begun last is.
 
     root:        shard directory, also as hf:OWNER/NAME or a URL, of which a verified copy is made in the cache; or a
                  `.beton` file of ours or of ffcv's own writer; or a WebDataset tar, a pattern of tars, or a directory
@@ -50,11 +57,15 @@ class Loader:
     image_column, label_column: which fields of a `.beton` file of others hold the image and the class. None: `image`
                  and `label`, or else the only RGB image and the only int field there are, which a warning says.
     augment:     mlpdata.Augment applied on the device; None leaves uint8 (N, H, W, 3).
-    shuffle:     a new order each epoch from (seed, epoch); else the order of the split.
+    shuffle:     a new order each epoch from (seed, epoch); else the order of the subset, or of the split.
+    seed:        of orders, draws and subsets: 0 to 2**63 - 1.
     drop_last:   leave out a last batch that is not full. Else the ranks share it as evenly as it goes, and where it
                  has fewer samples than there are ranks, some get a batch of none: every rank sees `len` batches.
     infinite:    iterating never ends; epochs follow one another. `len` stays the batches of one.
-    subset:      only some samples: a count or a share (float), drawn at random by the seed; or their ids.
+    subset:      only some samples: a count or a share (float), drawn at random by the seed; or a mask of booleans, one
+                 for each sample of the split; or a slice; or a list or array of ids, whose order and repetitions are
+                 kept. A sample that comes twice in an epoch is augmented alike both times. Together with classes: of
+                 the ids, those that have one of these labels.
     classes:     only samples with these labels: numbers, or names in the source (wnids). Labels stay as they are.
     relabel:     with classes: labels become the positions in that list, and num_classes its length.
     res:         resize every image to res x res while it is read, for images of different sizes.
@@ -66,9 +77,10 @@ class Loader:
     rank, world_size: this process takes its slice of each global batch; batch_size must be divisible. In the stream
                  tier every rank reads all the blocks and decodes its own samples.
 
-    epoch: the number of the epoch that the next iteration gives. wait_s: seconds the consumer waited for pixels so
-    far, without the augmentation's own work. labels, ids: int64 (num_samples,), of the samples in their own order; an
-    id is the place in the split, also where a subset is loaded. tier, tier_reason: where the pixels are, and why.
+    epoch: the number of the epoch under way; behind its last batch, and before the first iteration, of the next one.
+    wait_s: seconds the consumer waited for pixels so far, without the augmentation's own work. labels, ids: int64
+    (num_samples,), read-only, of the samples in their own order; an id is the place in the split, also where a subset
+    is loaded. tier, tier_reason: where the pixels are, and why.
     """
 
     def __init__(
@@ -86,7 +98,7 @@ class Loader:
         seed: int = 0,
         drop_last: bool = False,
         infinite: bool = False,
-        subset: int | float | Sequence[int] | None = None,
+        subset: int | float | slice | Sequence[int] | Sequence[bool] | np.ndarray | torch.Tensor | None = None,
         classes: Sequence[int | str] | None = None,
         relabel: bool = False,
         res: int | None = None,
@@ -97,24 +109,36 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
     ):
-        if batch_size < 1 or world_size < 1 or batch_size % world_size:
-            raise Error(f"batch size {batch_size} must be positive and divisible by the {world_size} processes")
-        if not 0 <= rank < world_size:
+        flags = {"shuffle": shuffle, "drop_last": drop_last, "infinite": infinite, "relabel": relabel, "check": check}
+        for name, flag in flags.items():
+            if not isinstance(flag, (bool, np.bool_)):
+                raise Error(f"{name} is True or False, not {shown(flag)}")
+        batch_size, seed = _whole("batch_size", batch_size, 1), _whole("seed", seed, 0)
+        world_size, rank = _whole("world_size", world_size, 1), _whole("rank", rank, 0)
+        num_threads = None if num_threads is None else _whole("num_threads", num_threads, 1, MAX_THREADS)
+        res = None if res is None else _whole("res", res, 1, MAX_RES)
+        if batch_size % world_size:
+            raise Error(f"batch size {batch_size} is not divisible by the {world_size} processes")
+        if rank >= world_size:
             raise Error(f"rank {rank} is not one of {world_size} processes, which count from 0")
+        if augment is not None and not isinstance(augment, Augment):
+            raise Error(
+                f"augment is an mlpdata.Augment, not {shown(augment)}; dataset(transform) takes other transforms"
+            )
         if tier not in (None, *tiers.TIERS):
-            raise Error(f"tier {tier!r} is none of {', '.join(tiers.TIERS)}")
+            raise Error(f"tier {shown(tier)} is none of {', '.join(tiers.TIERS)}")
         if pixels not in tiers.PIXELS:
-            raise Error(f"pixels {pixels!r} is neither 'rgb' nor 'ycc420'")
-        self.root, self.device = remote.local_copy(root), _device(device)
-        columns = {"image_column": image_column, "label_column": label_column}
-        opened = open_split(self.root, split, format, **columns)
+            raise Error(f"pixels {shown(pixels)} is neither 'rgb' nor 'ycc420'")
+        self.root, self.device = _local(root), _device(device)
+        self._where = {"path": self.root.absolute(), "split": split, "format": format}
+        self._where |= {"image_column": image_column, "label_column": label_column}
+        opened = open_split(**self._where)
         self.manifest, self.split, self.num_classes = opened.manifest, opened.split, opened.num_classes
         self.batch_size, self.augment = batch_size, augment
-        self.shuffle, self.seed, self.drop_last, self.infinite = shuffle, seed, drop_last, infinite
-        self.rank, self.world_size = rank, world_size
-        self.epoch, self._step, self.wait_s = 0, 0, 0.0
-        self.index = opened.index
-        self._where = {"root": str(root), "split": split, "format": format, "res": res, **columns}
+        self.shuffle, self.seed, self.drop_last, self.infinite = bool(shuffle), seed, bool(drop_last), infinite
+        self.rank, self.world_size, self.wait_s = rank, world_size, 0.0
+        self._opened, self.index = opened, opened.index
+        self._res = res
         self._choose_samples(subset, classes, relabel)
         self._reader = Reader(self.index, num_threads or len(os.sched_getaffinity(0)), res)
         if check:
@@ -125,9 +149,7 @@ class Loader:
         self._blocks: tuple[int, int] | None = None  # of the orders to come
         self._open_tier(tier, pixels)
         self.pixels = pixels if self.tier == "resident" else "rgb"
-        self._blocks_now = self._blocks  # of the order that is being iterated
-        self._resume: dict | None = None  # a state that the next iteration goes on from
-        self._iteration = lambda: None  # a weak reference: a loader that is let go takes its open iteration with it
+        self._position = state.Position(0, 0, self._blocks)  # of the iteration that was begun last
         if drop_last and not len(self):
             raise Error(f"split {self.split!r} has {self.num_samples} samples, fewer than one batch of {batch_size}")
 
@@ -135,43 +157,25 @@ class Loader:
 
     def _choose_samples(self, subset, classes, relabel: bool) -> None:
         """Set labels and ids: all samples, or those asked for."""
-        labels, n = np.ascontiguousarray(self.index.label, np.int64), len(self.index)
-        chosen = None
+        labels, allowed, self._classes = np.array(self.index.label, np.int64), None, None
+        if relabel and classes is None:
+            raise Error("relabel numbers the labels by the list of classes; give classes too")
         if classes is not None:
-            numbers = self._class_numbers(classes)
-            position = np.full(self.num_classes, -1, np.int64)
-            position[numbers] = np.arange(len(numbers))
-            chosen = np.flatnonzero(position[labels] >= 0)
+            numbers = class_numbers(classes, self.num_classes, self._class_names, self.root)
+            order = np.argsort(numbers)
+            allowed = np.flatnonzero(np.isin(labels, numbers))
+            self._classes = np.array(numbers if relabel else sorted(numbers), np.int64)
             if relabel:
-                labels, self.num_classes = position[labels], len(numbers)
-        if isinstance(subset, (int, float, np.integer)) and not isinstance(subset, bool):
-            available = n if chosen is None else len(chosen)
-            count = round(subset * available) if isinstance(subset, float) else int(subset)
-            if not 1 <= count <= available or (isinstance(subset, float) and subset > 1):
-                raise Error(f"subset {subset} is not a share or count of the {available} samples there are")
-            drawn = np.sort(permute(np.arange(count), available, f"mlpdata subset {self.seed}"))
-            chosen = drawn if chosen is None else chosen[drawn]
-        elif subset is not None:
-            asked = np.unique(np.asarray(subset, np.int64))
-            if len(asked) and not 0 <= asked[0] <= asked[-1] < n:
-                raise Error(f"subset names samples beyond the {n} of split {self.split!r}")
-            chosen = asked if chosen is None else np.intersect1d(chosen, asked)
-        if chosen is not None and not len(chosen):
+                labels[allowed] = order[np.searchsorted(numbers, labels[allowed], sorter=order)]
+                self.num_classes = len(numbers)
+        self._ids = choose(len(self.index), subset, allowed, self.seed)
+        self._labels = labels if self._ids is None else labels[self._ids]
+        if not len(self._labels):
             raise Error(f"subset and classes leave no samples of split {self.split!r}")
-        self._ids = chosen
-        self.labels = labels if chosen is None else labels[chosen]
 
-    def _class_numbers(self, classes) -> list[int]:
-        names = {}
-        if self.manifest is not None and any(isinstance(c, str) for c in classes):
-            names = {name: number for number, (name, _) in enumerate(read_classes(self.root, self.manifest))}
-        numbers = [names.get(c, -1) if isinstance(c, str) else int(c) for c in classes]
-        for c, number in zip(classes, numbers, strict=True):
-            if not 0 <= number < self.num_classes:
-                raise Error(f"{self.root} has no class {c!r}; it has {self.num_classes} classes")
-        if len(set(numbers)) < len(numbers):
-            raise Error("classes names a class twice")
-        return numbers
+    def _class_names(self) -> list[str]:
+        """As the source calls them, in label order; none where there is no list of them."""
+        return [name for name, _ in read_classes(self.root, self.manifest)] if self.manifest else []
 
     def _open_tier(self, forced: str | None, pixels: str) -> None:
         reader, n, ids = self._reader, self.num_samples, self._ids
@@ -184,15 +188,15 @@ class Loader:
         if pixels == "ycc420":
             self.tier_reason += self._ycc_reason()
         if self.tier == "resident":
-            self._tier = tiers.Resident(reader, self.labels, ids, self.device, pixels)
+            self._tier = tiers.Resident(reader, self._labels, ids, self.device, pixels)
         elif self.tier == "pinned":
-            self._tier = tiers.Pinned(reader, self.labels, ids, self.device)
+            self._tier = tiers.Pinned(reader, self._labels, ids, self.device)
         else:
             files = int(self.index.num_bytes.sum(dtype=np.int64))
             direct = files > tiers.SHARE * free_memory()
             how = "past the page cache, which could not hold them" if direct else "through the page cache"
             self.tier_reason += f"; {files / 1e9:.2f} GB of files read in blocks, {how}"
-            self._tier = tiers.Stream(reader, self.labels, ids, self.device, direct)
+            self._tier = tiers.Stream(reader, self._labels, ids, self.device, direct)
             self._blocks = tiers.block_shape(reader, n)
 
     def _ycc_reason(self) -> str:
@@ -215,28 +219,36 @@ class Loader:
 
     @property
     def num_samples(self) -> int:
-        return len(self.labels)
+        return len(self._labels)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return _read_only(self._labels)
 
     @property
     def ids(self) -> np.ndarray:
-        return np.arange(self.num_samples) if self._ids is None else self._ids
+        return _read_only(np.arange(self.num_samples) if self._ids is None else self._ids)
+
+    @property
+    def epoch(self) -> int:
+        return self._position.epoch
 
     def __len__(self) -> int:
         n = self.num_samples
         return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """All samples in their own order: images uint8 (N, H, W, 3), labels int64 (N,).
+        """All samples in their own order: images uint8 (N, H, W, 3), labels int64 (N,), both read-only.
 
         No copy where the pixels are resident on the CPU, or where raw ones lie in one file at even distances (a tar;
         a beton of a single page): then they are a read-only map of the file, which must stay as it is.
         """
         if self.tier == "resident":
-            return self._tier.rgb().cpu().numpy(), self.labels
+            return _read_only(self._tier.rgb().cpu().numpy()), self.labels
         mapped = self._mapped()
         if mapped is None:
             mapped = tiers.load_pixels(self._reader, self.ids, torch.device("cpu"), ycc=False)[0].numpy()
-        return mapped, self.labels
+        return _read_only(mapped), self.labels
 
     def _mapped(self) -> np.ndarray | None:
         index, shape, n = self.index, self._reader.shape, self.num_samples
@@ -254,9 +266,7 @@ class Loader:
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Some samples by id, as stored: (n,) integers -> uint8 (n, H, W, 3)."""
-        ids = np.asarray(ids, np.int64).reshape(-1)
-        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self.index):
-            raise Error(f"split {self.split!r} has no sample {int(ids.max() if ids.min() >= 0 else ids.min())}")
+        ids = ids_of(ids, len(self.index))
         out = np.empty((len(ids), *self._reader.shape), np.uint8)
         self._reader.read(ids, out)
         return out
@@ -265,7 +275,8 @@ class Loader:
         """The same samples as a torch.utils.data.Dataset, for a DataLoader of your own: mlpdata.dataset.Samples."""
         from mlpdata.dataset import Samples
 
-        return Samples(self._where, self._ids, self.labels, transform)
+        found = self._opened.digest, self._reader.stamps
+        return Samples(self._where, self._res, found, self._ids, self.labels, transform)
 
     # -------------------------------------------------------------------------------------------------- iterating
 
@@ -279,10 +290,7 @@ class Loader:
         in_blocks = blocks is not None and self.shuffle
         if in_blocks and self._place_ids is None:
             # Blocks are of neighbours in the files; samples mostly lie there in their own order.
-            places = self._reader.by_place()
-            if places is not None and self._ids is not None:
-                places = places[np.isin(places, self._ids)]
-                places = np.searchsorted(self._ids, places)
+            places = self._reader.by_place(self._ids)
             self._place_ids = np.empty(0, np.int64) if places is None else places
         place_ids = self._place_ids if in_blocks and len(self._place_ids) else None
         order = Order(self.num_samples, self.seed, epoch, self.shuffle, blocks)
@@ -290,21 +298,16 @@ class Loader:
         return tiers.Plan(order, following, place_ids, self.batch_size, self.rank, self.world_size, steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Begin at the state that was loaded last, else at the epoch's first batch.
+        """Begin the next epoch, or go on from the state that was just loaded."""
+        if self._position.begun:
+            self._position = state.Position(self._position.epoch + 1, 0, self._blocks)
+        self._position.begun = True
+        return self._iterate(self._position)
 
-        An iteration that is still open ends here: its next batch would be another's.
-        """
-        if (running := self._iteration()) is not None:
-            running.close()
-        state, self._resume = self._resume, None
-        self._step, self._blocks_now = (state["step"], state["blocks"]) if state else (0, self._blocks)
-        batches = self._iterate()
-        self._iteration = weakref.ref(batches)
-        return batches
-
-    def _iterate(self) -> Iterator[Batch]:
+    def _iterate(self, position: state.Position) -> Iterator[Batch]:
         while True:
-            batches = self._tier.batches(self._plan(self.epoch, self._blocks_now, range(self._step, len(self))))
+            epoch = position.epoch
+            batches = self._tier.batches(self._plan(epoch, position.blocks, range(position.step, len(self))))
             try:
                 while True:
                     started = time.perf_counter()
@@ -313,74 +316,95 @@ class Loader:
                     if batch is None:
                         break
                     if self.augment is not None:
-                        batch = self.augment.apply(batch, self.epoch, self.seed)
+                        batch = self.augment.apply(batch, epoch, self.seed)
                     elif self.pixels == "ycc420":
                         batch = Batch(from_ycc420(batch.images, batch.chroma), batch.labels, batch.ids)
-                    # Advanced before the batch goes out: a state saved while it is in use goes on behind it.
-                    self._step += 1
+                    # Moved on before the batch goes out: a state saved while it is in use goes on behind it, and who
+                    # takes `len` batches and no more has had the epoch.
+                    position.step += 1
+                    if position.step == len(self):
+                        position.epoch, position.step, position.begun = epoch + 1, 0, False
+                        position.blocks = self._blocks
                     yield batch
             finally:
                 batches.close()
-            self.epoch, self._step, self._blocks_now = self.epoch + 1, 0, self._blocks
             if not self.infinite:
                 return
+            position.begun = True
 
     # ------------------------------------------------------------------------------------------------------ state
 
     def state_dict(self) -> dict:
-        """Where the loader is: plain numbers. Taken while a batch is in use, it goes on with the next one.
+        """Where the loader is: numbers, strings and lists. Taken while a batch is in use, it goes on with the next one.
 
         It holds for any number of ranks, any device, and for any tier but this: the stream's order is one of blocks,
         which the other tiers can go on with; the stream cannot go on with theirs in the middle of an epoch.
         """
-        step, blocks = self._step, self._blocks_now
-        if self._resume:  # loaded, and not yet iterated
-            step, blocks = self._resume["step"], self._resume["blocks"]
-        return {
-            "seed": self.seed,
-            "epoch": self.epoch,
-            "step": step,
-            "batch_size": self.batch_size,
-            "num_samples": self.num_samples,
-            "blocks": list(blocks) if blocks else None,
-        }
+        return state.pack(self._position, self._facts)
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, saved: dict) -> None:
         """Have the next iteration go on from a state, in the middle of an epoch if need be.
 
-        Raises Error where this loader would give other batches than the one that was saved.
+        Raises Error where it is malformed, or where this loader would give other batches than the one that was saved:
+        other data, another subset, classes, image size, seed or shuffle, and in the middle of an epoch another size
+        of batch.
         """
-        try:
-            epoch, step, seed = int(state["epoch"]), int(state["step"]), int(state["seed"])
-            blocks = state.get("blocks")
-            blocks = tuple(int(b) for b in blocks) if blocks else None
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise Error(f"this is no state of a loader: {state!r:.100}") from None
-        if seed != self.seed:
-            raise Error(f"the saved loader state has seed {seed}, this loader {self.seed}")
-        if step:
-            for name in ("batch_size", "num_samples"):
-                if name in state and state[name] != getattr(self, name):
-                    raise Error(
-                        f"the loader state was saved in the middle of an epoch with {name} {state[name]}; "
-                        f"this loader has {getattr(self, name)}"
-                    )
-            if self.tier == "stream" and self.shuffle and blocks is None:
-                raise Error(
-                    "the loader state was saved in the middle of an epoch whose order does not go by blocks, which "
-                    "the stream tier cannot go on with: load with tier='pinned' or 'resident', or resume at an epoch's "
-                    "start"
-                )
-        self.epoch = epoch
-        keeps = step and (self.shuffle or self.tier != "stream")  # without a shuffle blocks make no difference
-        self._resume = {"step": step, "blocks": blocks if keeps else self._blocks}
+        position = state.unpack(saved, self._facts, len(self))
+        if position.step and self.shuffle and self.tier == "stream" and position.blocks is None:
+            raise Error(
+                "the loader state was saved in the middle of an epoch whose order does not go by blocks, which "
+                "the stream tier cannot go on with: load with tier='pinned' or 'resident', or resume at an epoch's "
+                "start"
+            )
+        if not position.step or not (self.shuffle or self.tier != "stream"):  # unshuffled, blocks make no difference
+            position.blocks = self._blocks
+        self._position = position
+
+    @cached_property
+    def _facts(self) -> dict:
+        """What the sequence of batches follows from, the number of processes aside."""
+        digest = lambda array: None if array is None else hashlib.sha256(array.tobytes()).hexdigest()[:16]  # noqa: E731
+        return {
+            "data": self._opened.digest,
+            "classes": digest(self._classes),
+            "subset": digest(self._ids),
+            "num_samples": self.num_samples,
+            "size": "x".join(map(str, self.shape)),
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+        }
+
+
+def _whole(name: str, value, least: int, most: int = MAX_SEED) -> int:
+    if not is_whole(value) or not least <= value <= most:
+        raise Error(f"{name} must be a whole number from {least} to {most}, not {shown(value)}")
+    return int(value)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _local(root) -> Path:
+    """The path of what is to be opened, a verified copy where it is elsewhere."""
+    try:
+        text = os.fsdecode(root)
+    except TypeError:
+        text = ""
+    if not text or "\0" in text:
+        raise Error(f"{shown(root)} is no path of a shard directory, a beton or tars")
+    return remote.local_copy(text)
 
 
 def _device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise Error(f"there is no device {name!r}; take cpu or cuda") from None
+    except (RuntimeError, TypeError, ValueError):
+        raise Error(f"there is no device {shown(name)}; take cpu or cuda") from None
     if device.type not in ("cpu", "cuda"):
         raise Error(f"device {name!r}: batches go to cpu or cuda; move them on from there")
     if device.type == "cpu":

@@ -63,14 +63,19 @@ class Reader:
         self.all_raw = bool(same and (index.codec == RAW).all())
         self._all_jpg = bool(same and (index.codec == JPG).all())
         self._num_decoded = 0
-        self._stamps = [_stamp(os.stat(path)) for path in index.files]
+        self.stamps = [_stamp(os.stat(path)) for path in index.files]
         # Reads mostly wait, so they have threads of their own and more of them than there are cores.
         self._readers = Threads(max(READ_THREADS, num_threads) if num_threads > 1 else 1, "mlpdata-read")
         self._decoders = Threads(num_threads, "mlpdata-decode")
 
-    def by_place(self) -> np.ndarray | None:
-        """(N,) ids in the order in which their payloads lie in the files; None where that is the order of the ids."""
+    def by_place(self, ids: np.ndarray | None) -> np.ndarray | None:
+        """The order in which the payloads of samples lie in the files: their rows, int64 (n,); None where it is theirs.
+
+        ids: (n,) integers of the rows, in any order and repeated; None for all samples.
+        """
         file, offset = self.index.file, self.index.offset
+        if ids is not None:
+            file, offset = file[ids], offset[ids]
         if ((file[1:] > file[:-1]) | ((file[1:] == file[:-1]) & (offset[1:] >= offset[:-1]))).all():
             return None
         return np.lexsort((offset, file))
@@ -78,13 +83,19 @@ class Reader:
     def read(self, ids: np.ndarray, out: np.ndarray) -> None:
         """Pixels of samples in any order: integers (n,) -> out, uint8 (n, H, W, 3)."""
         ids = np.asarray(ids, np.int64)
-        places = np.lexsort((self.index.offset[ids], self.index.file[ids]))
-        payloads = self.fetch(ids[places])
-        starts = np.empty_like(payloads.starts)
-        starts[places] = payloads.starts
-        self.decode(ids, Payloads(payloads.data, starts), out)()
+        self.decode(ids, self.fetch_any(ids), out)()
 
     # ----------------------------------------------------------------------------------------------------- reading
+
+    def fetch_any(self, ids: np.ndarray, data: np.ndarray | None = None, direct: bool = False) -> Payloads:
+        """As `fetch`, of samples in any order, which is that of `starts`."""
+        places = self.by_place(ids)
+        if places is None:
+            return self.fetch(ids, data, direct)
+        payloads = self.fetch(ids[places], data, direct)
+        starts = np.empty_like(payloads.starts)
+        starts[places] = payloads.starts
+        return Payloads(payloads.data, starts)
 
     def fetch(self, ids: np.ndarray, data: np.ndarray | None = None, direct: bool = False) -> Payloads:
         """Read the payloads of samples that are in the order of their places.
@@ -133,10 +144,10 @@ class Reader:
 
     def check_stamp(self, file: int, stat: os.stat_result) -> None:
         """Raise Error where a file is not the one that was indexed."""
-        if _stamp(stat) != self._stamps[file]:
+        if _stamp(stat) != self.stamps[file]:
             raise Error(
                 f"{self.index.files[file]} changed while it was in use: it has {stat.st_size} bytes, it had "
-                f"{self._stamps[file][0]} when it was opened; its samples cannot be trusted, open it again"
+                f"{self.stamps[file][0]} when it was opened; its samples cannot be trusted, open it again"
             )
 
     # ---------------------------------------------------------------------------------------------------- decoding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ class Threads:
     def __init__(self, num_threads: int, name: str):
         self._num_threads, self._name = num_threads, name
         self._pool: ThreadPoolExecutor | None = None
+        self._pid = 0  # of the process whose threads they are: a fork has none of them, and would wait for ever
 
     def start(self, function: Callable, work: list) -> Finish:
         """Begin to call the function for every piece of work."""
@@ -31,8 +33,8 @@ class Threads:
             for piece in work:
                 function(piece)
             return done
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._num_threads, self._name)
+        if self._pool is None or self._pid != os.getpid():
+            self._pool, self._pid = ThreadPoolExecutor(self._num_threads, self._name), os.getpid()
         pieces = iter(work)  # one for all threads: each takes the next piece when it is done with its last
 
         def run() -> None:

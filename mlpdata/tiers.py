@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import math
 import queue
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -247,6 +248,7 @@ class Stream(Host):
     def __init__(self, reader, labels, ids, device, direct: bool):
         super().__init__(reader, labels, ids, device)
         self.direct = direct
+        self._lock = threading.Lock()  # iterations may run side by side: what one took, no other one has
         self._idle: list[np.ndarray] = []  # window buffers of the epoch before: fresh memory costs its page faults
         self._coming: tuple[Order, _Window] | None = None  # the next epoch's first window, read while this one ends
 
@@ -257,13 +259,15 @@ class Stream(Host):
         edges = plan.order.windows
         first = np.searchsorted(edges[:-1], spans[:, 0], side="right") - 1
         last = np.maximum(first, np.searchsorted(edges, spans[:, 1], side="left") - 1)
-        coming, self._coming = self._coming, None
+        with self._lock:
+            coming, self._coming = self._coming, None
+            idle, self._idle = self._idle, []
         if coming and (coming[1].number, coming[0].key) != (int(first[0]), plan.order.key):
-            self._idle.append(coming[1].payloads.data)
+            idle.append(coming[1].payloads.data)
             coming = None
         free: queue.SimpleQueue = queue.SimpleQueue()  # buffers: what one step touches, or one used and one read ahead
         for _ in range(max(2, int((last - first).max()) + 1) - bool(coming)):
-            free.put(self._idle.pop() if self._idle else np.empty(0, np.uint8))
+            free.put(idle.pop() if idle else np.empty(0, np.uint8))
         loaded = ahead(self._windows(plan, int(first[0]), free, coming and coming[1]), 1)
         windows: dict[int, _Window] = {}
         under_way: list[Finish] = []  # of the step before, which may still read its windows
@@ -287,10 +291,12 @@ class Stream(Host):
                     finish()
             free.put(None)  # a thread that waits for a buffer ends
             loaded.close()
+            left = [window.payloads.data for window in windows.values()]
             while not free.empty():
                 if (data := free.get()) is not None:
-                    self._idle.append(data)
-            self._idle += [window.payloads.data for window in windows.values()]
+                    left.append(data)
+            with self._lock:
+                self._idle += left
 
     def _windows(self, plan: Plan, first: int, free: queue.SimpleQueue, there: _Window | None) -> Iterator[_Window]:
         """The windows of an epoch, the first of which may be there already. Then the next epoch's first is read."""
@@ -303,12 +309,8 @@ class Stream(Host):
             data = free.get()
             if data is None:
                 return
-            numbers = order.window(k)
-            by_place, rows = numbers.argsort(), plan.to_rows(numbers)
-            payloads = self.reader.fetch(self.sample_ids(rows[by_place]), data, self.direct)
-            starts = np.empty_like(payloads.starts)
-            starts[by_place] = payloads.starts
-            window = _Window(k, rows, Payloads(payloads.data, starts))
+            rows = plan.to_rows(order.window(k))
+            window = _Window(k, rows, self.reader.fetch_any(self.sample_ids(rows), data, self.direct))
             if order is plan.order:
                 yield window
             else:
@@ -352,17 +354,19 @@ class Spare:
     """
 
     def __init__(self):
+        self._lock = threading.Lock()  # iterations may run in threads of their own
         self._buffers: list[tuple[np.ndarray, weakref.ref]] = []
 
     def take(self, shape: tuple[int, ...]) -> torch.Tensor:
         """uint8 of a shape, with anything in it."""
         size = math.prod(shape)
-        free = (k for k, (memory, out) in enumerate(self._buffers) if out() is None and len(memory) >= size)
-        k = next(free, None)
-        # torch's own memory begins at a cache line, numpy's does not: that is an eighth of the gather's time.
-        memory = torch.empty(size, dtype=torch.uint8).numpy() if k is None else self._buffers.pop(k)[0]
-        array = memory[:size]
-        self._buffers.append((memory, weakref.ref(array)))
-        # A consumer that keeps its batches gets new ones; those forgotten here live as long as it holds them.
-        del self._buffers[: -2 * AHEAD]
+        with self._lock:
+            free = (k for k, (memory, out) in enumerate(self._buffers) if out() is None and len(memory) >= size)
+            k = next(free, None)
+            # torch's own memory begins at a cache line, numpy's does not: that is an eighth of the gather's time.
+            memory = torch.empty(size, dtype=torch.uint8).numpy() if k is None else self._buffers.pop(k)[0]
+            array = memory[:size]
+            self._buffers.append((memory, weakref.ref(array)))
+            # A consumer that keeps its batches gets new ones; those forgotten here live as long as it holds them.
+            del self._buffers[: -2 * AHEAD]
         return torch.from_numpy(array).view(shape)

@@ -257,7 +257,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
             assert batch.images.shape[1:] == (16, 16, 3)
             for i, pixels in zip(batch.ids.tolist(), batch.images.numpy(), strict=True):
                 assert np.abs(pixels.mean((0, 1)) - images[i].mean((0, 1))).max() < 4
-    assert mlpdata.load(tmp_path / "x.beton", res=16).dataset()[3][0].shape == (16, 16, 3)
+    assert mlpdata.load(tmp_path / "x.beton", res=16).dataset()[3][0].shape == (3, 16, 16)
 
 
 # ---------------------------------------------------------------------------------------------------- foreign tars
@@ -265,6 +265,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLPDATA_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "mlpdata"
 

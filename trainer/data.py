@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from mlpdata.loader import Loader
 from mlpdata.manifest import Manifest
 from mlpdata.remote import local_copy
 from mlpdata.splits import HELD_OUT, canonical, find
+from mlpdata.tiers import Plan
 from trainer.recipe import Augmentation, Data, Recipe
 from trainer.world import World
 
@@ -140,17 +140,14 @@ def open_loader(data: Data, root: Path, split: str, batch_size: int, device: tor
     return Loader(root, split, batch_size=batch_size, device=device, **chosen, **options)
 
 
-class FeatureLoader:
+class FeatureLoader(Loader):
     """A loader's batches with the body's features (n, m) for images, computed once: for augmentation that is none.
 
     The same order, slices and state as the loader it is made from.
     """
 
     def __init__(self, loader: Loader, model: nn.Module, autocast):
-        self.loader, self.epoch, self._step, self.wait_s = loader, loader.epoch, 0, 0.0
-        self.device, self.manifest, self.tier_reason = loader.device, loader.manifest, "features of the body, resident"
-        self.num_samples, self.num_classes = loader.num_samples, loader.num_classes
-        self._labels = torch.from_numpy(loader.labels).to(loader.device)
+        self.__dict__.update(loader.__dict__)
         pieces = []
         model.eval()
         with torch.no_grad():
@@ -159,26 +156,17 @@ class FeatureLoader:
                 images, there = (torch.from_numpy(a).to(loader.device) for a in (loader.read(ids), ids))
                 with autocast():
                     pieces.append(model.features(loader.augment.apply(Batch(images, there, there), 0, 0).images))
-        self._features = torch.cat(pieces)
+        self.augment, self.pixels, self.tier_reason = None, "rgb", "features of the body, resident"
+        self._tier = _Features(torch.cat(pieces), torch.from_numpy(loader.labels.copy()).to(loader.device))
 
-    def __len__(self) -> int:
-        return len(self.loader)
 
-    def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict() | {"epoch": self.epoch, "step": self._step}
+class _Features:
+    """A tier of a Loader: features (N, m) and labels (N,) on the device."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loader.load_state_dict(state)
-        self.epoch, self._step = state["epoch"], state["step"]
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor):
+        self._features, self._labels = features, labels
 
-    def __iter__(self) -> Iterator[Batch]:
-        order, size = self.loader.order(self.epoch), self.loader.batch_size
-        for step in range(self._step, len(self)):
-            started = time.perf_counter()
-            whole = order[step * size : (step + 1) * size]
-            ids = torch.from_numpy(np.array_split(whole, self.loader.world_size)[self.loader.rank]).to(self.device)
-            batch = Batch(self._features.index_select(0, ids), self._labels.index_select(0, ids), ids)
-            self.wait_s += time.perf_counter() - started
-            # Advanced before the batch goes out: a state saved while it is in use goes on behind it.
-            self.epoch, self._step = divmod(self.epoch * len(self) + step + 1, len(self))
-            yield batch
+    def batches(self, plan: Plan) -> Iterator[Batch]:
+        for step in plan.steps:
+            ids = torch.from_numpy(plan.rows(step)).to(self._features.device)
+            yield Batch(self._features.index_select(0, ids), self._labels.index_select(0, ids), ids)
