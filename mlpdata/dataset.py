@@ -29,7 +29,7 @@ class Samples(Dataset):
     """
 
     def __init__(self, where: dict, res: int | None, found: tuple, ids: np.ndarray | None, labels, transform=None):
-        """where: what open_split takes. res: as the Loader's. found: the digest of the index and the files' stamps, as they were then."""
+        """where: what open_split takes. res: as the Loader's. found: the digest of the index, and the files' stamps."""
         if transform is not None and not callable(transform):
             raise Error(f"transform {shown(transform)} cannot be called")
         self._where, self._res, self._found, self._ids = where, res, found, ids
