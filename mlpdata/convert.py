@@ -87,9 +87,7 @@ def _run(plan: Plan, started: float, say) -> Manifest | None:
             found = _take_stock(plan)
             _check_skipped(plan, found)
             if n := found.total.num_repaired:
-                say(
-                    f"warning: {n:,} JPEGs that libjpeg warns about are stored as Pillow reads them; some may be damaged"
-                )
+                say(f"warning: {n:,} JPEGs that libjpeg warns about are stored as Pillow reads them, damage and all")
             check_space(plan, found.payload_bytes)
             made, hashes, undecodable = _assemble(plan, engine, found)
             if not undecodable:

@@ -327,6 +327,8 @@ def _decode_pillow(data: bytes, size: tuple[int, int] | None = None) -> Image.Im
         kind = "JPEG" if image.format == "MPO" else image.format
         most = MAX_DECODE_BYTES // FORMATS[kind]
         check_size(width, height, most)
+        if kind == "PNG":
+            _check_png(data)
         if kind == "TIFF":  # which decodes a tile at a time, however small the image is
             check_size(image.tag_v2.get(322, 1), image.tag_v2.get(323, 1), most)
         if kind == "JPEG":
@@ -343,6 +345,22 @@ def _open(data: bytes) -> Image.Image:
         if kind not in Image.OPEN:
             raise ImageError(f"cannot decode: this Pillow ({PIL.__version__}) reads no {kind}")
     return Image.open(io.BytesIO(data), formats=(kind,))
+
+
+def _check_png(data: bytes) -> None:
+    """Raise ImageError for a critical chunk with another checksum than it says, of which Pillow checks some only."""
+    at, kind, view = 8, b"", memoryview(data)
+    while at + 12 <= len(data) and kind != b"IEND":
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        kind = data[at + 4 : at + 8]
+        # Upper case: critical. What is cut short is Pillow's to tell.
+        if (
+            kind[:1].isupper()
+            and end + 4 <= len(data)
+            and zlib.crc32(view[at + 4 : end]) != int.from_bytes(data[end : end + 4])
+        ):
+            raise ImageError(f"cannot decode: its chunk {kind.decode('latin-1')!r} has another checksum than it says")
+        at = end + 4
 
 
 def _declared_size(image: Image.Image) -> tuple[int, int]:

@@ -337,6 +337,17 @@ def test_a_declared_size_whose_decoding_takes_gigabytes_is_not_decoded(name, mon
             image.decode_exact(data, (16, 16))
 
 
+def test_no_flipped_bit_of_a_png_gives_other_pixels():
+    """Pillow leaves the checksums of pixels unchecked."""
+    data = image.encode_png(RGB)
+    for at in range(8, len(data)):
+        flipped = data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+        try:
+            assert np.array_equal(image.decode_exact(flipped), RGB), at
+        except image.ImageError:
+            continue
+
+
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
 def test_a_png_whose_text_unpacks_to_gigabytes_costs_nothing(kind):
     png = encoded(RGB, "PNG")
