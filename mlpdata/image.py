@@ -420,9 +420,8 @@ def check_scans(data: bytes, width: int, height: int) -> None:
     if len(data) > bytes_of_many_scans(width, height):
         scans = data.count(b"\xff\xda")
         if scans * width * height > MAX_SCANNED_PIXELS:
-            raise ImageError(
-                f"has {scans} scans of {width} x {height} pixels; at most {MAX_SCANNED_PIXELS} are decoded"
-            )
+            most = MAX_SCANNED_PIXELS // (width * height)
+            raise ImageError(f"has {scans} scans of {width} x {height} pixels; at most {most} are decoded")
 
 
 def bytes_of_many_scans(width: int, height: int) -> int:
