@@ -332,6 +332,8 @@ def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | st
         path = Path(given)
         if not path.exists() and not glob.glob(given):
             raise Error(f"no such file or directory: {given} (given as --source)")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise Error(f"{given} is neither a file nor a folder (given as --source)")
         for archive in spec.archives:
             if path.is_dir() and (path / archive.name).exists():
                 return path / archive.name

@@ -229,7 +229,7 @@ def test_downsampled_damage_is_named(tmp_path, monkeypatch):
         "no 400 labels": {"labels": numbers.tolist()[:-1]},
         "labels from 1 to 1,000": {"labels": [0] * 400},
         "not uint8": {"data": data.astype(np.int32)},
-        "no large array": {"data": [1, 2]},
+        "no array of pixels": {"data": [1, 2]},
         "asks for posix.system": {"x": Attack()},
     }
     for message, change in changes.items():

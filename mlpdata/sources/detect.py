@@ -26,7 +26,7 @@ def open_imagenet1k(
     if path.is_dir() and (path / TRAIN).exists():
         return ImageNet1k(path, class_filter, res, cache, splits)
     if batches := downsampled.find(path):
-        return downsampled.Downsampled(path, batches, class_filter)
+        return downsampled.Downsampled(path, batches, class_filter, splits)
     if tars := webdataset.find(path):
         return webdataset.WebDataset(path, tars, class_filter, res, ("ilsvrc2012",))
     if path.is_dir():

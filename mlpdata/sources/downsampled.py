@@ -21,16 +21,19 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mlpdata import labels
-from mlpdata.errors import Error
+from mlpdata import labels, splits
+from mlpdata.errors import Error, first_line
 from mlpdata.progress import Progress
-from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, pickles
+from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, keys, pickles
+from mlpdata.sources.files import is_system
 
 NAME = re.compile(r"(?P<name>(?P<split>train|val)_data(?:_batch_(?P<number>\d+))?)(?:\.npz|\.pkl|\.pickle)?")
 SIZES = (8, 16, 32, 64)
 UNIT_ROWS = 20_000
 READ_BYTES = 1 << 20
 MAX_ROWS = 2_000_000
+MAX_BATCH_BYTES = 32 << 30  # unpacked; all of train at 64 pixels has 16 GB
+NUM_BATCHES = 10  # of train
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +63,16 @@ def find(path: Path) -> list[Batch]:
     What a file is, is told by its first bytes, and what a zip is, by its members; pickles tell nothing of themselves
     and need the authors' names.
     """
-    if path.is_dir():
-        with os.scandir(path) as entries:
-            files = sorted(
-                path / e.name for e in entries if NAME.fullmatch(e.name) or e.name.endswith((".zip", ".npz"))
-            )
-    else:
-        files = [path]
-    found = [batch for file in files if file.is_file() for batch in _batches_in(file)]
+    try:
+        if path.is_dir():
+            with os.scandir(path) as entries:
+                names = sorted(e.name for e in entries if NAME.fullmatch(e.name) or e.name.endswith((".zip", ".npz")))
+            files = [path / name for name in names if not is_system(name)]
+        else:
+            files = [path]
+        found = [batch for file in files if file.is_file() for batch in _batches_in(file)]
+    except OSError as e:
+        raise Error(f"cannot read {e.filename or path}: {e.strerror}") from None
     return sorted(found, key=lambda b: (b.split, int(NAME.fullmatch(b.name)["number"] or 0)))
 
 
@@ -79,8 +84,8 @@ def _batches_in(path: Path) -> list[Batch]:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
-            raise Error(f"{path} is no whole zip archive ({e}); get it again") from None
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, MemoryError, struct.error) as e:
+            raise Error(f"{path} is no whole zip archive ({first_line(e)}); get it again") from None
         inside = [(n, NAME.fullmatch(n.rpartition("/")[2])) for n in names]
         return [Batch(m["name"], m["split"], path, n) for n, m in inside if m]
     if match and (magic == b"PK" or magic[:1] == pickle.PROTO):
@@ -91,18 +96,24 @@ def _batches_in(path: Path) -> list[Batch]:
 class Downsampled(Source):
     """The batches of Downsampled-ImageNet, labels as ranks of the sorted wnids of ILSVRC2012.
 
-    batches: as `find` gives them. class_filter: only `classes`. Every batch is read through once, to learn where its
+    batches: as `find` gives them. class_filter: only `classes`. only: names of the splits that are wanted, () for all.
+    Every batch is read through once, to learn where its
     rows are, to have its labels and to verify the checksums of zips. Raises Error for a damaged or other batch.
     """
 
     codec = "array"
 
-    def __init__(self, path: Path, batches: list[Batch], class_filter: ClassFilter):
+    def __init__(self, path: Path, batches: list[Batch], class_filter: ClassFilter, only: tuple[str, ...] = ()):
         if class_filter.min_class_size or class_filter.val_per_class:
             raise Error(f"{path} is Downsampled-ImageNet, whose images have no names: it takes only --classes")
         names = [b.name for b in batches]
         if twice := next((n for n in names if names.count(n) > 1), None):
             raise Error(f"{path} has two files of {twice}; leave one")
+        there = list(dict.fromkeys(batch.split for batch in batches))
+        wanted_splits = {splits.find(name, there) for name in only} - {None} or set(there)
+        batches = [batch for batch in batches if batch.split in wanted_splits]
+        self._say_what_is_missing(path, batches)
+        self._takes_all = class_filter.classes is None
         self.files = sorted({str(b.path) for b in batches})
         known = labels.classes("ilsvrc2012")
         wanted = class_filter.classes or known
@@ -119,6 +130,13 @@ class Downsampled(Source):
         sizes = "/".join(str(r) for r in sorted({r.res for r in self._rows}))
         self.release = f"Downsampled-ImageNet {sizes}x{sizes} (ILSVRC2012, 1,000 synsets)"
 
+    def _say_what_is_missing(self, path: Path, batches: list[Batch]) -> None:
+        there = {int(NAME.fullmatch(b.name)["number"] or 0) for b in batches if b.split == "train"}
+        missing = [] if 0 in there or not there else sorted(set(range(1, NUM_BATCHES + 1)) - there)
+        if missing:
+            numbers = ", ".join(map(str, missing))
+            self.warnings = (f"{path} has {len(there)} of the {NUM_BATCHES} batches of train; it lacks {numbers}",)
+
     def units(self) -> list[Unit]:
         units = []
         for k, rows in enumerate(self._rows):
@@ -126,7 +144,8 @@ class Downsampled(Source):
                 stop = min(start + UNIT_ROWS, len(rows.labels))
                 num_bytes = (stop - start) * 3 * rows.res**2
                 name = f"{rows.batch.name}-{start:07d}"
-                units.append(Unit(name, rows.batch.split, stop - start, num_bytes, (k, start, stop)))
+                at = (k, start, stop)
+                units.append(Unit(name, rows.batch.split, stop - start, num_bytes, at, exact=self._takes_all))
         return units
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
@@ -159,6 +178,8 @@ def _locate(batch: Batch) -> Rows:
                 archive = zipfile.ZipFile(file)
                 info = archive.getinfo(batch.member)
                 layers = (_layer(file, info),)
+                if info.file_size > MAX_BATCH_BYTES:
+                    raise ValueError(f"claims {info.file_size:,} bytes")
                 content = archive.open(info)
             if content.read(2) == b"PK":
                 content.seek(0)
@@ -169,15 +190,19 @@ def _locate(batch: Batch) -> Rows:
             _skip(content, None)  # at its end a zip's member is verified
             return rows
     except Exception as e:  # damaged zips, pickles and headers of arrays raise nearly anything
-        raise Error(f"{where} {str(e) or type(e).__name__}; get it again".replace("\n", " ")) from None
+        raise Error(f"{keys.shown(where)} {first_line(e)}; get it again") from None
 
 
 def _locate_pickle(batch: Batch, content: BinaryIO, layers: tuple) -> Rows:
     found = pickles.load(content)
     data = found.get("data")
     if not isinstance(data, pickles.Located):
-        raise ValueError("has no large array of pixels under 'data'")
-    return Rows(batch, layers, data.offset, _res(data.shape, data.dtype), _labels(found.get("labels"), data.shape[0]))
+        raise ValueError("has no array of pixels under 'data'")
+    res, labels_ = _res(data.shape, data.dtype), found.get("labels")
+    if isinstance(labels_, pickles.Located) and labels_.shape == data.shape[:1]:
+        content.seek(labels_.offset)
+        labels_ = np.frombuffer(content.read(labels_.shape[0] * labels_.dtype.itemsize), labels_.dtype)
+    return Rows(batch, layers, data.offset, res, _labels(labels_, data.shape[0]))
 
 
 def _locate_npz(batch: Batch, content: BinaryIO, layers: tuple) -> Rows:
@@ -194,25 +219,27 @@ def _locate_npz(batch: Batch, content: BinaryIO, layers: tuple) -> Rows:
         version = np.lib.format.read_magic(member)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, column_major, dtype = read_header(member)
-        offset = member.tell()
+        offset, res = member.tell(), _res(shape, dtype)
         if column_major:
             raise ValueError("has its pixels in columns")
+        if info.file_size != offset + 3 * res * res * shape[0]:
+            raise ValueError(f"has {shape[0]:,} rows of pixels in {info.file_size:,} bytes")
         _skip(member, None)
-    return Rows(batch, (*layers, _layer(content, info)), offset, _res(shape, dtype), _labels(found, shape[0]))
+    return Rows(batch, (*layers, _layer(content, info)), offset, res, _labels(found, shape[0]))
 
 
 def _res(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    res = next((r for r in SIZES if len(shape) == 2 and shape[1] == 3 * r * r), None)
+    is_shape = isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int for n in shape)
+    res = next((r for r in SIZES if is_shape and shape[1] == 3 * r * r), None)
     if res is None or dtype != np.uint8 or not 0 < shape[0] <= MAX_ROWS:
-        raise ValueError(f"has pixels of shape {tuple(shape)} and type {dtype}, not uint8 (N, 3 * res * res)")
+        raise ValueError(f"has pixels of shape {shape!r:.80} and type {dtype}, not uint8 (N, 3 * res * res)")
     return res
 
 
 def _labels(found: object, num_rows: int) -> np.ndarray:
-    try:
-        array = np.asarray(found)
-    except (ValueError, OverflowError):
-        array = np.empty(0)
+    if isinstance(found, list) and all(type(x) is int and 1 <= x <= 1000 for x in found):
+        found = np.array(found, np.int16)  # not before: lists of lists of one another fill any memory
+    array = found if isinstance(found, np.ndarray) else np.empty(0)
     if array.shape != (num_rows,) or array.dtype.kind not in "iu" or array.min() < 1 or array.max() > 1000:
         raise ValueError(f"has no {num_rows} labels from 1 to 1,000 under 'labels'")
     return array.astype(np.int16)

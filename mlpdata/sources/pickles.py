@@ -14,18 +14,25 @@ from typing import BinaryIO
 
 import numpy as np
 
+from mlpdata.errors import first_line
+
 MAX_TEXT_BYTES = 512 << 20  # protocol 2 spells pixels as text
 DTYPES = {f"{kind}{size}" for kind in "iuf" for size in "1248"} - {"f1"}
-LARGE_BYTES = 1 << 20  # strings of bytes from this size on stay in the file
+LARGE_BYTES = 4 << 10  # strings of bytes from this size on stay in the file
+READ_BYTES = 1 << 20
 BYTES_OPCODES = (pickle.BINBYTES, pickle.BINBYTES8, pickle.BINSTRING, pickle.BYTEARRAY8)
 
 
-@dataclass(frozen=True, slots=True)
 class Large:
     """Bytes left in the file."""
 
-    offset: int
-    size: int
+    __slots__ = ("offset", "size")
+
+    def __init__(self, offset: int, size: int):
+        self.offset, self.size = offset, size
+
+    def __setstate__(self, state):
+        raise ValueError("it moves its pixels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +56,11 @@ def load(file: BinaryIO) -> dict[str, object]:
         values = {k: v.value() if isinstance(v, _Array) else v for k, v in batch.items()}
     except Exception as e:  # damaged pickles raise nearly anything
         told = str(e) if isinstance(e, (ValueError, pickle.UnpicklingError)) else f"{type(e).__name__} {e}"
-        raise ValueError(f"cannot be read: {told[:200]}".splitlines()[0]) from None
-    return {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in values.items()}
+        raise ValueError(f"cannot be read: {first_line(told)[:200]}") from None
+    named = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in values.items()}
+    if len(named) < len(values):
+        raise ValueError("cannot be read: it has two values of one name")
+    return named
 
 
 class _Reader:
@@ -66,7 +76,7 @@ class _Reader:
             if self._opcode in BYTES_OPCODES:
                 large = Large(self._file.tell(), size)
                 while size > 0:  # read, not sought: a zip verifies what is read
-                    if not (data := self._file.read(min(size, LARGE_BYTES))):
+                    if not (data := self._file.read(min(size, READ_BYTES))):
                         raise EOFError("it ends inside its pixels")
                     size -= len(data)
                 return large
@@ -161,4 +171,8 @@ class _Unpickler(pickle._Unpickler):
     def load_bytearray8(self):
         self.append(self.read(int.from_bytes(self.read(8), "little")))
 
+    def load_frame(self):  # says how much may be read at once, which is of no use here: large arrays are not read
+        self.read(8)
+
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    dispatch[pickle.FRAME[0]] = load_frame

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from mlpdata.errors import Error
-from mlpdata.sources import Sample, Source, Unit
+from mlpdata.sources import Broken, Sample, Source, Unit, keys
 from mlpdata.sources.blob import open_blob
+from mlpdata.sources.cifar import NOT_READ
+from mlpdata.sources.files import is_system
 from mlpdata.sources.tarscan import Damage, Member, scan
 
 FOLDER = "stl10_binary"
@@ -20,6 +22,9 @@ SIDE = 96
 ROW_BYTES = 3 * SIDE * SIDE
 ROWS_A_UNIT = 500
 SPLITS = {"train": "train", "test": "val"}  # the name in the archive -> ours
+OFFICIAL = {"train": 5_000, "test": 8_000}
+NUM_CLASSES = 10
+OTHER = ("unlabeled_X.bin", "fold_indices.txt")  # what else the authors' archive has
 MAX_LIST_BYTES = 1 << 20
 
 
@@ -39,21 +44,53 @@ class Stl10(Source):
         self._blob = open_blob(path)
         if self._blob.compressed:
             self._blob.complete()
+            if self._blob.damage:
+                raise Error(f"{path} is damaged: {self._blob.damage}; get it again")
         self._members: dict[str, Member] = {}
+        self._left_out: list[Broken] = []
+        self._list_members()
+        wanted = ["class_names.txt", *(f"{split}_{kind}.bin" for split in SPLITS for kind in "Xy")]
+        if missing := [name for name in wanted if name not in self._members]:
+            raise Error(f"{path} is not {FOLDER}: it lacks {', '.join(missing)}")
+        lines = keys.text(self._read("class_names.txt").decode("utf-8", "surrogateescape")).split("\n")
+        names = [name for line in lines if (name := line.strip(" \r\t"))]
+        if len(names) != NUM_CLASSES or len(set(names)) < len(names):
+            raise Error(
+                f"{path}: class_names.txt has {len(names):,} names, {len(set(names)):,} of them different; not 10"
+            )
+        self.classes = [(name, name) for name in names]
+        self._labels = {split: self._read_labels(split) for split in SPLITS}
+        self._say_what_is_odd(wanted)
+        self._blob.close()
+
+    def __getstate__(self):
+        return {**self.__dict__, "_left_out": []}
+
+    def _list_members(self) -> None:
         for member in scan(self._blob.read_at, 0, self._blob.size):
             if isinstance(member, Damage):
-                raise Error(f"{path} is truncated or damaged ({member.reason}); get it again")
+                if member.lost or member.last:
+                    raise Error(f"{self.path} is truncated or damaged ({member.reason}); get it again")
+                self.warnings += (f"{self.path}: {member.reason}",)
+                continue
             folder, _, name = member.name.removeprefix("./").rpartition("/")
-            if folder == FOLDER:
+            if folder == FOLDER and isinstance(member, Member) and not is_system(name):
+                if name in self._members:
+                    raise Error(f"{self.path} has {keys.shown(name)} twice; get it again")
                 self._members[name] = member
-        wanted = ["class_names.txt", *(f"{split}_{kind}.bin" for split in SPLITS for kind in "Xy")]
-        missing = [name for name in wanted if name not in self._members]
-        if missing:
-            raise Error(f"{path} is not {FOLDER}: it lacks {', '.join(missing)}")
-        names = [line.strip() for line in self._read("class_names.txt").decode("utf-8", "replace").splitlines()]
-        self.classes = [(name, name) for name in names if name]
-        self._labels = {split: self._read_labels(split) for split in SPLITS}
-        self._blob.close()
+            else:
+                self._left_out.append(Broken(keys.text(member.name), NOT_READ, is_data=False))
+
+    def _say_what_is_odd(self, read: list[str]) -> None:
+        other = [name for name in self._members if name not in read and name not in OTHER]
+        self._left_out += [Broken(keys.text(f"{FOLDER}/{name}"), NOT_READ, is_data=False) for name in other]
+        if self._left_out:
+            names = ", ".join(keys.shown(broken.origin) for broken in self._left_out[:3])
+            self.warnings += (f"{self.path}: {len(self._left_out):,} members left out: {names}",)
+        for split, labels in self._labels.items():
+            if len(labels) != OFFICIAL[split]:
+                has = f"{len(labels):,} images, the authors' {OFFICIAL[split]:,}"
+                self.warnings += (f"{self.path}: {split}_X.bin has {has}",)
 
     def _read(self, name: str) -> bytes:
         member = self._members[name]
@@ -78,10 +115,15 @@ class Stl10(Source):
         for theirs, ours in SPLITS.items():
             for start in range(0, len(self._labels[theirs]), ROWS_A_UNIT):
                 n = min(ROWS_A_UNIT, len(self._labels[theirs]) - start)
-                units.append(Unit(f"{ours}-{start:06d}", ours, n, n * ROW_BYTES, (theirs, start, n)))
+                units.append(Unit(f"{ours}-{start:06d}", ours, n, n * ROW_BYTES, (theirs, start, n), exact=True))
+        if self._left_out and units:
+            units.append(Unit("left-out", units[0].split, 0, 0, tuple(self._left_out)))
         return units
 
-    def samples(self, unit: Unit) -> Iterator[Sample]:
+    def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
+        if isinstance(unit.at[0], Broken):
+            yield from unit.at
+            return
         split, start, n = unit.at
         data = self._blob.read_at(self._members[f"{split}_X.bin"].offset + start * ROW_BYTES, n * ROW_BYTES)
         if len(data) < n * ROW_BYTES:
