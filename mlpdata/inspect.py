@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from mlpdata import image, turbo
 from mlpdata.errors import Error
@@ -113,6 +113,8 @@ def _sheet(blocks: list[np.ndarray], names: list[str]) -> Image.Image:
     width = margin + len(blocks) * (SHEET_COLUMNS * cell + gap)
     sheet = Image.new("RGB", (width, len(names) * cell + gap), "white")
     draw = ImageDraw.Draw(sheet)
+    if isinstance(draw.getfont(), ImageFont.ImageFont):  # that of a Pillow without FreeType knows Latin-1 only
+        names = [name.encode("latin-1", "replace").decode("latin-1") for name in names]
     for row, name in enumerate(names):
         draw.text((6, row * cell + cell // 2), name[:20], fill="black")
         for k, block in enumerate(blocks):

@@ -93,8 +93,14 @@ def beton_samples(path: Path, codec: str, first: int, rows: Rows, note: Note) ->
             if at + size > file.size or size > image.MAX_IMAGE_BYTES:
                 note(f"{path.name}: sample {key} would have {size:,} bytes at byte {at:,}, of {file.size:,}")
                 yield None
+                continue
+            try:
+                data = file.read_at(at, size)
+            except OSError as e:
+                note(f"{path.name}: sample {key} cannot be read: {first_line(e)}")
+                yield None
             else:
-                yield Stored(path.name, codec, file.read_at(at, size))
+                yield Stored(path.name, codec, data)
 
 
 def tar_samples(path: Path, codec: str, rows: Rows, note: Note) -> Iterator[Stored | None]:

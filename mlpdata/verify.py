@@ -213,7 +213,7 @@ def _tasks(state: State, total: Findings) -> Iterator[FileTask | ShardTask]:
 
 def _check_totals(manifest: Manifest, training: str, total: Findings) -> None:
     for split, info in manifest.splits.items():
-        counts = total.class_counts.get(split, np.zeros(0, np.int64))
+        counts = total.class_counts.get(split, np.zeros(manifest.num_classes, np.int64))
         if counts.tolist() != info.class_counts:
             total.note(f"manifest.json: split {split} has other class counts than the index")
     if total.summary.num_samples == manifest.splits[training].num_samples:

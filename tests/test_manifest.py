@@ -7,9 +7,10 @@ import unicodedata
 
 import numpy as np
 import pytest
-from conftest import Inline, change_manifest, convert_quietly, encoded, picture
+from conftest import Inline, change_manifest, convert_quietly, encoded, picture, relist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFont
 
 import mlpdata
 from mlpdata import inspect, manifest, snippets, stats, verify
@@ -156,6 +157,21 @@ def test_nothing_in_a_manifest_is_a_command_for_the_terminal(shapes_dir, tmp_pat
     assert r"a\x1b[2J\n\r\u2028\u202e\ud800" in said
     assert json.loads(inspect.info(tmp_path / "copy", as_json=True))["command"] == text
     inspect.info(tmp_path / "copy", as_json=True).encode()
+
+
+def test_a_contact_sheet_of_classes_of_any_name(shapes_dir, tmp_path, monkeypatch):
+    root = tmp_path / "copy"
+    shutil.copytree(shapes_dir, root)
+    names = ["🐝", "é", "日本", "a\nb", "\u2028", "x" * 300, "עברית", "e\u0301", "caf\udce9", "\x1b[31m"]
+    (root / "classes.txt").write_bytes(classes_text([(n, n) for n in names]).encode())
+    relist(root)
+    change_manifest(
+        root, classes_sha256=json.loads((root / "manifest.json").read_text())["files"]["classes.txt"]["sha256"]
+    )
+    inspect.preview(root, tmp_path / "a.png")
+    monkeypatch.setattr(ImageDraw.ImageDraw, "getfont", lambda self: ImageFont.load_default_imagefont())  # no FreeType
+    inspect.preview(root, tmp_path / "b.png")
+    assert Image.open(tmp_path / "a.png").size == Image.open(tmp_path / "b.png").size
 
 
 # -------------------------------------------------------------------------------------------------------- classes

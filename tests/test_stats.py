@@ -5,9 +5,10 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import convert_quietly, make_folder, relist, run_cli
+from conftest import Inline, change_manifest, convert_quietly, make_folder, relist, run_cli
 
-from mlpdata import stats
+import mlpdata
+from mlpdata import index_file, inspect, publish, snippets, stats, verify
 from mlpdata.errors import Error
 from mlpdata.manifest import Manifest
 
@@ -99,6 +100,30 @@ def test_any_mixture_of_duplicates_is_counted(photos_dir, tmp_path, seed):
     assert sorted(map(str, seen["groups"])) == sorted(map(str, expected))
     assert [len(g) for g in seen["groups"]] == sorted(map(len, expected), reverse=True)
     assert seen["groups_labelled_differently"] == sum(len({s["label"] for s in g}) > 1 for g in expected)
+
+
+def test_a_split_without_samples(photos_dir, tmp_path, monkeypatch):
+    root = tmp_path / "copy"
+    shutil.copytree(photos_dir, root)
+    pq.write_table(index_file.SCHEMA.empty_table(), root / "extra.index.parquet")
+    (root / "extra.beton").write_bytes(b"")
+    raw = json.loads((root / "manifest.json").read_text())
+    extra = {"num_samples": 0, "num_skipped": 0, "class_counts": [0] * 3, "beton": "extra.beton",
+             "index": "extra.index.parquet"}  # fmt: skip
+    files = {name: {"bytes": 0, "sha256": "0" * 64} for name in ("extra.beton", "extra.index.parquet")}
+    change_manifest(root, splits={**raw["splits"], "extra": extra}, files={**raw["files"], **files})
+    (root / "_info.json").write_text(json.dumps(publish.timm_info(Manifest.load(root))))
+    relist(root)
+    assert "extra: 0 of 0 samples (0.00%) repeat" in stats.stats(root)
+    assert json.loads(stats.stats(root, as_json=True))["across"]["train in extra"] == 0
+    assert "split extra  0 samples, 0 to 0 a class" in inspect.info(root)
+    monkeypatch.setattr(verify, "LocalEngine", Inline)
+    assert verify.verify(root, quiet=True)[1].problems == []
+    for library in snippets.LIBRARIES:
+        with pytest.raises(Error, match="has no samples of split 'extra'"):
+            snippets.snippet(root, library, "extra")
+    with pytest.raises(Error, match="extra"):
+        mlpdata.load(root, "extra", batch_size=1)
 
 
 def test_an_index_that_does_not_fit_is_an_error(photos_dir, tmp_path):

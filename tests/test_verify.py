@@ -22,7 +22,7 @@ from conftest import (
 )
 
 import mlpdata
-from mlpdata import beton, image, inspect, snippets, stats, tar, verify
+from mlpdata import beton, image, inspect, snippets, stats, stored, tar, verify
 from mlpdata.errors import Error
 from mlpdata.manifest import Manifest
 
@@ -398,6 +398,20 @@ def test_what_is_no_file_is_one_line_and_nobody_waits_for_it(photos_dir, tmp_pat
             continue
         with pytest.raises(Error, match=name):
             look(root)
+
+
+def test_a_disk_that_fails_is_told_by_file(photos_dir, monkeypatch):
+    plain = stored._Window.read_at
+
+    def failing(self, offset, size):
+        if offset > 40_000:
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(self, offset, size)
+
+    monkeypatch.setattr(stored._Window, "read_at", failing)
+    found = problems(photos_dir)
+    for name in ("train.beton", "train-000000.tar", "val-000001.tar"):
+        assert any(p.startswith(name) and "Input/output error" in p for p in found), (name, found)
 
 
 def refuse(path):
