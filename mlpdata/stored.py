@@ -89,7 +89,7 @@ def beton_samples(path: Path, codec: str, first: int, rows: Rows, note: Note) ->
             note(f"{path.name}: sample {rows['key'][i]} has {name} {seen[i]}, and should have {wanted[i]}")
     with contextlib.closing(file):
         places = zip(meta["image"]["data_ptr"].tolist(), allocations["size"].tolist(), strict=True)
-        for key, (at, size) in zip(rows["key"], places, strict=True):
+        for done, (key, (at, size)) in enumerate(zip(rows["key"], places, strict=True)):
             if at + size > file.size or size > image.MAX_IMAGE_BYTES:
                 note(f"{path.name}: sample {key} would have {size:,} bytes at byte {at:,}, of {file.size:,}")
                 yield None
@@ -97,10 +97,10 @@ def beton_samples(path: Path, codec: str, first: int, rows: Rows, note: Note) ->
             try:
                 data = file.read_at(at, size)
             except OSError as e:
-                note(f"{path.name}: sample {key} cannot be read: {first_line(e)}")
-                yield None
-            else:
-                yield Stored(path.name, codec, data)
+                note(f"{path.name} cannot be read from sample {key} on: {first_line(e)}")
+                yield from [None] * (n - done)
+                return
+            yield Stored(path.name, codec, data)
 
 
 def tar_samples(path: Path, codec: str, rows: Rows, note: Note) -> Iterator[Stored | None]:
