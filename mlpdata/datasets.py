@@ -106,7 +106,13 @@ def _hub(path, *, class_filter, res, **_):
 
     if tars := webdataset.find(path):
         return webdataset.WebDataset(path, tars, class_filter, res, ())
-    raise Error(f"{path} holds neither parquet files nor WebDataset tars of images")
+    cache = isinstance(path, Path) and path.is_dir() and any(path.rglob("*.arrow"))
+    hint = (
+        "; it is a cache of the `datasets` library, which reads its Arrow files alone: pass hf:OWNER/NAME"
+        if cache
+        else ""
+    )
+    raise Error(f"{path} holds neither parquet files nor WebDataset tars of images{hint}")
 
 
 def _shapes(path, *, res, seed, **_):

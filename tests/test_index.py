@@ -160,12 +160,12 @@ def test_fields_that_are_not_clear_are_refused(tmp_path, fields, message):
         mlpdata.load(path)
     assert "\n" not in str(caught.value)
     for options in ({"label_column": "none"}, {"image_column": "none"}, {"label_column": "image"}):
-        with pytest.raises(Error, match="has no one field|no field of type|is not clear"):
+        with pytest.raises(Error, match=r"has no one field|no field of type|is not clear"):
             mlpdata.load(path, **options)
 
 
 def test_columns_are_for_betons(shapes_dir):
-    with pytest.raises(Error, match="are for .beton files of others"):
+    with pytest.raises(Error, match=r"are for .beton files of others"):
         mlpdata.load(shapes_dir, label_column="label")
 
 

@@ -96,7 +96,7 @@ def test_labels_of_every_kind(tmp_path, labels, kind, classes):
     compacted = (
         classes[0].isdigit() and not pa.types.is_string(kind) and classes != [str(i) for i in range(len(classes))]
     )
-    assert any("class numbers of column 'label' are not 0 to" in w for w in opened.warnings) == compacted
+    assert any("class numbers of column 'label' are not 0, 1, 2, ..." in w for w in opened.warnings) == compacted
 
 
 @pytest.mark.parametrize(
@@ -552,3 +552,12 @@ def test_the_data_sets_hand_on_what_was_asked_for(tmp_path):
     spec = datasets.get("hub")
     opened = datasets.open_source(spec, str(tmp_path), res=32, seed=0, splits=("val",), limit=1)
     assert [unit.split for unit in opened.units()] == ["val"]
+
+
+def test_the_cache_of_the_datasets_library_is_told_from_its_source(tmp_path):
+    write(
+        tmp_path,
+        {"me___x/default/0.0.0/c0ffee/x-train.arrow": b"", "me___x/default/0.0.0/c0ffee/dataset_info.json": b"{}"},
+    )
+    with pytest.raises(Error, match="a cache of the `datasets` library"):
+        datasets.open_source(datasets.get("hub"), str(tmp_path), res=32, seed=0)

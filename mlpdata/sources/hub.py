@@ -289,15 +289,19 @@ class Parquet(Source):
         return False
 
     def _iter_labels(self, file: pq.ParquetFile) -> Iterator[object]:
-        """The labels of a file, each once in so many rows. A row group that is damaged ends where it is."""
-        for group in range(file.num_row_groups):
-            try:
-                for batch in file.iter_batches(
-                    LABELS_A_BATCH, row_groups=[group], columns=[self._label], use_threads=False
-                ):
-                    yield from columns.values(batch.column(0).unique())
-            except READ_ERRORS:  # its rows are listed when they are read
-                continue
+        """The labels of a file, each once in so many rows, or more often. Row groups that are damaged are left out."""
+
+        def of(groups: list[int]) -> Iterator[object]:
+            for batch in file.iter_batches(LABELS_A_BATCH, groups, [self._label], use_threads=False):
+                yield from columns.values(batch.column(0).unique())
+
+        every = list(range(file.num_row_groups))
+        try:
+            yield from of(every)
+        except READ_ERRORS:  # rows that cannot be read are listed when their images are
+            for group in every:
+                with contextlib.suppress(*READ_ERRORS):
+                    yield from of([group])
 
     def _classes(self) -> list[tuple[str, str]]:
         """(name, readable name) by label; sets what a value's label is."""
@@ -313,8 +317,8 @@ class Parquet(Source):
             names = [str(value).lower() if isinstance(value, bool) else str(value) for value in values]
             if self._kind in columns.NUMBERS and values != list(range(len(values))):
                 self._said.append(
-                    f"the class numbers of column {self._label!r} are not 0 to {len(values) - 1}: the {len(values):,} "
-                    "that occur are counted from 0, and are the names of the classes"
+                    f"the class numbers of column {self._label!r} are not 0, 1, 2, ...: the {len(values):,} that occur "
+                    "are counted from 0, and are the names of the classes"
                 )
         elif self._kind == "text":
             if len(set(names)) < len(names):
