@@ -37,7 +37,7 @@ def impatient(monkeypatch):
     for name, value in (("CONNECT_S", 5.0), ("STALL_S", 5.0), ("FIRST_PAUSE_S", 0.01)):
         monkeypatch.setattr(web, name, value)
     # Workers take over the shorter pauses only when forked, which the server's thread would speak against.
-    monkeypatch.setattr(engines, "_context", lambda: mp.get_context("fork"))
+    monkeypatch.setattr(engines, "process_context", lambda: mp.get_context("fork"))
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
 

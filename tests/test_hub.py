@@ -49,7 +49,7 @@ def serve(monkeypatch, tmp_path):
     for name, value in (("STALL_S", 1.5), ("FIRST_PAUSE_S", 0.01)):
         monkeypatch.setattr(web, name, value)
     # Workers take over the shorter pauses only when forked, which the server's thread would speak against.
-    monkeypatch.setattr(engines, "_context", lambda: mp.get_context("fork"))
+    monkeypatch.setattr(engines, "process_context", lambda: mp.get_context("fork"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
