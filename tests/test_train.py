@@ -427,7 +427,10 @@ def test_records_are_written_anew_from_the_state(recipe, whole):
         (folder / "steps.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n' + damage + b'{"step": 3, "loss": 2.0}\n')
         said = []
         report.cut_steps(folder, 9, said.append)
-        assert losses(folder) == [(1, 2.0)] and "losses of steps 2 to 9 are not in it" in said[0]
+        assert losses(folder) == [(1, 2.0)] and "lacks the losses of step 2 up to step 9" in said[0]
+    (folder / "steps.jsonl").unlink()
+    report.cut_steps(folder, 9, said.append)
+    assert "lacks the losses of step 1 up to step 9" in said[1]
 
 
 def test_a_stop_at_an_epochs_last_step_loses_nothing(recipe, whole):

@@ -50,21 +50,19 @@ def append_steps(run: Path, first: int, losses: list[float]) -> None:
 def cut_steps(run: Path, last: int, say: Callable[[str], None]) -> None:
     """Forget the steps after `last`: they came after the state that is gone back to and will come again.
 
-    Of a damaged file what comes before the damage is kept, and `say` is told what is lost.
+    Of a damaged file what comes before the damage is kept; `say` is told what is lost.
     """
     path, end, before = run / STEPS, 0, 0
-    if not path.exists():
-        return
-    with writing(path):
-        with open(path, "rb") as f:
-            for line in f:
-                step = _step(line)
-                if step is None or step > last:
-                    break
-                end, before = end + len(line), step
-        if before < last:
-            say(f"warning: {path} is damaged: the losses of steps {before + 1} to {last} are not in it any more")
-        os.truncate(path, end)
+    with writing(path), open(path, "a+b") as f:
+        f.seek(0)
+        for line in f:
+            step = _step(line)
+            if step is None or step > last:
+                break
+            end, before = end + len(line), step
+        f.truncate(end)
+    if before < last:
+        say(f"warning: {path} lacks the losses of step {before + 1} up to step {last}, which do not come again")
 
 
 def _step(line: bytes) -> int | None:

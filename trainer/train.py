@@ -419,7 +419,8 @@ class Trainer:
             # What came after the state will come again.
             checkpoint.drop_later(self.folder, self.step)
             report.write_metrics(self.folder, self.rows)
-            report.cut_steps(self.folder, self.step, self.say)
+            if self.recipe.train.record_steps or (self.folder / report.STEPS).exists():
+                report.cut_steps(self.folder, self.step, self.say)
         self.epoch_s, self.wait_s = state["seconds"]
 
 
