@@ -138,6 +138,30 @@ def test_one_tar_with_two_splits(tmp_path, train, val, kind, packed):
     exact(source)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("top", ["", "ILSVRC/Data/CLS-LOC/"])
+def test_val_images_without_class_folders(tmp_path, top, packed):
+    """As in Kaggle's archive: what labels them lies beside it, and the test images have no labels at all."""
+    files = {f"{top}train/{w}/{n}": d for w in SYNSETS[:2] for n, d in class_images(w, 2).items()}
+    files |= {f"{top}val/ILSVRC2012_val_{i:08d}.JPEG": encoded(picture(40, 30, i)) for i in range(1, 6)}
+    files |= {f"{top}test/ILSVRC2012_test_{i:08d}.JPEG": JPEG for i in range(1, 4)}
+    files |= {f"ILSVRC/Annotations/CLS-LOC/val/{i}.xml": b"x" for i in range(3)} | {"ILSVRC/ImageSets/val.txt": b"x"}
+    with pytest.raises(Error, match=r"images without class folders: put .*devkit.* or LOC_val_solution.csv"):
+        open_(tmp_path, tar_bytes(files), packed)
+    wnids = [SYNSETS[i % 2] for i in range(4)]
+    rows = [f"ILSVRC2012_val_{i:08d},{wnid} 1 2 3 4\n" for i, wnid in enumerate(wnids, 1)]
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(rows))
+    source = open_(tmp_path, tar_bytes(files), packed)
+    found, broken = read(source)
+    val = {key: wnid for key, (_, wnid, split) in found.items() if split == "val"}
+    assert val == {f"{wnid}/ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(wnids, 1)} and len(found) == 8
+    assert {b.origin.rpartition("/")[2]: b.is_data for b in broken} == {
+        "ILSVRC2012_val_00000005.JPEG": True,  # no list has it
+        "ILSVRC2012_test_00000001.JPEG": False,
+    }
+    exact(source)
+
+
 def test_an_archive_that_is_all_train_can_still_hold_out(tmp_path):
     files = {f"train/{w}/{n}": d for w in SYNSETS for n, d in class_images(w, 4).items()}
     source = open_(tmp_path, tar_bytes(files), class_filter=filtered(val_per_class=1))

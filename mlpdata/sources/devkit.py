@@ -120,17 +120,17 @@ def flat_val(path: Path) -> dict[str, dict[str, str]]:
         raise Error(f"cannot read the folder {e.filename or path}: {e.strerror}") from None
     if not folders:
         return {}
+    return dict.fromkeys(folders, val_labels(path, path / folders[0]))
+
+
+def val_labels(path: Path, images: Path) -> dict[str, str]:
+    """{file: wnid} of the val images, as the devkit or Kaggle's list in a directory says. Raises Error."""
     if (path / DEVKIT).is_file():
         wnids = enumerate(read_devkit(path / DEVKIT).wnids, 1)
-        labels = {f"ILSVRC2012_val_{i:08d}.JPEG": wnid for i, wnid in wnids}
-    elif (path / SOLUTION).is_file():
-        labels = _read_solution(path / SOLUTION)
-    else:
-        raise Error(
-            f"{path / folders[0]} has images without class folders: put {DEVKIT} or {SOLUTION} into {path}, for their "
-            "labels"
-        )
-    return dict.fromkeys(folders, labels)
+        return {f"ILSVRC2012_val_{i:08d}.JPEG": wnid for i, wnid in wnids}
+    if (path / SOLUTION).is_file():
+        return _read_solution(path / SOLUTION)
+    raise Error(f"{images} has images without class folders: put {DEVKIT} or {SOLUTION} into {path}, for their labels")
 
 
 def _is_flat(folder: Path) -> bool:

@@ -55,6 +55,9 @@ class ImageNet1k(ImageNetTars):
                 raise Error(f"{train} is not ILSVRC2012: it has class {min(unknown)}")
             if len(self.classes) < 1000:
                 self.release = f"ILSVRC2012 ({len(self.classes):,} of 1,000 synsets)"
+            if kit is not None and "val" in self.splits:
+                self.warnings += (f"{val} is not read, for {train.name} has val images of its own",)
+                kit = None
         else:
             self._without_train(val, class_filter, kit)
         self._val: list[tuple] = []

@@ -11,7 +11,7 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlpdata import labels
@@ -19,6 +19,7 @@ from mlpdata.errors import Error
 from mlpdata.image import MAX_IMAGE_BYTES
 from mlpdata.sources import Broken, ClassFilter, Sample, Source, TooSmall, Unit, keys, most_samples
 from mlpdata.sources.blob import open_blob
+from mlpdata.sources.devkit import DEVKIT, val_labels
 from mlpdata.sources.files import is_system, looks_like_image
 from mlpdata.sources.listing import WNID, Listing, Stretch, class_items, list_archive, list_directory
 from mlpdata.sources.tarscan import SPECIAL, Damage, Member, ReadAt, Special
@@ -87,7 +88,15 @@ class ImageNetTars(Source):
         """ImageNet-1k's val images lie in no class folders and their names say no class: lists beside them do."""
         if all(s.class_name for s in listing.stretches):
             return
-        raise Error(f"{self.path} has val images without class folders, whose labels it does not hold")
+        if not isinstance(self.path, Path):
+            raise Error(f"{self.path} has val images without class folders: download it, and {DEVKIT} beside it")
+        wnids, known = val_labels(self.path.parent, self.path), []
+        for s in listing.stretches:
+            if s.class_name or s.file in wnids:
+                known.append(s if s.class_name else replace(s, class_name=wnids[s.file]))
+            else:
+                self._left_out.append(Broken(s.file, "has no label", s.split))
+        listing.stretches = known
 
     def _take_classes(self, listing: Listing) -> None:
         raw = sorted({s.class_name for s in listing.stretches})
