@@ -6,6 +6,7 @@ its content, in `mlpdata.image`.
 
 from __future__ import annotations
 
+import glob
 import os
 import posixpath
 import stat
@@ -130,6 +131,19 @@ def read_file(path: str) -> bytes | str:
         return f"cannot be read: {e.strerror}"
     finally:
         os.close(handle)
+
+
+def matching(path: Path) -> tuple[Path, list[Path]]:
+    """(folder, sorted paths) that a path or a pattern such as `data/*/train-*.tar` stands for.
+
+    What exists as it is written is no pattern, nor are the folders of a pattern that do, whatever is in their names.
+    """
+    if os.path.lexists(path):
+        return path.parent, [path]
+    parts, root, n = path.parts, Path(), 0
+    while n < len(parts) - 1 and os.path.isdir(root / parts[n]):
+        root, n = root / parts[n], n + 1
+    return root, sorted(root / name for name in glob.glob("/".join(parts[n:]), root_dir=root))
 
 
 def stamp(path: str) -> str:

@@ -1,83 +1,107 @@
-"""ImageNet as WebDataset tars, as timm's mirrors have it: `jpg`, `cls` and `json` of each sample side by side."""
+"""Images as WebDataset tars, as timm's mirrors have ImageNet: `jpg`, `cls` and `json` of each sample side by side."""
 
 from __future__ import annotations
 
-import glob
-import json
-import os
-import posixpath
 import re
+from array import array
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+import xxhash
+
 from mlpdata import labels
+from mlpdata import splits as split_names
 from mlpdata.errors import Error
 from mlpdata.hub import Repository
-from mlpdata.manifest import info_path
-from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, most_samples
-from mlpdata.sources.blob import PlainFile
-from mlpdata.sources.tarscan import BLOCK, Damage, Member, next_member, scan
-from mlpdata.sources.url import UrlFile
+from mlpdata.image import MAX_IMAGE_BYTES
+from mlpdata.progress import Progress
+from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, keys, most_samples
+from mlpdata.sources.files import IMAGE_SUFFIXES
+from mlpdata.sources.groups import LABELS, Blob, Group, groups, image_of, label_of, other_images, record_of
+from mlpdata.sources.tarscan import BLOCK
+from mlpdata.sources.wdsinfo import Tar, Tars, list_tars, open_tar, tell_splits
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
-SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val|test)(?=[-_.])")
-SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 WNID = re.compile(r"(?:^|/)(n\d{8})[_/]")
+OFFICIAL = re.compile(r"(?:^|/)(n\d{8}_\d+|ILSVRC2012_\w+_\d{8}(_n\d{8})?)$")  # names that no two images have
 PEEK = 16  # samples looked at in as many tars, to learn which class list the labels count in
-MAX_IMAGE_BYTES = 256 << 20
-MAX_JSON_BYTES = 1 << 16
-MAX_INFO_BYTES = 64 << 20
-MAX_CLASSES = 21_841
+LOOK = 4  # tars of which one has to hold samples
+MAX_TEXT_BYTES = 64  # of a .txt that is a class, not a caption
+MAX_NUMBER = 21_841  # classes by number where the tars are not read through first
+MAX_CLASSES = 1 << 20
 
 
-def find(path: Path | Repository) -> list[Path]:
-    """The tars of a directory, of a pattern like `imagenet1k-train-*.tar`, or the one at `path`; [] if they are none.
+def find(path: Path | Repository) -> Tars | None:
+    """The tars of a directory, of a pattern like `imagenet1k-train-*.tar`, or the one at `path`; None if they are none.
 
-    They are told by the first members of the first tar: a sample's class or JSON lies beside its image. Those of a
-    repository are given by their paths in it.
+    They are told by the first samples of the first tars: a sample's class or JSON lies beside its image.
     """
-    if isinstance(path, Repository):
-        tars = [Path(name) for name in sorted(path.files) if name.endswith(".tar")]
-    elif path.is_dir():
-        with os.scandir(path) as entries:
-            tars = sorted(path / e.name for e in entries if e.name.endswith(".tar") and not e.name.startswith("."))
-    elif path.exists():
-        tars = [path]
-    else:
-        tars = sorted(Path(p) for p in glob.glob(str(path)))
-    if not tars or not (isinstance(path, Repository) or tars[0].is_file()):
-        return []
-    blob = _open(path, tars[0])
-    first = list(islice(scan(blob.read_at, 0, blob.size), 4))
-    blob.close()
-    names = [_split_name(m.name) for m in first if isinstance(m, Member)]
-    kinds = {ext for key, ext in names if names and key == names[0][0]}
-    return tars if kinds & set(IMAGES) and kinds & {"cls", "json"} else []
+    found = list_tars(path)
+    for tar in found.tars[:LOOK]:
+        blob = open_tar(path, tar.path)
+        sample = any(_is_sample(group) for group in islice(groups(blob), 4 * PEEK) if isinstance(group, Group))
+        blob.close()
+        if sample:
+            return found
+    return None
+
+
+def _is_sample(group: Group) -> bool:
+    has_image = any(f".{e}".endswith(IMAGE_SUFFIXES) for e in group.members)
+    text = group.members.get("txt")
+    is_caption = text is not None and text.size > MAX_TEXT_BYTES
+    return has_image and any(e in group.members for e in LABELS if e != "txt" or not is_caption)
+
+
+@dataclass
+class _Contents:
+    """What a tar holds, from its headers and labels."""
+
+    name: str
+    num_samples: int = 0
+    hashes: array = field(default_factory=lambda: array("Q"))  # of the keys
+    splits: set[str] = field(default_factory=set)  # that folders inside it name; "" where a sample's name none
+    numbers: Counter[int] = field(default_factory=Counter)
+    names: Counter[str] = field(default_factory=Counter)
 
 
 class WebDataset(Source):
     """Tars of samples, in any order of classes.
 
-    path:  what the user named; tars: the files. Splits are told by `_info.json` beside them, else by the file names.
+    path:  what the user named; tars: see find. Splits are told by `_info.json` beside them, else by the names of files
+           and folders, else by folders inside the tars.
     lists: names of the class lists (mlpdata.labels) that `cls` may count in. The list is found by looking at samples
            whose wnid is known, from their key or the `filename` of their JSON. Where none fits, the classes are those
-           wnids, and without any wnid the numbers as they are.
+           wnids, and without any wnid the numbers or names that are there.
     class_filter: only `classes`; class sizes are not known before everything was read.
     """
 
     def __init__(
-        self, path: Path | Repository, tars: list[Path], class_filter: ClassFilter, res: int, lists: tuple[str, ...]
+        self, path: Path | Repository, tars: Tars, class_filter: ClassFilter, res: int, lists: tuple[str, ...]
     ):
         self.path = path
-        self.files = [str(path if isinstance(path, Repository) or path.exists() else path.parent)]
+        self.files = [str(path if isinstance(path, Repository) or path.exists() else tars.root)]
         class_filter = class_filter.beside_splits()
         if class_filter.min_class_size or class_filter.val_per_class:
             raise Error(f"{path} holds shuffled WebDataset tars: of the class filters it takes only --classes")
         self._most = most_samples(res)
-        self._tars = _with_splits(path, tars)
-        self._blobs = {name: _open(path, tar) for name, tar, _, _ in self._tars}
-        self._peek(lists)
+        tell_splits(path, tars)
+        self._tars, self._warnings = tars.tars, tars.warnings
+        self._blobs = {tar.name: open_tar(path, tar.path) for tar in self._tars}
+        peeked = self._peek(lists)
+        # Keys that are not known to be different, and labels of no known list, are looked through before they are used.
+        unread = self._list is None or not all(map(OFFICIAL.search, self._peeked_keys))
+        if unread and not isinstance(path, Repository):
+            contents = self._read_through()
+        else:
+            contents = peeked
+        self._settle_splits(contents)
+        self._settle_keys(contents)
+        if self._list is None:
+            self._settle_classes(contents, contents is not peeked)
         self._names = {name: i for i, name in enumerate(self._list)}
         wanted = class_filter.classes
         if wanted is not None:
@@ -87,183 +111,275 @@ class WebDataset(Source):
         names = list(wanted) if wanted is not None else self._list
         self.classes = [(name, labels.readable(name)) for name in names]
         self._labels = {name: i for i, name in enumerate(names)}
+        self.warnings = tuple(self._warnings)
 
-    def _peek(self, lists: tuple[str, ...]) -> None:
+    def __getstate__(self):
+        return {**self.__dict__, "_peeked_keys": []}
+
+    # ----------------------------------------------------------------------------------------------------- listing
+
+    def _peek(self, lists: tuple[str, ...]) -> list[_Contents]:
         """Look at a few samples: which class list, which codec, how large."""
-        pairs, kinds, size, count = set(), [], 0, 0
+        pairs, kinds, size, count, self._peeked_keys = set(), [], 0, 0, []
         chosen = self._tars[:: max(1, len(self._tars) // PEEK)]
-        for name, *_ in chosen:
-            blob = self._blobs[name]
-            for sample in islice(_groups(blob, 0, blob.size, blob.size), PEEK):
-                if isinstance(sample, Broken):
-                    continue
-                key, files = sample
-                image = next((e for e in IMAGES if e in files), None)
+        contents = []
+        for tar in chosen:
+            blob, found = self._blobs[tar.name], _Contents(tar.name)
+            contents.append(found)
+            for group in islice(groups(blob), PEEK):
+                image = image_of(group)[0] if isinstance(group, Group) else None
                 if image is None:
                     continue
-                kinds.append(image)
-                size, count = size + files[image].size + 3 * BLOCK, count + 1
-                number, wnid = self._number(blob, files), self._wnid(blob, key, files)
-                if number is not None and wnid:
+                if other_images(group, image):
+                    self._say_once(
+                        f"{self.path}: samples have several images: of {keys.line(group.name)} {image} is taken"
+                    )
+                kinds.append(image.rpartition(".")[2])
+                size, count = size + group.members[image].size + 3 * BLOCK, count + 1
+                self._peeked_keys.append(group.name)
+                self._add(found, blob, group, has_labels=True)
+                number, wnid = label_of(blob, group)[0], self._wnid(blob, group)
+                if type(number) is int and wnid:
                     pairs.add((number, wnid))
+                if type(number) is int and "json" in group.members:
+                    self._compare(number, blob, group)
             blob.close()
         if not kinds:
-            raise Error(f"{self.path}: {chosen[0][0]} begins with no sample that has an image")
-        self.codec = "jpg" if sum(k in ("jpg", "jpeg") for k in kinds) * 2 > len(kinds) else "png"
+            raise Error(f"{self.path}: {chosen[0].name} begins with no sample that has an image")
+        self.codec = "jpg" if sum(k in ("jpg", "jpeg", "jpe", "jfif") for k in kinds) * 2 > len(kinds) else "png"
         self._mean_bytes = size / count
-        fits = [n for n in lists if all(number < len(labels.classes(n)) and labels.classes(n)[number] == wnid
+        fits = [n for n in lists if all(0 <= number < len(labels.classes(n)) and labels.classes(n)[number] == wnid
                                         for number, wnid in pairs)]  # fmt: skip
         self._by_wnid = bool(pairs) and not fits
         known = bool(fits) and (bool(pairs) or len(lists) == 1)
+        self._list = None
         if known:
-            self._list = list(labels.classes(fits[0]))
+            self._list, self._numbered = list(labels.classes(fits[0])), True
+            self._index = {value: i for i, name in enumerate(self._list) for value in (i, name)}
             told = f"{fits[0]}, {len(self._list):,} synsets"
+            numbers = {number for found in contents for number in found.numbers}
+            if len(self._list) in numbers and 0 not in numbers:
+                raise Error(
+                    f"{self.path}: its classes are counted from 1; {fits[0]} is counted from 0: correct its labels"
+                )
         elif pairs:
             self._list = sorted(set(labels.classes("fall11")))
             told = "synsets by name, its labels count in no published list"
         else:
-            self._list = [str(i) for i in range(MAX_CLASSES)]
             told = "unknown release, classes by number"
         self.drops_empty_classes = not known
         kind = f"{self.path}, " if isinstance(self.path, Repository) else ""
         self.release = f"{kind}WebDataset tars ({told})"
+        return contents
+
+    def _say_once(self, line: str) -> None:
+        if not any(w.partition(" of ")[0] == line.partition(" of ")[0] for w in self._warnings):
+            self._warnings.append(line)
+
+    def _compare(self, number: int, blob: Blob, group: Group) -> None:
+        label = (record_of(blob, group) or {}).get("label")
+        if "cls" in group.members and type(label) is int and label != number:
+            self._say_once(
+                f"{self.path}: cls and json say different classes of samples: cls is taken of {keys.line(group.name)}"
+            )
+
+    def _read_through(self) -> list[_Contents]:
+        """Every header, and labels where they are of no known list."""
+        progress = Progress("reading headers", sum(b.size for b in self._blobs.values()) // 10**6, unit="MB")
+        contents, has_labels = [], self._list is None
+        for tar in self._tars:
+            blob, found = self._blobs[tar.name], _Contents(tar.name)
+            for group in groups(blob):
+                if isinstance(group, Group):
+                    self._add(found, blob, group, has_labels)
+            blob.close()
+            tar.num_samples = found.num_samples
+            contents.append(found)
+            progress.add(blob.size // 10**6)
+        progress.finish()
+        return contents
+
+    def _add(self, found: _Contents, blob: Blob, group: Group, has_labels: bool) -> None:
+        found.num_samples += 1
+        found.hashes.append(xxhash.xxh3_64_intdigest(group.key.encode()))
+        found.splits.add(_folder_split(group.folder) or "")
+        if has_labels:
+            value, _ = label_of(blob, group)
+            if isinstance(value, str):
+                found.names[value] += 1
+            elif value is not None and value >= 0:
+                found.numbers[value] += 1
+            if len(found.names) + len(found.numbers) > MAX_CLASSES:
+                raise Error(f"{self.path}: {found.name} has more than {MAX_CLASSES:,} classes")
+
+    def _settle_splits(self, contents: list[_Contents]) -> None:
+        inside = {found.name: found.splits for found in contents}
+        everywhere = set().union(*inside.values())
+        said: set[str] = set()
+        unnamed = []
+        for tar in self._tars:
+            own = inside.get(tar.name, everywhere) - {""}
+            if tar.split is not None:
+                said.add(tar.split)
+                if own - {split_names.canonical(tar.split)}:
+                    self._say_once(
+                        f"{self.path}: splits are told by the tars' names, not by folders inside, as of {tar.name}"
+                    )
+            elif own:
+                said |= own
+            else:
+                unnamed.append(tar.name)
+        if unnamed:
+            more = f" and {len(unnamed) - 1:,} others" if len(unnamed) > 1 else ""
+            self._warnings.append(f"{self.path}: {keys.line(unnamed[0])}{more} name no split and are taken for train")
+        self._ours = split_names.settle(sorted(said)) | ({} if "train" in said else {"train": "train"})
+        if self._ours.get("test") == "val":
+            self._warnings.append(f"{self.path}: its split test is called val: it is what is held out")
+        self._inside = {t.name for t in self._tars if t.split is None and inside.get(t.name, everywhere) - {""}}
+        if any("" in inside.get(name, ()) for name in self._inside):
+            said_train = f"{self.path}: samples in no split's folder are taken for train, as in {min(self._inside)}"
+            self._warnings.append(said_train)
+        names = {self._ours[tar.split or "train"] for tar in self._tars if tar.name not in self._inside}
+        names |= {self._ours[split or "train"] for name in self._inside for split in inside.get(name, everywhere)}
+        self.splits = tuple(sorted(names, key=lambda split: (split != "train", split)))
+
+    def _unit_splits(self, tar: Tar) -> tuple[str, ...]:
+        return self.splits if tar.name in self._inside else (self._ours[tar.split or "train"],)
+
+    def _settle_keys(self, contents: list[_Contents]) -> None:
+        """Where keys of two tars of a split meet, the tar's name goes before them; within one tar the place behind."""
+        splits = {tar.name: self._unit_splits(tar) for tar in self._tars}
+        of_split: dict[str, list[np.ndarray]] = {}
+        self._repeats = set()
+        for found in contents:
+            hashes = np.unique(np.frombuffer(found.hashes, np.uint64)) if found.hashes else np.empty(0, np.uint64)
+            if len(hashes) < len(found.hashes):
+                self._repeats.add(found.name)
+            for split in splits[found.name]:
+                of_split.setdefault(split, []).append(hashes)
+        merged = (np.concatenate(hashes) for hashes in of_split.values())
+        self._prefixed = any(len(np.unique(hashes)) < len(hashes) for hashes in merged)
+
+    def _settle_classes(self, contents: list[_Contents], is_all: bool) -> None:
+        numbers, names = Counter(), Counter()
+        for found in contents:
+            numbers.update(found.numbers)
+            names.update(found.names)
+        self._numbered = names.total() <= numbers.total()
+        if names.total() > numbers.total():
+            if not is_all:
+                raise Error(
+                    f"{self.path} has classes by name, which are known only when all is read; download it first"
+                )
+            raw = sorted({*names, *map(str, numbers)})
+            self._list = keys.distinct(map(keys.line, raw))
+            self._index = {name: i for i, name in enumerate(raw)}
+            self.release = self.release.replace("classes by number", "classes by name")
+        else:
+            values = sorted(numbers) if is_all else range(MAX_NUMBER)
+            self._index = {number: i for i, number in enumerate(values)}
+            self._list = [str(number) for number in values]
+        if len(self._list) > MAX_CLASSES:
+            raise Error(f"{self.path} has {len(self._list):,} different classes; at most {MAX_CLASSES:,} are taken")
 
     # ----------------------------------------------------------------------------------------------------- units
 
     def units(self) -> list[Unit]:
         units = []
-        for name, _, split, num_samples in self._tars:
-            size = self._blobs[name].size
-            expected = num_samples or max(1, round(size / self._mean_bytes))
+        for tar in self._tars:
+            size = self._blobs[tar.name].size
+            own = self._unit_splits(tar)
+            expected = tar.num_samples or max(1, round(size / self._mean_bytes))
             pieces = max(1, round(expected / self._most))
             edges = [size * k // pieces // BLOCK * BLOCK for k in range(pieces)] + [size]
             for k in range(pieces):
-                at = (name, edges[k], edges[k + 1])
-                units.append(Unit(f"{split}-{len(units):06d}", split, expected // pieces, edges[k + 1] - edges[k], at))
+                at = (tar.name, edges[k], edges[k + 1])
+                name, num_bytes = f"{own[0]}-{len(units):06d}", edges[k + 1] - edges[k]
+                units.append(Unit(name, own[0], expected // pieces, num_bytes, at, splits=own))
         return units
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
         name, start, stop = unit.at
         blob = self._blobs[name]
         blob.will_read(start, stop - start)
-        for sample in _groups(blob, start, stop, blob.size):
-            if isinstance(sample, Broken):
-                yield Broken(f"{name}: {sample.origin}" if sample.origin else name, sample.reason)
-                continue
-            key, files = sample
-            image = next((e for e in IMAGES if e in files), None)
-            origin = f"{name}/{key}.{image or 'jpg'}"
-            label = self._label(blob, key, files)
-            if image is None:
-                yield Broken(origin, "has no image")
-            elif isinstance(label, str):
-                yield Broken(origin, label)
-            elif label is not None and files[image].size > MAX_IMAGE_BYTES:
-                yield Broken(origin, f"has {files[image].size} bytes")
-            elif label is not None:
-                yield Sample(key, blob.read_at(files[image].offset, files[image].size), label, origin)
+        shown = keys.line(name)
+        for group in groups(blob, start, stop):
+            if isinstance(group, Broken):
+                yield Broken(f"{shown}: {group.origin}" if group.origin else shown, group.reason, is_data=group.is_data)
+            else:
+                yield from self._sample(name, blob, group)
         blob.close()
 
-    def _label(self, blob: PlainFile | UrlFile, key: str, files: dict[str, Member]) -> int | str | None:
-        """The label, None for a class that was not asked for, or why there is none."""
+    def _sample(self, name: str, blob: Blob, group: Group) -> Iterator[Sample | Broken]:
+        image, reason = image_of(group)
+        origin = keys.line(f"{name}/{group.name}.{image or 'jpg'}")
+        split = ""
+        if name in self._inside:
+            split = self._ours.get(_folder_split(group.folder) or "train", "")
+            if split not in self.splits:
+                yield Broken(origin, "lies in a folder of a split that was not seen when the tars were looked at")
+                return
+        label, why = self._label(blob, group)
+        if label is None and not why:
+            return
+        reason = reason or why or ("" if group.stem else "has no key: its name begins with a dot")
+        if not reason and group.members[image].size > MAX_IMAGE_BYTES:
+            reason = f"has {group.members[image].size:,} bytes"
+        for strange, what in group.strange:
+            yield Broken(f"{keys.line(name)}/{strange}", what, split, is_data=False)
+        if reason:
+            is_data = any(e in LABELS or f".{e}".endswith(IMAGE_SUFFIXES) for e in group.members) or bool(group.strange)
+            yield Broken(origin, reason, split, is_data)
+            return
+        for member in other_images(group, image):
+            what = f"is another image of its sample, of which {image} is taken"
+            yield Broken(keys.line(f"{name}/{member.name}"), what, split, is_data=False)
+        member = group.members[image]
+        yield Sample(self._key(name, group), blob.read_at(member.offset, member.size), label, origin, split)
+
+    def _key(self, name: str, group: Group) -> str:
+        key = group.key
+        if name in self._repeats:
+            key = f"{key}-{group.start // BLOCK}"
+        if self._prefixed:
+            key = f"{'/'.join(map(keys.part, name[:-4].split('/')))}/{key}"
+        return key
+
+    def _label(self, blob: Blob, group: Group) -> tuple[int | None, str]:
+        """(label, ""), (None, "") for a class that was not asked for, or (None, why there is none)."""
         if self._by_wnid:
-            wnid = self._wnid(blob, key, files)
+            wnid = self._wnid(blob, group)
             if wnid not in self._names:
-                return f"is of class {wnid}, which is in no list" if wnid else "has no wnid"
-            return self._labels.get(wnid)
-        number = self._number(blob, files)
-        if number is None or number >= len(self._list):
-            return "has no class" if number is None else f"is of class {number}, beyond {len(self._list) - 1}"
-        return self._labels.get(self._list[number])
+                return None, f"is of class {wnid}, which is in no list" if wnid else "has no wnid"
+            return self._labels.get(wnid), ""
+        value, why = label_of(blob, group)
+        if value is None:
+            return None, why
+        at = self._index.get(value if self._numbered or isinstance(value, str) else str(value))
+        if at is not None:
+            return self._labels.get(self._list[at]), ""
+        if isinstance(value, str):
+            return None, f"has the class {keys.line(value)[:80]!r}, which is no number"
+        return (
+            None,
+            f"is of class {value}, beyond {self._list[-1] if self.drops_empty_classes else len(self._list) - 1}",
+        )
 
-    def _number(self, blob: PlainFile | UrlFile, files: dict[str, Member]) -> int | None:
-        if "cls" in files:
-            text = blob.read_at(files["cls"].offset, min(files["cls"].size, 32)).strip()
-            return int(text) if text.isdigit() and len(text) < 10 else None
-        label = _json(blob, files).get("label")
-        return label if type(label) is int and label >= 0 else None
-
-    def _wnid(self, blob: PlainFile | UrlFile, key: str, files: dict[str, Member]) -> str | None:
-        if match := WNID.search(key):
+    def _wnid(self, blob: Blob, group: Group) -> str | None:
+        if match := WNID.search(group.name):
             return match[1]
-        name = _json(blob, files).get("filename")
+        name = (record_of(blob, group) or {}).get("filename")
         match = WNID.search(name) if isinstance(name, str) else None
         return match[1] if match else None
 
 
-def _groups(
-    blob: PlainFile | UrlFile, start: int, stop: int, end: int
-) -> Iterator[tuple[str, dict[str, Member]] | Broken]:
-    """Samples, (key, members by extension), of a range of a tar.
-
-    Ranges that meet have no sample in common and leave none out: one belongs to the range in which it begins, but for
-    the first sample with a header at or after an edge, which belongs to the range before that edge.
-    """
-    skipping, last, current = start > 0, False, None
-    at = start if start == 0 else next_member(blob.read_at, start, end)
-    if at is None:
-        return
-    for item in scan(blob.read_at, at, end):
-        if isinstance(item, Damage):
-            yield Broken("", item.reason)
-            continue
-        key, extension = _split_name(item.name)
-        if current is None or key != current[0]:
-            if current is not None and not skipping:
-                yield current
-            if last:
-                return
-            skipping = skipping and current is None
-            current = (key, {})
-        last = last or item.offset - BLOCK >= stop
-        current[1].setdefault(extension, item)
-    if current is not None and not skipping:
-        yield current
+_folder_splits: dict[str, str | None] = {"": None}
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """Key and lower-case extension of a member: its base name is cut at the first dot."""
-    folder, file = posixpath.split(name.removeprefix("./"))
-    stem, _, extension = file.partition(".")
-    folder = folder.replace(".", "%2E").strip("/")
-    return (f"{folder}/{stem}" if folder else stem), extension.lower()
-
-
-def _json(blob: PlainFile | UrlFile, files: dict[str, Member]) -> dict:
-    member = files.get("json")
-    if member is None or member.size > MAX_JSON_BYTES:
-        return {}
-    try:
-        record = json.loads(blob.read_at(member.offset, member.size))
-    except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _open(path: Path | Repository, tar: Path) -> PlainFile | UrlFile:
-    if isinstance(path, Repository):
-        return UrlFile(path.url(tar.as_posix()), path.login(), path.files[tar.as_posix()])
-    return PlainFile(tar)
-
-
-def _with_splits(path: Path | Repository, tars: list[Path]) -> list[tuple[str, Path, str, int]]:
-    """(name, path, split, samples or 0) of each tar."""
-    told: dict[str, tuple[str, int]] = {}
-    info = info_path(tars[0].parent)
-    try:
-        there = info.as_posix() in path.files if isinstance(path, Repository) else info.is_file()
-        table = _open(path, info) if there else None
-        if table is not None and table.size < MAX_INFO_BYTES:
-            text = table.read_at(0, table.size)
-            table.close()
-            for name, split in json.loads(text)["splits"].items():
-                lengths = split.get("shard_lengths") or [0] * len(split["filenames"])
-                for file, n in zip(split["filenames"], lengths, strict=True):
-                    told.setdefault(file, (SPLITS.get(name, name), int(n)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise Error(f"{info} is no table of splits ({type(e).__name__}: {e}); correct it or move it away") from None
-    rows = []
-    for tar in tars:
-        match = SPLIT.search(tar.name)
-        rows.append((tar.name, tar, *told.get(tar.name, (SPLITS[match[1]] if match else "train", 0))))
-    return sorted(rows, key=lambda row: (row[2] != "train", row[2], row[0]))
+def _folder_split(folder: str) -> str | None:
+    """The split that folders inside a tar name. Raises Error where they name two."""
+    if folder not in _folder_splits:
+        if len(_folder_splits) > 10_000:
+            _folder_splits.clear()
+        _folder_splits[folder] = split_names.of_path(folder)
+    return _folder_splits[folder]

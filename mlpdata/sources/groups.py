@@ -1,0 +1,181 @@
+"""Samples in WebDataset tars: members that follow one another under one key, and what of them is the image, the label.
+
+A member's name is cut at the first dot of its last part: key before it, extension behind. Nothing is believed of what
+stands in a sample, and what is not used of it is told.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mlpdata.sources import Broken, keys
+from mlpdata.sources.blob import PlainFile
+from mlpdata.sources.files import IMAGE_SUFFIXES, is_system
+from mlpdata.sources.tarscan import BLOCK, Damage, Member, Special, next_member, scan
+from mlpdata.sources.url import UrlFile
+
+LABELS = ("cls", "label", "class", "json", "txt")  # extensions of members that say the class, in this order
+FIELDS = ("label", "cls", "class", "class_id", "label_id", "category_id", "target", "category", "class_name",
+          "label_name", "synset", "wnid")  # fmt: skip
+# Extensions of what is no image, beside labels: where no member has an image's, one that is none of these may be one.
+OTHER = {"text", "caption", "yaml", "yml", "xml", "csv", "tsv", "md", "html", "url", "npy", "npz", "pth", "pt",
+         "pickle", "pkl", "pyd", "id", "index", "count", "width", "height", "transcript", "mp3", "wav", "flac", "mp4",
+         "info", "meta"}  # fmt: skip
+PREFERRED = ("jpg", "jpeg", "png", "webp")  # where a sample has several images
+NUMBER = re.compile(r"([+-]?\d{1,18})(\.0*)?", re.ASCII)
+MAX_LABEL_BYTES = 256
+MAX_JSON_BYTES = 1 << 16
+MAX_DEPTH = 4  # of the objects of a JSON in which a label is looked for
+
+Blob = PlainFile | UrlFile
+
+
+@dataclass(slots=True)
+class Group:
+    """One sample: its members by lower-case extension, and those that cannot be read, with what they are."""
+
+    folder: str
+    stem: str
+    start: int  # of its first header
+    members: dict[str, Member] = field(default_factory=dict)
+    strange: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder}/{self.stem}" if self.folder else self.stem
+
+    @property
+    def key(self) -> str:
+        """The key under which a sample is written; no two names have one."""
+        parts = [part for part in self.name.split("/") if part not in ("", ".")]
+        return "/".join(map(keys.part, parts))
+
+
+def groups(blob: Blob, start: int = 0, stop: int | None = None) -> Iterator[Group | Broken]:
+    """Samples of a range of a tar, the whole tar without one, and what else is to be told.
+
+    Ranges that meet have nothing in common and leave nothing out: a sample belongs to the range in which it begins, but
+    for the first sample with a header at or after an edge, which belongs to the range before that edge.
+    """
+    stop = blob.size if stop is None else stop
+    skipping, last, current = start > 0, False, None
+    at = next_member(blob.read_at, start, blob.size) if start else 0
+    if at is None:
+        return
+    for item in scan(blob.read_at, at, blob.size, origin=0):
+        if isinstance(item, Damage):
+            if not skipping:  # else the range before has come this far
+                yield Broken("", item.reason, is_data=item.lost)
+            continue
+        name = item.name.removeprefix("./").lstrip("/")
+        if is_system(name):
+            if not skipping:
+                yield Broken(keys.line(name), "is what a system leaves beside files", is_data=False)
+            continue
+        folder, _, file = name.rpartition("/")
+        stem, _, extension = file.partition(".")
+        if current is None or stem != current.stem or folder != current.folder:
+            if current is not None and not skipping:
+                yield current
+            if last:
+                return
+            skipping = skipping and current is None
+            current = Group(folder, stem, item.start)
+        last = last or item.offset - BLOCK >= stop
+        extension = extension.lower()
+        if isinstance(item, Special):
+            to = f" to {keys.line(item.target)}" if item.target else ""
+            current.strange.append((keys.line(name), f"is {item.reason}{to}, which is not followed"))
+        elif extension in current.members:
+            current.strange.append((keys.line(name), "is there twice"))
+        else:
+            current.members[extension] = item
+    if current is not None and not skipping:
+        yield current
+
+
+def image_of(group: Group) -> tuple[str | None, str]:
+    """(extension of the image, "") of a sample, or (None, why there is none)."""
+    named = [e for e in group.members if f".{e}".endswith(IMAGE_SUFFIXES)]
+    simple = [e for e in named if "." not in e]
+    if not named:  # its content decides
+        named = [e for e in group.members if e not in LABELS and e.rpartition(".")[2] not in (*LABELS, *OTHER)]
+    if simple:
+        return next((e for e in PREFERRED if e in simple), simple[0]), ""
+    if len(named) == 1:
+        return named[0], ""
+    return (
+        None,
+        f"has {len(named)} images, {' and '.join(named[:2])}: one has to be chosen" if named else "has no image",
+    )
+
+
+def other_images(group: Group, chosen: str) -> list[Member]:
+    """The images of a sample that were not chosen."""
+    return [m for e, m in group.members.items() if e != chosen and f".{e}".endswith(IMAGE_SUFFIXES)]
+
+
+def label_of(blob: Blob, group: Group) -> tuple[int | str | None, str]:
+    """(number or name of the class, "") of a sample, or (None, why there is none)."""
+    extension = next((e for e in LABELS if e in group.members), None)
+    if extension is None:
+        return None, "has no class"
+    member = group.members[extension]
+    if extension == "json":
+        return _json_label(record_of(blob, group))
+    if member.size > MAX_LABEL_BYTES:
+        return None, f"has a class of {member.size:,} bytes ({extension})"
+    text = blob.read_at(member.offset, member.size).decode("utf-8", "surrogateescape").strip()
+    return (_value(text), "") if text else (None, f"has an empty class ({extension})")
+
+
+def _value(text: str) -> int | str:
+    match = NUMBER.fullmatch(text)
+    return int(match[1]) if match else text
+
+
+def _json_label(record: dict | None) -> tuple[int | str | None, str]:
+    if record is None:
+        return None, "has a JSON that cannot be read"
+    found = _find(record, 0)
+    if found is None:
+        names = ", ".join(keys.line(str(name)[:40]) for name in list(record)[:8])
+        return None, f"has no class: its JSON has {names or 'nothing'}"
+    name, value = found
+    if isinstance(value, str) and value.strip() and len(value) <= MAX_LABEL_BYTES:
+        return _value(value.strip()), ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e18:
+        value = int(value)
+    if type(value) is int and abs(value) < 10**18:
+        return value, ""
+    return (
+        None,
+        f"has the class {keys.line(repr(value)[:40])} ({name} of its JSON), which is neither a number nor a name",
+    )
+
+
+def _find(record: dict, depth: int) -> tuple[str, object] | None:
+    """The field that says the class, and what it says: of the outermost object that has one."""
+    for name in FIELDS:
+        if record.get(name) is not None and not isinstance(record[name], dict):
+            return name, record[name]
+    inner = [value for value in record.values() if isinstance(value, dict)]
+    found = [hit for value in inner if depth < MAX_DEPTH and (hit := _find(value, depth + 1))]
+    return found[0] if len(found) == 1 else None
+
+
+def record_of(blob: Blob, group: Group) -> dict | None:
+    """The JSON object of a sample; {} without one, None where it cannot be read."""
+    member = group.members.get("json")
+    if member is None:
+        return {}
+    if member.size > MAX_JSON_BYTES:
+        return None
+    try:
+        record = json.loads(blob.read_at(member.offset, member.size))
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
