@@ -151,6 +151,7 @@ def test_cifar_extracted_with_a_fifo_beside_it(tmp_path):
         ({"train_y.bin": b"\x0b" * 30}, "labels outside 1 to 10"),
         ({"train_y.bin": b"\1" * 29}, "30 images and 0 bytes, train_y.bin 29 labels"),
         ({"train_X.bin": b"\1" * 100}, "0 images and 100 bytes"),
+        ({"train_X.bin": b"", "train_y.bin": b""}, "train_X.bin has no images"),
         ({"class_names.txt": b""}, "has 0 names"),
         ({"class_names.txt": b"a\n" * 10}, "10 names, 1 of them different"),
         ({"class_names.txt": "\n".join(NAMES[:9]).encode()}, "has 9 names"),

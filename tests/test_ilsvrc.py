@@ -118,6 +118,15 @@ def test_extracted_val_images_in_one_folder(tmp_path, name):
     assert not source.warnings
 
 
+def test_class_tars_beside_class_folders_are_refused(tmp_path):
+    (tmp_path / "n01440764.tar").write_bytes(tar_bytes({"n01440764_1.JPEG": encoded(picture(50, 40, 1))}))
+    (tmp_path / "@eaDir").mkdir()
+    assert [name for name, _ in open_imagenet1k(tmp_path, ClassFilter(), 64, tmp_path).classes] == ["n01440764"]
+    (tmp_path / "n01443537").mkdir()
+    with pytest.raises(Error, match=r"tars and folders, n01440764.tar and n01443537"):
+        open_imagenet1k(tmp_path, ClassFilter(), 64, tmp_path)
+
+
 def devkit_of(tmp_path, change):
     make_ilsvrc(tmp_path / "in")
     path = tmp_path / "in" / DEVKIT

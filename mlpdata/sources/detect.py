@@ -9,9 +9,11 @@ from mlpdata.errors import Error
 from mlpdata.hub import Repository
 from mlpdata.sources import ClassFilter, Source, downsampled, webdataset
 from mlpdata.sources.devkit import flat_val
+from mlpdata.sources.files import is_folder, is_system
 from mlpdata.sources.folder import Folder
 from mlpdata.sources.ilsvrc import TRAIN, ImageNet1k
 from mlpdata.sources.imagenet import ImageNetTars, recognise
+from mlpdata.sources.keys import shown
 
 
 def open_imagenet1k(
@@ -66,10 +68,15 @@ def _classes(
 ) -> Source:
     """A directory of extracted classes: `<wnid>.tar` files or `<wnid>/` folders, also below split folders."""
     try:
-        with os.scandir(path) as entries:
-            tars = any(e.name.endswith(".tar") and not e.name.startswith("ILSVRC2012") for e in entries)
+        with os.scandir(path) as found:
+            entries = sorted(found, key=lambda e: e.name)
     except OSError as e:
         raise Error(f"cannot read the folder {path}: {e.strerror}") from None
+    folders = [e.name for e in entries if is_folder(e) and not is_system(e.name + "/")]
+    tars = [e.name for e in entries if e.name.endswith(".tar") and not is_folder(e) and not is_system(e.name)]
+    tars = [name for name in tars if not name.startswith("ILSVRC2012")]
+    if tars and folders:
+        raise Error(f"{path} has tars and folders, {shown(tars[0])} and {shown(folders[0])}: move one kind away")
     if tars:
         return ImageNetTars(path, class_filter, res)
     source = Folder(path, class_filter, res, labelled, splits)

@@ -190,7 +190,7 @@ def _locate(batch: Batch) -> Rows:
             _skip(content, None)  # at its end a zip's member is verified
             return rows
     except Exception as e:  # damaged zips, pickles and headers of arrays raise nearly anything
-        raise Error(f"{keys.shown(where)} {first_line(e)}; get it again") from None
+        raise Error(f"{keys.shown(where)} {first_line(e)[:300]}; get it again") from None
 
 
 def _locate_pickle(batch: Batch, content: BinaryIO, layers: tuple) -> Rows:

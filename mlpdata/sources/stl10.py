@@ -106,7 +106,9 @@ class Stl10(Source):
             raise Error(
                 f"{self.path}: {split}_X.bin has {images} images and {rest} bytes, {split}_y.bin {len(numbers)} labels"
             )
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self.classes):
+        if not images:
+            raise Error(f"{self.path}: {split}_X.bin has no images")
+        if not 0 <= numbers.min() <= numbers.max() < len(self.classes):
             raise Error(f"{self.path}: {split}_y.bin has labels outside 1 to {len(self.classes)}")
         return numbers
 

@@ -44,6 +44,10 @@ class Members:
         names, their_keys = [self.names[i] for i in numbers], [self.keys[i] for i in numbers]
         return Members(self.labels[numbers], names, their_keys, self.entries[numbers])
 
+    def packed(self) -> np.ndarray:
+        """(N,) int64, bytes in the zip; of no member more than is read."""
+        return np.minimum(self.entries["packed"], np.uint64(MAX_MEMBER_BYTES)).astype(np.int64)
+
     def rows(self) -> Iterator[tuple]:
         """(label, name, key, offset, packed, size, method, crc, flags) of each."""
         columns = (self.entries[f].tolist() for f in ("offset", "packed", "size", "method", "crc", "flags"))
@@ -213,7 +217,7 @@ class TinyImageNet(Source):
             by_offset = members.entries["offset"].argsort(kind="stable").tolist()
             for k in range(0, len(by_offset), IMAGES_A_UNIT):
                 part = members.take(by_offset[k : k + IMAGES_A_UNIT])
-                num_bytes = int(part.entries["packed"].sum(dtype=np.int64))
+                num_bytes = int(part.packed().sum())
                 units.append(Unit(f"{split}-{k:06d}", split, len(part.names), num_bytes, part, exact=True))
         if self._left_out and units:
             units.append(Unit("left-out", units[0].split, 0, 0, tuple(self._left_out)))
@@ -224,8 +228,8 @@ class TinyImageNet(Source):
             yield from unit.at
             return
         # Members of a unit lie close together: one read for all of them, plus what local headers may add at the end.
-        offsets, packed = unit.at.entries["offset"].astype(np.int64), unit.at.entries["packed"].astype(np.int64)
-        start, end = int(offsets[0]), int((offsets + packed).max()) + (1 << 16)
+        offsets = unit.at.entries["offset"].astype(np.int64)
+        start, end = int(offsets[0]), int((offsets + unit.at.packed()).max()) + (1 << 16)
         close = end - start < min(2 * unit.num_bytes + (1 << 20), MAX_READ_BYTES)
         whole = self._blob.read_at(start, end - start) if close else None
         for label, name, key, *facts in unit.at.rows():

@@ -92,8 +92,9 @@ def _read_directory(blob: PlainFile) -> Directory:
         at = starts[i] + ENTRY.itemsize + int(entries["name_bytes"][i])
         _take_extra(found, i, data[at : at + int(entries["extra_bytes"][i])])
     found["offset"] += np.uint64(before)
-    for field in ("offset", "packed", "size"):  # what is more is wrong, and said so when it is read
-        np.minimum(found[field], np.uint64(blob.size + MAX_MEMBER_BYTES + 1), out=found[field])
+    np.minimum(
+        found["offset"], np.uint64(blob.size), out=found["offset"]
+    )  # it lies beyond the end one way or the other
     text, begins = data.decode("latin-1"), begins + ENTRY.itemsize
     names = []
     for a, b, i in zip(begins.tolist(), (begins + entries["name_bytes"]).tolist(), range(count), strict=True):
