@@ -34,6 +34,15 @@ def canonical(name: str) -> str | None:
     return _NAMES.get(name.strip().lower())
 
 
+def of_folder(name: str) -> str | None:
+    """The split that a folder is named as, digits and separators aside; None where it is named as none.
+
+    >>> of_folder("Train"), of_folder("val2017"), of_folder("test_set"), of_folder("bullet train")
+    ('train', 'val', None, None)
+    """
+    return canonical(_without_numbers(name))
+
+
 def of_path(path: str) -> str | None:
     """The split that a file's path names, or None where no word of it does. Raises Error where two fit.
 

@@ -199,7 +199,15 @@ def test_a_root_that_is_not_utf8(tmp_path):
 
 @pytest.mark.parametrize(
     ("train", "held_out", "split"),
-    [("train", "val", "val"), ("Train", "Validation", "val"), ("training", "dev", "val"), ("TRAIN", "test", "val")],
+    [
+        ("train", "val", "val"),
+        ("Train", "Validation", "val"),
+        ("training", "dev", "val"),
+        ("TRAIN", "test", "val"),
+        ("train2017", "val2017", "val"),
+        ("training_set", "test_set", "val"),
+        ("Train-images", "eval_images", "val"),
+    ],
 )
 def test_split_names(tmp_path, train, held_out, split):
     write(tmp_path, f"{train}/cat/1.jpg", f"{held_out}/cat/1.jpg")
@@ -208,7 +216,7 @@ def test_split_names(tmp_path, train, held_out, split):
         "train": [f"{train}/cat/1.jpg"],
         split: [f"{held_out}/cat/1.jpg"],
     }
-    assert ("is all that is held out" in told(source)) == (held_out == "test")
+    assert ("is all that is held out" in told(source)) == ("test" in held_out)
 
 
 def test_val_and_test_are_two_splits(tmp_path):
@@ -238,8 +246,8 @@ def test_a_folder_beside_a_lone_train_may_be_a_class(tmp_path):
 
 
 def test_classes_that_are_called_as_splits(tmp_path):
-    write(tmp_path, "train/1.jpg", "bus/1.jpg", "car/1.jpg")
-    assert class_names(Folder(tmp_path)) == ["bus", "car", "train"]
+    write(tmp_path, "train/1.jpg", "bus/1.jpg", "car/1.jpg", "bullet train/2020/1.jpg", "test tube/1.jpg")
+    assert class_names(Folder(tmp_path)) == ["bullet train", "bus", "car", "test tube", "train"]
 
 
 def test_a_test_split_without_classes_is_left_out(tmp_path):
@@ -263,7 +271,16 @@ def test_a_class_that_only_val_has_is_named(tmp_path):
     assert class_names(source) == ["Dog", "cat"] and "classes of val that train lacks: Dog" in told(source)
 
 
+def test_one_class_is_said(tmp_path):
+    write(tmp_path, "images/1.jpg", "labels.csv")
+    assert "one class only: images" in told(Folder(tmp_path)) and "labels.csv" in told(Folder(tmp_path))
+
+
 def test_a_split_in_a_folder_of_its_own_name(tmp_path):
+    write(tmp_path / "sets", "training_set/training_set/cats/1.jpg", "training_set/training_set/dogs/1.jpg")
+    write(tmp_path / "sets", "test_set/test_set/cats/1.jpg")
+    assert {s: len(found) for s, found in read(Folder(tmp_path / "sets"))[0].items()} == {"train": 2, "val": 1}
+    tmp_path = tmp_path / "plain"
     write(tmp_path, "train/train/cats/1.jpg", "train/train/dogs/1.jpg", "test/test/cats/1.jpg", "test/README.md")
     source = Folder(tmp_path)
     assert class_names(source) == ["cats", "dogs"]

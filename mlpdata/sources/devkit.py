@@ -114,7 +114,7 @@ def flat_val(path: Path) -> dict[str, dict[str, str]]:
     """
     try:
         with os.scandir(path) as entries:
-            folders = sorted(e.name for e in entries if splits.canonical(e.name) == "val" and e.is_dir())
+            folders = sorted(e.name for e in entries if splits.of_folder(e.name) == "val" and e.is_dir())
         folders = [name for name in folders if _is_flat(path / name)]
     except OSError as e:
         raise Error(f"cannot read the folder {e.filename or path}: {e.strerror}") from None

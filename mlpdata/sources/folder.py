@@ -152,7 +152,10 @@ class Folder(Source):
                 raise Error(f"split {split!r} of {self.path} has no images")
             if split != "train" and "train" in there:
                 self._layout.warn(f"classes of {split} that train lacks", sorted(there[split] - there["train"] - {""}))
-        self._refuse_a_level_too_many()
+        if len(self.classes) == 1 and asked is None:
+            self._refuse_a_level_too_many()
+            name = shown(self.classes[0][0])
+            self._layout.warnings.append(f"{shown(self.path)} has one class only: {name}; is it the folder of classes?")
         self._refuse_equal_keys()
 
     def _listing(self, below: str) -> Listing:
@@ -191,8 +194,8 @@ class Folder(Source):
         return 0
 
     def _refuse_splits_below(self, below: str, listing: Listing) -> None:
-        inside = [head for head in _heads(listing) if splits.canonical(head)]
-        if len({splits.canonical(head) for head in inside}) > 1:
+        inside = [head for head in _heads(listing) if splits.of_folder(head)]
+        if len({splits.of_folder(head) for head in inside}) > 1:
             raise Error(
                 f"{self.path / below} has {' and '.join(inside)} in it, which are names of splits; expected "
                 f"{self.path}/train/CLASS/IMAGE.jpg; where it is no class but holds the splits it has to be --source"
@@ -200,12 +203,10 @@ class Folder(Source):
 
     def _refuse_a_level_too_many(self) -> None:
         """Raise Error where the only class is but a folder around what may be the classes."""
-        if len(self.classes) > 1 or self.class_filter.classes is not None:
-            return
         for piece in self._pieces:
             listing = self._listing(piece.below)
             heads = _heads(listing)
-            if all("/" in name for name in listing.names) and (len(heads) > 1 or any(map(splits.canonical, heads))):
+            if all("/" in name for name in listing.names) and (len(heads) > 1 or any(map(splits.of_folder, heads))):
                 raise Error(
                     f"{self.path / piece.below} would be the only class, and holds no image but the folders "
                     f"{', '.join(map(shown, heads[:5]))}; if these are the classes, or splits, it has to be --source"

@@ -69,46 +69,62 @@ def find(root: Path, labelled: Mapping[str, Mapping[str, str]]) -> Layout:
     """
     layout = Layout(root)
     folders = _level(layout, "")
-    named = [name for name in folders if splits.canonical(name)]
-    others = [name for name in folders if name not in named]
-    classes = {name: _class_names(root / name) for name in named}
-    trained = {c for name in named if splits.canonical(name) == "train" for c in classes[name]}
+    split_of = _split_names(folders)
+    others = [name for name in folders if name not in split_of]
+    classes = {name: _class_names(root / name) for name in split_of}
+    trained = {c for name, split in split_of.items() if split == "train" for c in classes[name]}
     # A held-out split that has no class of train's has none: test/images/ and test/unknown/ are such folders.
     deep = [
         name
-        for name in named
+        for name in split_of
         if name in labelled
         or (root / name / ANNOTATIONS).is_file()
         or (classes[name] & trained if trained else classes[name])
     ]
-    if not deep and (others or not named):
+    if not deep and (others or not folders):
         layout.classes = {"train": folders}
         if not folders:
             raise Error(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg or {root}/train/CLASS/IMAGE.jpg")
         return layout
     layout.has_splits = True
-    flat = [name for name in named if name not in deep]
-    if missing := [name for name in flat if splits.canonical(name) != "test"] or (not deep and flat):
+    flat = [name for name in split_of if name not in deep]
+    if missing := [name for name in flat if split_of[name] != "test"] or (not deep and flat):
         lacks = f"none of train's, but {', '.join(map(shown, sorted(classes[missing[0]])[:3]))}"
         lacks = lacks if classes[missing[0]] else "no class folders"
         raise Error(f"{root / missing[0]} has {lacks}; sort its images into class folders, or move it away")
-    kinds = {splits.canonical(name) for name in named}
-    if "train" not in kinds or kinds == {"train"}:
+    if "train" not in split_of.values() or set(split_of.values()) == {"train"}:
         _refuse_classes_beside(root, deep, others)
     layout.leave_out(others, "beside the split folders")
     layout.leave_out(flat, "without class folders of train's: nothing says what its images are")
-    ours = splits.settle(deep)
-    for name, split in ours.items():
-        if split != splits.canonical(name):
+    ours = splits.settle(split_of[name] for name in deep)
+    for name in deep:
+        split = ours[split_of[name]]
+        if split != split_of[name]:
             layout.warnings.append(f"{shown(root / name)} is all that is held out: it is called {split!r}")
         _read_split(layout, split, name, labelled.get(name))
     for split in dict.fromkeys(ours.values()):
-        same = [name for name in deep if ours[name] == split]
+        same = [name for name in deep if ours[split_of[name]] == split]
         if len(same) > 1:
             layout.warnings.append(
                 f"{shown(root)}: {' and '.join(same)} are both the split {split!r}: they are added up"
             )
     return layout
+
+
+def _split_names(folders: list[str]) -> dict[str, str]:
+    """The split of each folder that is named as one; where none is, words decide if all have one (`training_set`)."""
+    named = {name: split for name in folders if (split := splits.of_folder(name))}
+    if not named:
+        by_words = {name: split for name in folders if (split := _by_words(name))}
+        named = by_words if len(by_words) == len(folders) else {}
+    return named
+
+
+def _by_words(name: str) -> str | None:
+    try:
+        return splits.of_path(name)
+    except Error:  # `train_val_split`
+        return None
 
 
 def _read_split(layout: Layout, split: str, below: str, class_of: Mapping[str, str] | None) -> None:
@@ -123,7 +139,7 @@ def _read_split(layout: Layout, split: str, below: str, class_of: Mapping[str, s
     if len(classes) == 1 and _is_same_split(classes[0], folder.name):
         layout.warnings.append(f"{shown(folder)} holds nothing but {classes[0]}: the classes are read there")
         _read_split(layout, split, f"{below}/{classes[0]}", None)
-    elif classes and all(map(splits.canonical, classes)):
+    elif classes and all(map(splits.of_folder, classes)):
         names = " and ".join(classes)
         raise Error(f"{folder} has {names} where class folders are expected, and those are names of splits")
     else:
@@ -169,7 +185,9 @@ def _class_names(folder: Path) -> set[str]:
 
 
 def _is_same_split(name: str, other: str) -> bool:
-    return splits.canonical(name) is not None and splits.canonical(name) == splits.canonical(other)
+    return bool(_by_words(name)) and (
+        name.lower() == other.lower() or splits.of_folder(name) == splits.of_folder(other) is not None
+    )
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
