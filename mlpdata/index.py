@@ -73,7 +73,7 @@ def open_split(
     image_column and label_column among the fields of a `.beton` file of others (None: see beton.open_index).
     Raises Error where there is nothing to open, and for what is unfinished, cut short or damaged.
     """
-    if format not in (None, *FORMATS):
+    if format is not None and not (isinstance(format, str) and format in FORMATS):
         raise Error(f"format {format!r:.80} is neither 'beton' nor 'tar'")
     if not isinstance(split, str):
         raise Error(f"split {split!r:.80} is no name of a split")

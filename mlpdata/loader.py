@@ -125,9 +125,9 @@ class Loader:
             raise Error(
                 f"augment is an mlpdata.Augment, not {shown(augment)}; dataset(transform) takes other transforms"
             )
-        if tier not in (None, *tiers.TIERS):
+        if tier is not None and not (isinstance(tier, str) and tier in tiers.TIERS):
             raise Error(f"tier {shown(tier)} is none of {', '.join(tiers.TIERS)}")
-        if pixels not in tiers.PIXELS:
+        if not isinstance(pixels, str) or pixels not in tiers.PIXELS:
             raise Error(f"pixels {shown(pixels)} is neither 'rgb' nor 'ycc420'")
         self.root, self.device = _local(root), _device(device)
         self._where = {"path": self.root.absolute(), "split": split, "format": format}
@@ -258,9 +258,12 @@ class Loader:
         step = int(steps[0]) if n > 1 else self._reader.image_bytes
         if step < self._reader.image_bytes or (steps != step).any():
             return None
-        flat = np.memmap(
-            index.files[0], np.uint8, "r", int(index.offset[0]), ((n - 1) * step + self._reader.image_bytes,)
-        )
+        try:
+            with open(index.files[0], "rb") as f:
+                self._reader.check_stamp(0, os.fstat(f.fileno()))
+                flat = np.memmap(f, np.uint8, "r", int(index.offset[0]), ((n - 1) * step + self._reader.image_bytes,))
+        except OSError as e:
+            raise Error(f"cannot read {index.files[0]}: {e.strerror}") from None
         strides = (step, shape[1] * shape[2], shape[2], 1)
         return np.lib.stride_tricks.as_strided(flat, (n, *shape), strides, writeable=False)
 
@@ -379,7 +382,8 @@ class Loader:
 
 def _whole(name: str, value, least: int, most: int = MAX_SEED) -> int:
     if not is_whole(value) or not least <= value <= most:
-        raise Error(f"{name} must be a whole number from {least} to {most}, not {shown(value)}")
+        limits = f"of {least} or more" if most == MAX_SEED else f"from {least} to {most}"
+        raise Error(f"{name} must be a whole number {limits}, not {shown(value)}")
     return int(value)
 
 

@@ -429,7 +429,7 @@ def sync_dir(path: Path) -> None:
 class ShardIndex:
     """Where each sample of a split lies: one record for both formats, so the loader knows only this.
 
-    All arrays have N rows in the order of the split. Arrays may be views of a memory map.
+    All arrays have N rows in the order of the split, and are read-only.
     """
 
     files: list[Path]
@@ -441,6 +441,10 @@ class ShardIndex:
     height: np.ndarray  # (N,) pixels
     label: np.ndarray  # (N,) int64
     is_foreign: bool = False  # written by others: its JPEGs may be ones that libjpeg warns about
+
+    def __post_init__(self):
+        for column in (self.file, self.offset, self.num_bytes, self.codec, self.width, self.height, self.label):
+            column.flags.writeable = False
 
     def __len__(self) -> int:
         return len(self.label)

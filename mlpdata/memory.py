@@ -24,7 +24,7 @@ def _available() -> int:
         for line in MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
+    except (OSError, ValueError, IndexError):
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
@@ -33,10 +33,10 @@ def _group_rooms() -> list[int]:
     """What each memory limit above this process leaves, files in the page cache counted as free."""
     try:
         groups = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
-    except OSError:
+    except (OSError, ValueError):
         return []
     rooms = []
-    for number, controllers, path in groups:
+    for number, controllers, path in (group for group in groups if len(group) == 3):
         if number == "0":
             base, limit, usage = CGROUP, "memory.max", "memory.current"
         elif "memory" in controllers.split(","):

@@ -7,6 +7,7 @@ would end the process. Reading, copying and decoding release the GIL, so threads
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 from dataclasses import dataclass
@@ -63,7 +64,10 @@ class Reader:
         self.all_raw = bool(same and (index.codec == RAW).all())
         self._all_jpg = bool(same and (index.codec == JPG).all())
         self._num_decoded = 0
-        self.stamps = [_stamp(os.stat(path)) for path in index.files]
+        try:
+            self.stamps = [_stamp(os.stat(path)) for path in index.files]  # equal where nothing was written to
+        except OSError as e:
+            raise Error(f"cannot read {e.filename}: {e.strerror}") from None
         # Reads mostly wait, so they have threads of their own and more of them than there are cores.
         self._readers = Threads(max(READ_THREADS, num_threads) if num_threads > 1 else 1, "mlpdata-read")
         self._decoders = Threads(num_threads, "mlpdata-decode")
@@ -145,9 +149,11 @@ class Reader:
     def check_stamp(self, file: int, stat: os.stat_result) -> None:
         """Raise Error where a file is not the one that was indexed."""
         if _stamp(stat) != self.stamps[file]:
+            now, before = stat.st_size, self.stamps[file][0]
+            what = "it was written to" if now == before else f"it has {now} bytes, it had {before} when it was opened"
             raise Error(
-                f"{self.index.files[file]} changed while it was in use: it has {stat.st_size} bytes, it had "
-                f"{self.stamps[file][0]} when it was opened; its samples cannot be trusted, open it again"
+                f"{self.index.files[file]} changed while it was in use: {what}; its samples cannot be trusted, open it "
+                "again"
             )
 
     # ---------------------------------------------------------------------------------------------------- decoding
@@ -244,26 +250,28 @@ class _Reads:
         self._reader, self._data, self._direct = reader, data, direct
 
     def __call__(self, stretches: list[tuple[int, int, int, int, int]]) -> None:
-        fd, opened = -1, None
-        try:
-            for file, start, room, needed, to in stretches:
-                if file != opened:
-                    if fd >= 0:
-                        os.close(fd)
-                    fd, opened = self._open(file), file
-                done = 0
-                while done < needed:
-                    got = preadv(fd, [self._data[to + done : to + room]], start + done)
-                    if not got:
-                        self._reader.check_stamp(file, os.fstat(fd))  # it may have changed since it was opened
-                        path, i = self._reader.index.files[file], self._reader.first_behind(file, start + done)
-                        raise Error(f"{path} is cut short: it ends at byte {start + done}, in or before sample {i}")
-                    done += got
-        except OSError as e:
-            raise Error(f"cannot read {self._reader.index.files[file]}: {e.strerror}") from None
-        finally:
-            if fd >= 0:
-                os.close(fd)
+        for file, of_file in itertools.groupby(stretches, lambda stretch: stretch[0]):
+            fd = -1
+            try:
+                fd = self._open(file)
+                for _, start, room, needed, to in of_file:
+                    self._read(fd, file, start, room, needed, to)
+                self._reader.check_stamp(file, os.fstat(fd))  # it may have been written to while it was read
+            except OSError as e:
+                raise Error(f"cannot read {self._reader.index.files[file]}: {e.strerror}") from None
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+
+    def _read(self, fd: int, file: int, start: int, room: int, needed: int, to: int) -> None:
+        done = 0
+        while done < needed:
+            got = preadv(fd, [self._data[to + done : to + room]], start + done)
+            if not got:
+                self._reader.check_stamp(file, os.fstat(fd))  # it may have changed since it was opened
+                path, i = self._reader.index.files[file], self._reader.first_behind(file, start + done)
+                raise Error(f"{path} is cut short: it ends at byte {start + done}, in or before sample {i}")
+            done += got
 
     def _open(self, file: int) -> int:
         path = self._reader.index.files[file]

@@ -153,7 +153,7 @@ loader = mlpdata.load({str(root)!r}, {split!r}, batch_size={BATCH_SIZE}, shuffle
 for batch in loader:  # uint8 (N, {manifest.res}, {manifest.res}, 3), int64 (N,), on the device
     print(batch.images.shape, batch.images.dtype, batch.labels.shape, batch.labels.dtype)
     break
-dataset = loader.dataset()  # the same samples for a torch DataLoader of your own: (uint8 (H, W, 3), label)
+dataset = loader.dataset()  # the same samples for a torch DataLoader of your own: (uint8 (3, H, W), label)
 print(len(dataset), dataset[0][0].shape, dataset[0][1])
 """
 

@@ -70,8 +70,12 @@ def ids_of(subset, n: int) -> np.ndarray:
             # numpy would take True for 1 among numbers: a list is all ids or all mask.
             kinds = {type(item) for item in items}
             asked = np.asarray(items, np.int64 if not items else None if len(kinds) == 1 else object)
+            if kinds == {int} and asked.dtype == object:  # beyond 64 bits
+                _check_bounds(min(items), max(items), n)
         else:
             asked = np.asarray(subset)
+    except Error:
+        raise
     except Exception as e:
         raise Error(f"subset {shown(subset)} is no array of ids ({shown(str(e))})") from None
     if asked.ndim != 1 or asked.dtype.kind not in "biu":
