@@ -168,7 +168,9 @@ class Loader:
             if relabel:
                 labels[allowed] = order[np.searchsorted(numbers, labels[allowed], sorter=order)]
                 self.num_classes = len(numbers)
-        self._ids = choose(len(self.index), subset, allowed, self.seed)
+        self._ids = choose(len(labels), subset, allowed, self.seed)
+        if self._ids is not None and np.array_equal(self._ids, np.arange(len(labels))):
+            self._ids = None  # all in their own order
         self._labels = labels if self._ids is None else labels[self._ids]
         if not len(self._labels):
             raise Error(f"subset and classes leave no samples of split {self.split!r}")
