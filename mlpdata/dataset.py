@@ -11,8 +11,6 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mlpdata.errors import Error
-from mlpdata.index import open_split
-from mlpdata.reader import Reader
 from mlpdata.subset import shown
 
 
@@ -34,7 +32,7 @@ class Samples(Dataset):
             raise Error(f"transform {shown(transform)} cannot be called")
         self._where, self._res, self._found, self._ids = where, res, found, ids
         self.labels, self.transform = labels, transform
-        self._reader: Reader | None = None
+        self._reader = None
         self._pid = 0
 
     def __getstate__(self):
@@ -73,8 +71,12 @@ class Samples(Dataset):
             raise IndexError(f"there are {len(self)} samples; asked for {shown(item)}")
         return row % len(self)
 
-    def _open(self) -> Reader:
+    def _open(self):
+        """A Reader of this process."""
         if self._reader is None or self._pid != os.getpid():
+            from mlpdata.index import open_split
+            from mlpdata.reader import Reader
+
             opened = open_split(**self._where)
             reader = Reader(opened.index, 1, self._res)
             if (opened.digest, reader.stamps) != self._found:

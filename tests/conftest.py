@@ -15,9 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from mlpdata.convert import Options, convert
+
+# A slow machine is no failure.
+settings.register_profile("mlpdata", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mlpdata")
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
