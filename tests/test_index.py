@@ -9,7 +9,7 @@ import pytest
 from conftest import encoded, picture
 
 import mlpdata
-from mlpdata import Error, beton, index
+from mlpdata import Error, beton, foreign, index
 
 # -------------------------------------------------------------------------------------------------- foreign betons
 
@@ -304,12 +304,13 @@ def test_foreign_tars_open_by_file_pattern_and_directory(tmp_path, monkeypatch, 
         for batch in mlpdata.load(path, batch_size=8, tier="stream"):
             assert np.array_equal(batch.images.numpy(), images[batch.ids.numpy()])
     assert mlpdata.load(tmp_path, "val", 8).num_samples == 5
-    with pytest.raises(Error, match=r"no tars of split 'dev' \(such as train-0.tar\)"):
-        mlpdata.load(tmp_path, "dev", 8)
+    assert mlpdata.load(tmp_path, "validation", 8).num_samples == 5
+    with pytest.raises(Error, match=r"no tars of split 'extra'; it has train, val \(such as train-0.tar\)"):
+        mlpdata.load(tmp_path, "extra", 8)
 
     # A second opening reads the cache; one whose tars changed does not, nor one whose cache is damaged.
-    scan, scanned = index._scan_tar, []
-    monkeypatch.setattr(index, "_scan_tar", lambda path: scanned.append(path.name) or scan(path))
+    scan, scanned = foreign._scan_tar, []
+    monkeypatch.setattr(foreign, "_scan_tar", lambda path, words: scanned.append(path.name) or scan(path, words))
     assert mlpdata.load(tmp_path, "val", 8).num_samples == 5 and not scanned
     write_tar(tmp_path / "val-0.tar", tar_samples(100, 6, kinds))
     assert mlpdata.load(tmp_path, "val", 8).num_samples == 6 and scanned == ["val-0.tar"]
@@ -322,10 +323,13 @@ def test_foreign_tars_that_cannot_be_read(tmp_path):
     path = tmp_path / "x.tar"
     jpg = encoded(picture(8, 8, 0))
     cases = [
-        ([[("a.jpg", jpg), ("a.cls", b"1")], [("b.jpg", jpg)]], r"x.tar: sample '/b' has no class \(cls\)"),
+        (
+            [[("a.jpg", jpg), ("a.cls", b"1")], [("b.jpg", jpg)]],
+            r"x.tar: sample 'b' has no class among its members \(jpg\)",
+        ),
         ([[("d/a.cls", b"1"), ("d/a.txt", b"x")]], r"sample 'd/a' has no image .*\(cls, txt\)"),
-        ([[("a.jpg", jpg), ("a.cls", b"cat")]], r"sample '/a' has the class b'cat', which is not a number"),
-        ([[("a.jpg", b"nothing"), ("a.cls", b"1")]], r"sample '/a' is no image"),
+        ([[("a.jpg", jpg), ("a.cls", b"cat")]], r"sample 'a' has the class 'cat', which is not a number"),
+        ([[("a.jpg", b"nothing"), ("a.cls", b"1")]], r"sample 'a' is no image"),
         ([], "holds no samples"),
     ]
     for samples, message in cases:
@@ -340,6 +344,81 @@ def test_foreign_tars_that_cannot_be_read(tmp_path):
         mlpdata.load(path)
     with pytest.raises(Error, match="no shard directory"):
         mlpdata.load(tmp_path / "none-*.tar")
+
+
+def test_a_zeroed_block_in_a_foreign_tar_is_an_error(tmp_path):
+    path = tmp_path / "x.tar"
+    write_tar(path, tar_samples(0, 9))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"some.dir/sample00004.jpg")
+    data[at : at + 512] = bytes(512)
+    path.write_bytes(data)
+    with pytest.raises(Error, match=r"x.tar is damaged: zeros at byte \d+ in place of a tar header"):
+        mlpdata.load(path)
+
+
+def test_foreign_tars_that_are_read_with_a_word(tmp_path):
+    one, two = tmp_path / "1.tar", tmp_path / "2.tar"
+    write_tar(one, tar_samples(0, 9))
+    write_tar(two, tar_samples(9, 4))
+    both = tmp_path / "both.tar"
+    both.write_bytes(one.read_bytes() + two.read_bytes())
+    cut = tmp_path / "cut.tar"
+    data = one.read_bytes()
+    cut.write_bytes(data[: data.index(b"some.dir/sample00007.json")])
+    several = tmp_path / "several.tar"
+    write_tar(several, [[*sample, (sample[0][0][:-4] + "seg.png", b"x")] for sample in tar_samples(0, 5)])
+    for path, word, n in (
+        (both, "more headers behind it", 13),
+        (cut, "without an end mark", 7),
+        (several, "has several images: jpg is taken", 5),
+    ):
+        for _ in range(2):  # the second time too, though what was found may be kept
+            with pytest.warns(RuntimeWarning, match=word):
+                assert mlpdata.load(path).labels.tolist() == [i % 7 for i in range(n)]
+
+
+def test_splits_and_names_of_foreign_tars(tmp_path):
+    root = tmp_path / "[D] q? a*b"
+    for name, first in (("train/0.tar", 0), ("test/0.tar", 10), ("Valid/0.tar", 20)):
+        (root / name).parent.mkdir(parents=True)
+        write_tar(root / name, tar_samples(first, 5))
+    for split, first in (("train", 0), ("test", 10), ("val", 20), ("validation", 20)):
+        assert mlpdata.load(root, split).labels.tolist() == [i % 7 for i in range(first, first + 5)]
+    assert mlpdata.load(root / "*" / "0.tar").num_samples == 15
+    assert mlpdata.load(root / "train" / "?.tar").num_samples == mlpdata.load(root / "train" / "0.tar").num_samples == 5
+    (tmp_path / "plain").mkdir()
+    write_tar(tmp_path / "plain" / "0.tar", tar_samples(0, 5))
+    with pytest.warns(RuntimeWarning, match="names no split is taken for train"):
+        assert mlpdata.load(tmp_path / "plain").num_samples == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [(b" 7 ", 7), (b"3.0", 3), (b"9223372036854775807", None), (b"4294967296", None), (b"99999999999999999999", None),
+     (b"-1", None), (b"", None), (b"1e3", None), (b"0x10", None), (b"3\n4", None), ("٣".encode(), None)],
+)  # fmt: skip
+def test_labels_of_foreign_tars(tmp_path, text, label):
+    path, jpg = tmp_path / "x.tar", encoded(picture(8, 8, 0))
+    write_tar(path, [[("a.jpg", jpg), ("a.cls", text)], [("b.bmp", encoded(picture(8, 8, 1), "BMP")), ("b.cls", b"0")]])
+    if label is not None:
+        assert mlpdata.load(path).labels.tolist() == [label, 0]
+        return
+    with pytest.raises(Error, match=r"x.tar: sample ('a'|0) ") as caught:
+        mlpdata.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_of_foreign_tars_in_json_and_links(tmp_path):
+    path, jpg = tmp_path / "x.tar", encoded(picture(8, 8, 0))
+    write_tar(path, [[(f"{i}.jpg", jpg), (f"{i}.json", b'{"label": %d}' % i)] for i in range(3)])
+    assert mlpdata.load(path).labels.tolist() == [0, 1, 2]
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("3.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with pytest.raises(Error, match=r"3.jpg is a symbolic link to /etc/passwd, which is not followed; repack"):
+        mlpdata.load(path)
 
 
 def test_our_directory_without_its_manifest_is_no_set_of_tars(photos_dir, tmp_path):
