@@ -79,9 +79,9 @@ def run(
             try:
                 trainer.fit()
             except run_directories.WriteError as e:
-                if not trainer.folder.is_dir() or not checkpoint.states(trainer.folder):
-                    raise
-                raise Error(f"{e}; when that is mended, the same command with --resume goes on") from None
+                saved = trainer.folder.is_dir() and checkpoint.states(trainer.folder)
+                how = "the same command with --resume goes on" if saved else "start it again"
+                raise Error(f"{e}; when that is mended, {how}") from None
     return trainer.folder
 
 
