@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -48,9 +49,8 @@ def opened(root: Path, manifest: Manifest, split: str) -> Iterator[pq.ParquetFil
     """
     path = index_path(root, split)
     try:
-        with open_file(path) as f:
-            _prove(f.fileno(), manifest.files[path.name]["sha256"])
-        with pq.ParquetFile(path, memory_map=False) as table:
+        # One descriptor for both: what is parsed is what was proven, and Arrow takes no path that is not UTF-8.
+        with open_file(path) as f, pq.ParquetFile(_proved(f, manifest.files[path.name]["sha256"])) as table:
             # A column that is missing is named before one that has another type.
             for field in SCHEMA:
                 found = table.schema_arrow.get_all_field_indices(field.name)
@@ -68,17 +68,18 @@ def opened(root: Path, manifest: Manifest, split: str) -> Iterator[pq.ParquetFil
         raise Error(f"cannot read {path}: {reason}; get or convert it again") from None
 
 
-def _prove(fd: int, sha256: str) -> None:
-    """Raise ValueError where an open file has another SHA-256."""
-    stat = os.fstat(fd)
+def _proved(f: BinaryIO, sha256: str) -> BinaryIO:
+    """An open file, at its start. Raises ValueError where it has another SHA-256."""
+    stat = os.fstat(f.fileno())
     key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, sha256)
     if key in _proven:
-        return
-    with open(fd, "rb", closefd=False) as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
+        return f
+    digest = hashlib.file_digest(f, "sha256").hexdigest()
+    f.seek(0)
     if digest != sha256:
         raise ValueError(f"it has sha256 {digest:.12}..., the manifest says {sha256:.12}...")
     _proven.add(key)
+    return f
 
 
 def column(root: Path, manifest: Manifest, split: str, name: str) -> np.ndarray:

@@ -261,9 +261,9 @@ class Loader:
         if step < self._reader.image_bytes or (steps != step).any():
             return None
         try:
-            with open(index.files[0], "rb") as f:
-                self._reader.check_stamp(0, os.fstat(f.fileno()))
-                flat = np.memmap(f, np.uint8, "r", int(index.offset[0]), ((n - 1) * step + self._reader.image_bytes,))
+            self._reader.check_stamp(0, os.stat(index.files[0]))
+            size = (n - 1) * step + self._reader.image_bytes
+            flat = np.memmap(index.files[0], np.uint8, "r", int(index.offset[0]), (size,))
         except OSError as e:
             raise Error(f"cannot read {index.files[0]}: {e.strerror}") from None
         strides = (step, shape[1] * shape[2], shape[2], 1)

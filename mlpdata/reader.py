@@ -275,9 +275,10 @@ class _Reads:
 
     def _open(self, file: int) -> int:
         path = self._reader.index.files[file]
-        fd = open_direct(path, os.O_RDONLY) if self._direct else None
+        flags = os.O_RDONLY | os.O_NONBLOCK  # what has become a pipe must not be waited for
+        fd = open_direct(path, flags) if self._direct else None
         if fd is None:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, flags | os.O_CLOEXEC)
         try:
             self._reader.check_stamp(file, os.fstat(fd))
         except BaseException:

@@ -1,4 +1,6 @@
+import errno
 import itertools
+import os
 import pickle
 import shutil
 import subprocess
@@ -586,3 +588,76 @@ def test_luma_and_chroma_on_the_gpu(photos_dir, tier):
     there = [b.images.cpu() for b in mlpdata.load(photos_dir, "train", 16, device="cuda", **options)]
     here = [b.images for b in mlpdata.load(photos_dir, "train", 16, **options)]
     assert all((a.int() - b.int()).abs().max() <= 1 for a, b in zip(there, here, strict=True))
+
+
+# -------------------------------------------------------------------------------------------------------- any path
+
+
+STRANGE = [
+    "[D] data",
+    "a*b",
+    "q?",
+    "two  spaces ",
+    "quote's \"",
+    "line\nbreak",
+    "é\u2028",
+    "\udcff",
+    "-dash",
+    "~",
+    "#%20",
+]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_directories_of_any_name_and_patterns_inside_them(photos_dir, tmp_path, name):
+    root, decoy = tmp_path / name, tmp_path / "D"  # what a pattern made of the first name would find
+    for folder in (root, decoy):
+        folder.mkdir()
+    (decoy / "train-000000.tar").write_bytes(b"")
+    for file in photos_dir.iterdir():
+        (root / file.name).symlink_to(file)
+    images, labels = mlpdata.load(photos_dir, batch_size=8, format="tar").arrays()
+    for path in (root / "train-*.tar", root / "train-00000[012].tar", os.fsencode(root), str(root)):
+        loader = mlpdata.load(path, batch_size=8, format="tar", tier="stream")
+        assert np.array_equal(loader.arrays()[0], images) and np.array_equal(loader.labels, labels)
+    samples = pickle.loads(pickle.dumps(loader.dataset()))
+    assert np.array_equal(samples[3][0], images[3].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("tier", ["resident", "pinned", "stream"])
+def test_a_file_written_to_during_its_last_read_is_noticed(own_copy, monkeypatch, tier):
+    """The bytes may be those from before or from after: nobody can tell."""
+    read, path = reader_module.preadv, own_copy / "train.beton"
+
+    def write_and_read(fd, buffers, offset):
+        done = read(fd, buffers, offset)
+        with open(path, "r+b") as f:
+            f.seek(-1, 2)
+            f.write(b"x")
+        os.utime(path, ns=(0, 10**18))  # a clock of coarse ticks would not show it
+        return done
+
+    monkeypatch.setattr(reader_module, "preadv", write_and_read)
+    with pytest.raises(Error, match=r"train.beton changed while it was in use: it was written to"):
+        next(iter(mlpdata.load(own_copy, batch_size=1500, tier=tier)))
+
+
+def test_what_became_a_pipe_is_not_waited_for(own_copy):
+    loader = mlpdata.load(own_copy, batch_size=32, tier="stream")
+    (own_copy / "train.beton").unlink()
+    os.mkfifo(own_copy / "train.beton")
+    for read in (lambda: list(loader), lambda: loader.read([1]), loader.arrays, lambda: loader.dataset()[0]):
+        with pytest.raises(Error, match=r"train.beton") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_fails(own_copy, monkeypatch):
+    def fails(fd, buffers, offset):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    loader = mlpdata.load(own_copy, batch_size=32, tier="stream")
+    monkeypatch.setattr(reader_module, "preadv", fails)
+    for read in (lambda: list(loader), lambda: loader.read([1]), lambda: mlpdata.load(own_copy, tier="resident")):
+        with pytest.raises(Error, match=r"^cannot read .*train.beton: Input/output error$"):
+            read()
