@@ -521,7 +521,8 @@ def test_runs_are_numbered_on_and_the_last_is_gone_on_with(tmp_path):
         (tmp_path / name).mkdir()
     folder, release = runs.go_on(tmp_path, "x")
     release()
-    assert folder.name == "x-3"
+    assert folder.name == "x-3" and not folder.exists()  # nothing was in it
+    (tmp_path / "x-3").mkdir()
     assert runs.begin(tmp_path, "x")[0].name == "x-4" and runs.begin(tmp_path, "z")[0].name == "z"
     with pytest.raises(Error, match="nothing to resume: there is no run"):
         runs.go_on(tmp_path, "w")
@@ -629,6 +630,26 @@ def test_a_run_directory_that_vanishes_is_one_line(recipe, monkeypatch):
     monkeypatch.setattr(Trainer, "train_step", train_step)
     with pytest.raises(Error, match=r"cannot write .*/tiny/.*: No such file or directory"):
         go(recipe)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_standard_output_that_takes_no_more_is_one_line(recipe, after):
+    """Before the first checkpoint and behind it; what the interpreter still holds is let go."""
+    code = (
+        "import os, sys\nfrom mlpdata.errors import Error\nfrom trainer import report, train\n"
+        "saved = train.Trainer.save\n"
+        "full = lambda: os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+        "train.Trainer.save = lambda self: (saved(self), full())\n"
+        "if sys.argv[2] == '0': full()\n"
+        "try: train.run(sys.argv[1], ['save.every_steps=10'])\n"
+        "except Error as e: print(e, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, recipe, str(after)], cwd=recipe.parent, capture_output=True, text=True, check=False
+    )
+    how = "the same command with --resume goes on" if after else "start it again"
+    wanted = f"cannot write to standard output: No space left on device; when that is mended, {how}\n"
+    assert (done.returncode, done.stderr) == (0, wanted)
 
 
 def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(recipe):

@@ -15,7 +15,7 @@ from typing import Any
 
 from mlpdata.errors import Error
 from trainer.recipe import Recipe
-from trainer.runs import write, writing
+from trainer.runs import WriteError, write, writing
 
 METRICS, STEPS, CURVE, SUMMARY = "metrics.jsonl", "steps.jsonl", "curve.png", "summary.json"
 LINE_BYTES = 1000  # more than a line of steps.jsonl has
@@ -152,13 +152,22 @@ class Boards:
             self._wandb.finish()
 
 
+def tell(text: str) -> None:
+    """Print a line. Raises WriteError where standard output takes no more, as a log on a full disk."""
+    try:
+        print(text, flush=True)
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again as it ends
+        raise WriteError(f"cannot write to standard output: {e.strerror}") from None
+
+
 class Line:
     """The live line of an epoch; without a terminal, only its end is printed."""
 
     EVERY_S = 1.0
 
     def __init__(self, quiet: bool = False):
-        self.live, self.quiet = sys.stderr.isatty(), quiet
+        self.live, self.quiet = sys.stderr is not None and sys.stderr.isatty(), quiet  # None: it was closed
         self._last = time.monotonic()
 
     def due(self) -> bool:
@@ -175,4 +184,4 @@ class Line:
             return
         if self.live:
             print("\r\x1b[2K", end="", file=sys.stderr)
-        print(text, flush=True)
+        tell(text)

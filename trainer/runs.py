@@ -75,6 +75,7 @@ def _lock(folder: Path) -> Callable[[], None]:
     def release() -> None:
         with contextlib.suppress(OSError):
             path.unlink()
+            folder.rmdir()  # where nothing came of the run
         file.close()
 
     # Its holder may have removed the file between the two calls: the lock is then on one that nobody else opens.

@@ -74,9 +74,9 @@ def run(
             return None
         if not resume:  # late: a recipe that does not work leaves nothing behind
             trainer.folder = world.from_first(lambda: hold(run_directories.begin))
-        trainer.say(trainer.describe())
         with _stopping(trainer):
             try:
+                trainer.say(trainer.describe())
                 trainer.fit()
             except run_directories.WriteError as e:
                 saved = trainer.folder.is_dir() and checkpoint.states(trainer.folder)
@@ -193,7 +193,7 @@ class Trainer:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            print(text, flush=True)
+            report.tell(text)
 
     # ------------------------------------------------------------------------------------------------------- loop
 
