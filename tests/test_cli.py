@@ -142,11 +142,14 @@ ORDER = [
         "epoch",
         "turbo",
         "threads",
+        "jpeg",
+        "subset",
+        "state",
     }
     | {"disk", "web", "download", "hub", "archives"},
     {"index_file"},
     {"sources", "tar", "beton", "parts", "reader"},
-    {"remote"},
+    {"remote", "foreign"},
     {"datasets", "units", "order", "augment", "publish", "index"},
     {"shards", "plan", "tiers", "dataset", "checksums", "stored"},
     {"seal", "workdir", "loader"},
@@ -191,6 +194,7 @@ def test_imports_go_one_way():
             "publish",
             "remote",
             "datasets",
+            "tiers",
             "loader",
             "augment",
         }
