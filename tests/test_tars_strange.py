@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import pickle
 import tarfile
 import time
 
@@ -276,6 +277,16 @@ def test_images_of_one_name_take_linear_time(tmp_path):
     keys = [s.key for unit in source.units() for s in source.samples(unit)]
     assert len(set(keys)) == len(keys) == 20_000
     assert time.process_time() - started < 8  # a tenth of it; each name against all others takes minutes
+
+
+def test_a_class_with_damage_everywhere_takes_linear_time(tmp_path):
+    good = tarfile.TarInfo("n01440764_x.JPEG").tobuf(tarfile.USTAR_FORMAT)
+    started = time.process_time()
+    source = open_(tmp_path, (good + b"\xff" * 512) * 30_000 + bytes(1024))
+    units = source.units()
+    assert sum(1 for unit in units for _ in source.samples(unit)) == 60_000 and len(pickle.dumps(units)) < 1 << 20
+    assert time.process_time() - started < 8  # a tenth of it
+    assert exact(source)
 
 
 # ------------------------------------------------------------------------------------------- what is no plain file

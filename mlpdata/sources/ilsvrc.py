@@ -74,7 +74,7 @@ class ImageNet1k(ImageNetTars):
         return {**super().__getstate__(), "_val": [], "_val_broken": []}
 
     def _without_train(self, path: Path, class_filter: ClassFilter, kit: Devkit) -> None:
-        self.path, self.class_filter, self.files, self._stretches = path, class_filter, [], []
+        self.path, self.class_filter, self.files, self._groups = path, class_filter, [], []
         if missing := sorted(set(class_filter.classes or ()) - set(kit.classes)):
             raise Error(f"{path} lacks {len(missing)} of the classes asked for: {missing[0]}")
         self.classes = [(wnid, labels.readable(wnid)) for wnid in class_filter.classes or kit.classes]

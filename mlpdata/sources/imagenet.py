@@ -34,7 +34,7 @@ HOLD_BYTES = 128 << 20  # a class of a gzip stream of at most so many bytes is d
 class Share:
     """A share of one class: what lies from `share / shares` of it on, in the archive's order."""
 
-    stretches: tuple[Stretch, ...]  # the whole class, for class filters decide over all of it
+    group: int  # the whole class, for class filters decide over all of it: which of the source's groups
     share: int = 0
     shares: int = 1
 
@@ -82,7 +82,7 @@ class ImageNetTars(Source):
         self.warnings = tuple(listing.words)
         if self._blobs[0].compressed and self._blobs[0].damage:
             self.warnings += (f"{self.path}: {self._blobs[0].damage}",)
-        self._last: tuple[tuple[Stretch, ...], list[_File], TooSmall | None] | None = None
+        self._last: tuple[int, list[_File], TooSmall | None] | None = None
 
     def _label_val_images(self, listing: Listing) -> None:
         """ImageNet-1k's val images lie in no class folders and their names say no class: lists beside them do."""
@@ -129,8 +129,13 @@ class ImageNetTars(Source):
         here = {s.class_name for s in listing.stretches if s.num_items >= 0 and s.class_name in self._labels}
         counted = {name: size_of[name] for name in here}
         small = {name for name, n in counted.items() if not self.class_filter.takes(_class_text(name), n)}
-        self._stretches = [s for s in listing.stretches if s.class_name in self._labels and s.class_name not in small]
-        if not self._stretches:
+        groups: dict[tuple, list[Stretch]] = {}
+        for s in listing.stretches:
+            if s.class_name in self._labels and s.class_name not in small:
+                groups.setdefault((s.split != "train", s.split, s.class_name), []).append(s)
+        # Of one split after the other; each in the order of the archive.
+        self._groups = [tuple(groups[key]) for key in sorted(groups, key=lambda key: key[:2])]
+        if not self._groups:
             raise self.class_filter.none_left({_class_text(name): n for name, n in counted.items()})
         self.splits = tuple(sorted((splits - {""}) | ({"train"} if "" in splits else set()))) or ("train",)
         if self.class_filter.val_per_class:
@@ -138,23 +143,18 @@ class ImageNetTars(Source):
         self.drops_empty_classes = self.class_filter.min_class_size > 0
 
     def __getstate__(self):
-        return {**self.__dict__, "_stretches": [], "_left_out": [], "_all": [], "_last": None}
+        return {**self.__dict__, "_left_out": [], "_all": [], "_last": None}
 
     # ----------------------------------------------------------------------------------------------------- units
 
     def units(self) -> list[Unit]:
         """Units of whole classes, except for those too large for one."""
-        groups: dict[tuple, list[Stretch]] = {}
-        for s in self._stretches:
-            groups.setdefault((s.class_name, s.split), []).append(s)
-        num_bytes = sum(s.end - s.start for s in self._stretches)
-        num_images = sum(s.num_images for s in self._stretches)
+        num_bytes = sum(s.end - s.start for group in self._groups for s in group)
+        num_images = sum(s.num_images for group in self._groups for s in group)
         most_images = min(most_samples(self._res), max(num_images // UNITS, LEAST_SAMPLES))
         most_bytes = min(UNIT_BYTES[1], max(num_bytes // UNITS, UNIT_BYTES[0]))
         # What a worker does not find again was exchanged or damaged since; but a class may turn out too small.
-        keeps_all = not self.class_filter.min_class_size or all(
-            s.split == self._stretches[0].split for s in self._stretches
-        )
+        keeps_all = not self.class_filter.min_class_size or len({group[0].split for group in self._groups}) == 1
         units: list[Unit] = []
         shares: list[Share] = []
         images = size = 0
@@ -169,17 +169,17 @@ class ImageNetTars(Source):
             shares, images, size, exact = [], 0, 0, True
 
         # Units have samples of one split where the archive has splits, so that those not asked for are not read.
-        for (_, group_split), group in sorted(groups.items(), key=lambda item: item[0][1] != "train"):
+        for number, group in enumerate(self._groups):
             class_images, class_bytes = sum(s.num_images for s in group), sum(s.end - s.start for s in group)
             counted = keeps_all and all(s.num_items >= 0 for s in group)
             if counted:
                 class_images = sum(s.num_items for s in group)
-            if group_split != split or images + class_images > most_images or size + class_bytes > most_bytes:
+            if group[0].split != split or images + class_images > most_images or size + class_bytes > most_bytes:
                 close()
-            split = group_split
+            split = group[0].split
             n = max(1, round(class_images / most_images), round(class_bytes / most_bytes))
             for k in range(n):
-                share = Share(tuple(group), k, n)
+                share = Share(number, k, n)
                 shares.append(share)
                 first, stop = share.of(class_images)
                 images, size, exact = images + stop - first, size + class_bytes // n, exact and counted
@@ -198,24 +198,25 @@ class ImageNetTars(Source):
                 yield item
                 continue
             # What comes next is announced first: a file that keeps one announcement keeps that of what is read now.
-            for s in (*(following.stretches if isinstance(following, Share) else ()), *item.stretches):
+            next_group = self._groups[following.group] if isinstance(following, Share) else ()
+            for s in (*next_group, *self._groups[item.group]):
                 self._blobs[s.blob].will_read(s.start, s.end - s.start)
             yield from self._class_samples(item)
             if len(self._blobs) > 1:
-                for s in item.stretches:
+                for s in self._groups[item.group]:
                     self._blobs[s.blob].close()
 
     def _class_samples(self, share: Share) -> Iterator[Sample | Broken | TooSmall]:
-        if self._last is None or self._last[0] != share.stretches:
+        if self._last is None or self._last[0] != share.group:
             self._last = None  # before another class comes into memory
-            self._last = (share.stretches, *self._read_names(share.stretches))
+            self._last = (share.group, *self._read_names(self._groups[share.group]))
         _, files, too_small = self._last
         if too_small is not None:
             if share.share == 0:
                 yield too_small
             return
         first, stop = share.of(len(files))
-        label = self._labels[share.stretches[0].class_name]
+        label = self._labels[self._groups[share.group][0].class_name]
         for file in files[first:stop]:
             yield file.sample(label)
 

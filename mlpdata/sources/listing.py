@@ -79,7 +79,7 @@ class Listing:
 def class_items(read_at: ReadAt, s: Stretch) -> Iterator[Member | Special | Damage]:
     """All that lies in a stretch, in its order."""
     number = -1
-    for number, item in enumerate(scan(read_at, s.start, s.end, whole=s.inner)):  # noqa: B007
+    for number, item in enumerate(scan(read_at, s.start, s.end, s.inner, s.start if s.inner else 0)):  # noqa: B007
         yield item
     if number < 0:
         yield Damage(s.start, "holds no files")
@@ -161,6 +161,7 @@ def _scan_archive(blob: PlainFile | GzipFile) -> Listing:
     tars: list[Stretch] = []  # of class tars whose images are; class names and splits are folders and files as yet
     runs: list[_Run] = []
     open_run, run_folder, says_class = False, None, False
+    pending: list[Damage] = []  # behind the open run: of its class, if that goes on there
     name = posixpath.basename(blob.path)
     progress = Progress(
         f"listing {name}", (os.stat(blob.path).st_size if blob.compressed else blob.size) // 10**6, unit="MB"
@@ -168,8 +169,7 @@ def _scan_archive(blob: PlainFile | GzipFile) -> Listing:
     read_at = _peeking(blob)
     for item in scan(read_at, 0, end):
         if isinstance(item, Damage):
-            open_run = False
-            listing.leave_out(name, item.reason, item.lost)
+            pending.append(item)
             if not item.lost:
                 listing.words.append(f"{blob.path}: {item.reason}")
             if item.last:
@@ -198,12 +198,20 @@ def _scan_archive(blob: PlainFile | GzipFile) -> Listing:
                 open_run, run_folder = False, folder
                 says_class = not folder or splits.canonical(posixpath.basename(folder)) is not None
             label = _label(file) if says_class else ""
-            if not (open_run and runs[-1].label == label):
+            if open_run and runs[-1].label == label:
+                runs[-1].items += len(pending)
+                pending.clear()
+            else:
                 runs.append(_Run(folder, label, item.start, file))
                 open_run = True
             run = runs[-1]
             run.end, run.items = item.offset + item.size, run.items + 1
             run.images += _is_image(file) and isinstance(item, Member)
+        for damage in pending:
+            listing.leave_out(name, damage.reason, damage.lost)
+        pending.clear()
+    for damage in pending:
+        listing.leave_out(name, damage.reason, damage.lost)
     progress.finish()
     _settle(listing, runs, tars + _estimated(rows), blob.path)
     _say_left_out(listing)
