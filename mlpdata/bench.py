@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from mlpdata.augment import Augment, Batch
 from mlpdata.loader import Loader
 from mlpdata.manifest import CODECS
 from mlpdata.pixels import to_ycc420
+from mlpdata.threads import cores
 
 WARM_UP = 5  # batches: compilation, the first blocks, the allocator
 NEAR = 0.1  # rates that differ by less are the same for people
@@ -61,7 +61,7 @@ def bench(
     codecs = {CODECS[c] for c in np.unique(loader.index.codec).tolist()}
     row = {
         "device": torch.cuda.get_device_name(loader.device) if loader.device.type == "cuda" else "cpu",
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "batch_size": batch_size,
         "shape": list(loader.shape),
         "codecs": sorted(codecs),

@@ -89,10 +89,11 @@ def layout(sizes: np.ndarray, page_size: int = PAGE_SIZE) -> Layout:
     return Layout(ptrs, -(-end // page_size) * page_size, page_size)
 
 
-def create(path: Path, plan: Layout, codec: str, sizes, widths, heights, labels) -> None:
+def create(path: Path, plan: Layout, codec: str, sizes, widths, heights, labels, keep: bool = False) -> None:
     """Make the file at its final size, whole but for the payloads.
 
     sizes, widths, heights, labels: (N,) integers of each sample. codec: "raw" or "jpg".
+    keep: the file is there, and its payloads stay.
     """
     n = len(plan.ptrs)
     header = np.zeros((), HEADER)
@@ -102,7 +103,7 @@ def create(path: Path, plan: Layout, codec: str, sizes, widths, heights, labels)
     for row, (name, type_id) in zip(descriptors, (("image", TYPE_IMAGE), ("label", TYPE_INT)), strict=True):
         row["type_id"] = type_id
         row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
-    with open(path, "wb", buffering=0) as f:
+    with open(path, "r+b" if keep else "wb", buffering=0) as f:
         f.truncate(plan.file_bytes)
         pwrite(f.fileno(), header.tobytes() + descriptors.tobytes(), 0)
         for start in range(0, n, TABLE_ROWS):

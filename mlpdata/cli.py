@@ -17,6 +17,10 @@ from mlpdata import Error, __version__
 class _Commands(click.Group):
     """Turns expected failures into one line and exit status 1; anything else is a bug and shows its traceback."""
 
+    def main(self, *args, **kwargs):
+        _open_standard_streams()
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
@@ -26,10 +30,31 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("mlpdata: stopped", err=True)
             ctx.exit(1)
+        except MemoryError:
+            click.echo("mlpdata: error: out of memory", err=True)
+            ctx.exit(1)
         except BrokenPipeError:
             # The reader of our output went away (`mlpdata list | head`): nothing to say, nobody to say it to.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
+
+
+def _open_standard_streams() -> None:
+    """Open what the caller closed (`2>&-`): else the next file that is opened is where messages are written to."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            fd = os.open(os.devnull, os.O_RDWR)
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def _stop(*_) -> None:
+    raise KeyboardInterrupt
 
 
 class _Share(click.ParamType):
@@ -54,8 +79,11 @@ def main():
     mlpdata train recipes/cifar10-small.yaml --set data.shards=shards/cifar10-32
     """
     gc.set_threshold(100_000)  # imports and listings of archives make many objects and next to no garbage
-    # Asked to end, end as after Ctrl-C: clean, and saying how to go on.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # Asked to end, end as after Ctrl-C: clean, and saying how to go on. Also where Ctrl-C is ignored, as it is for what
+    # a script starts with `&`; but not for what nohup keeps going.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
 
 
 class _ShardDirectory(click.ParamType):
@@ -157,12 +185,12 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.option(
     "--min-class-size",
     type=click.IntRange(min=0),
-    help="Leave out classes with fewer images.  [default: 0; of imagenet21k 500]",
+    help="Leave out classes with fewer images.  [default: 0; imagenet21k without class options: 500]",
 )
 @click.option(
     "--val-per-class",
     type=click.IntRange(min=0),
-    help="Hold out N images a class as val, first by name.  [default: 0; of imagenet21k 50]",
+    help="Hold out N images a class as val, first by name.  [default: 0; imagenet21k without class options: 50]",
 )
 @click.option(
     "--classes", type=click.Path(path_type=Path), help="File with the classes to take, one a line, in label order."

@@ -14,21 +14,22 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from mlpdata import beton, order, publish, remote, shards
 from mlpdata.engines import Engine, LocalEngine, RayEngine
-from mlpdata.errors import Error
+from mlpdata.errors import Error, first_line
+from mlpdata.limit import first_samples
 from mlpdata.manifest import Manifest, beton_path, index_path, skipped_path, sync_dir, write_atomic
-from mlpdata.parts import Part, cut_off
-from mlpdata.plan import Options, Plan, is_large, make_plan, size
+from mlpdata.parts import Part, cut_off, lacks
+from mlpdata.plan import Options, Plan, is_large, make_plan, size, splits_of
 from mlpdata.progress import Progress
 from mlpdata.seal import Found, Hasher, iter_skipped, seal
 from mlpdata.units import Summary, Task
-from mlpdata.workdir import Lock, check_directory, check_plan, check_space
+from mlpdata.workdir import Lock, check_directory, check_plan, check_source, check_space, clean_up, prepare, tidy
 
 LOW_FIDELITY_DB = 35.0  # warned of, unless so few images were measured that chance explains it
 CUTS = 64  # parts are cut off so many times in all: more often costs more than the space is worth
@@ -47,14 +48,22 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
         with remote.staged(str(options.out), say) as folder:
             return convert(replace(options, out=folder), say)
     started = time.monotonic()
-    plan = make_plan(options, say)
+    try:
+        plan = make_plan(options, say)
+    except KeyboardInterrupt:
+        raise Error("stopped before anything was written") from None
+    except OSError as e:
+        raise Error(f"cannot read the source: {_in_a_line(e)}") from None
+    except MemoryError:
+        raise Error("out of memory while the source was listed; it needs a machine with more") from None
     try:
         if check_directory(plan) is None:
             check_space(plan)
-            plan.parts.mkdir(parents=True, exist_ok=True)
+            prepare(plan)
             with Lock(plan):
                 if check_directory(plan) is None:  # another run may have finished it a moment ago
-                    check_plan(plan)
+                    tidy(plan)
+                    check_plan(plan, say)
                     say(_announce(plan))
                     if plan.filter_note:
                         say(plan.filter_note)
@@ -66,39 +75,55 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
     except KeyboardInterrupt:
         raise Error(f"stopped; what is done stays in {plan.work}: the same command goes on from here") from None
     except OSError as e:
-        where = f": {e.filename}" if e.filename else ""
-        raise Error(f"{e.strerror or e}{where}; run the same command again to go on from here") from None
+        raise Error(f"{_in_a_line(e)}; run the same command again to go on from here") from None
+    except MemoryError:
+        raise Error("out of memory; run the same command again, with fewer --workers, to go on from here") from None
+
+
+def _in_a_line(error: OSError) -> str:
+    return f"{error.strerror or first_line(error)}{f': {error.filename}' if error.filename else ''}"
 
 
 def _run(plan: Plan, started: float, say) -> Manifest | None:
-    tasks = plan.share
-    names = [task.unit.name for task in plan.tasks]
-    state = shards.State(plan.source, plan.recipe, plan.root, plan.beton_codec, plan.tar_codec, names)
-    undecodable: set[int] = set()
+    limited = plan.options.limit is not None
+    if limited:
+        plan = _first_samples(plan)
+    result = Assembled()
     while True:
-        with _engine(plan, state) as engine:  # new workers each time: they remember what the parts were
-            if undecodable:
-                _convert_again(plan, engine, undecodable)
-            _convert_parts(plan, tasks, engine, say, again=bool(undecodable))
+        with _engine(plan) as engine:  # new workers each time: they remember what the parts were
+            if result.undecodable:
+                _begin_anew(plan)
+            redo = [replace(plan.tasks[n], decodes_all=True) for n in sorted(result.undecodable | result.lacking)]
+            if redo:
+                _make_parts(plan, redo, engine, _progress(plan, redo))
+            if result.undecodable or not (redo or limited):
+                _convert_parts(plan, engine, say, again=bool(redo))
             if plan.options.part is not None:
                 k, n = plan.options.part
-                say(f"part {k} of {n} is done, {len(tasks)} units; when all are, finish with --assemble for --part")
+                check_source(plan)
+                units = f"{len(plan.share)} units"
+                say(f"part {k} of {n} is done, {units}; when all are, finish with --assemble for --part")
                 return None
             found = _take_stock(plan)
             _check_skipped(plan, found)
             if n := found.total.num_repaired:
                 say(f"warning: {n:,} JPEGs that libjpeg warns about are stored as Pillow reads them, damage and all")
             check_space(plan, found.payload_bytes)
-            made, hashes, undecodable = _assemble(plan, engine, found)
-            if not undecodable:
-                manifest = seal(plan, engine, found, made, hashes)
+            result = _assemble(plan, engine, found)
+            if not (result.undecodable or result.lacking):
+                check_source(plan)
+                manifest = seal(plan, engine, found, result.made, result.hashes)
                 break
-    shutil.rmtree(plan.work, ignore_errors=True)  # a run that comes now and finds the manifest removes it too
-    _say_done(plan, manifest, time.monotonic() - started, say)
+    clean_up(plan, manifest)  # a run that comes now and finds the manifest does so too
+    for warning in plan.source.warnings:
+        say(f"warning: {warning}")
+    _say_done(plan, manifest, found, time.monotonic() - started, say)
     return manifest
 
 
-def _engine(plan: Plan, state: shards.State) -> Engine:
+def _engine(plan: Plan) -> Engine:
+    names = [task.unit.name for task in plan.tasks]
+    state = shards.State(plan.source, plan.recipe, plan.root, plan.beton_codec, plan.tar_codec, names, plan.digest)
     if plan.options.engine == "ray":
         return RayEngine(plan.options.workers, state)
     return LocalEngine(min(plan.num_workers, len(plan.tasks)), state)
@@ -122,51 +147,84 @@ def _announce(plan: Plan) -> str:
 # ---------------------------------------------------------------------------------------------------------- parts
 
 
-def _convert_parts(plan: Plan, tasks: list[Task], engine: Engine, say, again: bool) -> None:
-    """Convert the units that are not there yet. again: they were all there before in this run."""
-    quiet = plan.options.quiet
-    old = [task.unit.name for task in tasks if shards.part_path(plan.work, task.unit.name).exists()]
-    done = set(old)
-    if old and not plan.assembling.exists():  # else all were whole when that was written, and were cut off since
-        progress = Progress("checking", len(old), unit="units", quiet=quiet)
-        for name, ok in engine.map(shards.check_part, old, progress.tick):
-            progress.add(1)
-            if not ok:
-                done.remove(name)
-        progress.finish()
-    todo = [task for task in tasks if task.unit.name not in done]
+def _convert_parts(plan: Plan, engine: Engine, say, again: bool) -> None:
+    """Convert the units of this run's share that are not there yet. again: they all were in this run."""
+    done = _parts_found(plan, plan.share, engine)
+    todo = [task for task in plan.share if task.unit.name not in done]
     if plan.options.assemble and todo and not again:
         raise Error(_missing(plan, todo))
-    progress = Progress("converting", sum(task.num_samples for task in tasks), quiet=quiet)
-    progress.num_bytes_expected = sum(task.unit.num_bytes for task in tasks)
-    if done:
-        say(f"going on: {len(done)} of {len(tasks)} units are done")
-        for task in tasks:
-            if task.unit.name in done:
-                part = Part(shards.part_path(plan.work, task.unit.name))
-                progress.resume(len(part), task.unit.num_bytes, len(part.record["skipped"]))
-    for task, (num_samples, num_skipped) in engine.map(shards.convert_task, todo, progress.tick):
-        progress.add(num_samples, task.unit.num_bytes, num_skipped)
+    progress = _progress(plan, plan.share)
+    if done and not again:
+        say(f"going on: {len(done)} of {len(plan.share)} units are done")
+        for task in plan.share:
+            if part := done.get(task.unit.name):
+                progress.resume(sum(part.counts.values()), task.unit.num_bytes, part.num_skipped)
+    _make_parts(plan, todo, engine, progress)
     progress.finish()
+
+
+def _first_samples(plan: Plan) -> Plan:
+    """Convert just what --limit wants. Returns the plan with the units it took and how many samples of each."""
+    progress = _progress(plan, [])
+    holds = [tuple(s for s in splits_of(plan.source, task.unit) if s in plan.splits) for task in plan.tasks]
+    with _engine(plan) as engine:
+
+        def convert(tasks: list[Task]) -> list[dict[str, int]]:
+            done = _parts_found(plan, tasks, engine)
+            done |= _make_parts(plan, [task for task in tasks if task.unit.name not in done], engine, progress)
+            return [done[task.unit.name].counts for task in tasks]
+
+        tasks = first_samples([task.unit for task in plan.tasks], holds, plan.options.limit, convert)
+    progress.finish()
+    return replace(plan, tasks=tasks)
+
+
+def _progress(plan: Plan, tasks: list[Task]) -> Progress:
+    progress = Progress("converting", plan.num_expected, quiet=plan.options.quiet)
+    progress.num_bytes_expected = sum(task.unit.num_bytes for task in tasks)
+    return progress
+
+
+def _parts_found(plan: Plan, tasks: list[Task], engine: Engine) -> dict[str, shards.PartFound]:
+    """What is there already of the parts of tasks, by unit. Where shards are assembled parts may be cut off."""
+    checks = [
+        shards.CheckPart(task, plan.assembling.exists())
+        for task in tasks
+        if shards.part_path(plan.work, task.unit.name).exists()
+    ]
+    found = {}
+    progress = Progress("checking", len(checks), unit="units", quiet=plan.options.quiet)
+    for check, part in engine.map(shards.check_part, checks, progress.tick):
+        progress.add(1)
+        if part is not None:
+            found[check.task.unit.name] = part
+    progress.finish()
+    return found
+
+
+def _make_parts(plan: Plan, tasks: list[Task], engine: Engine, progress: Progress) -> dict[str, shards.PartFound]:
+    if plan.assembling.exists():  # shards are made of what these parts were: without what does not decode
+        tasks = [replace(task, decodes_all=True) for task in tasks]
+    made = {}
+    for task, part in engine.map(shards.convert_task, tasks, progress.tick):
+        made[task.unit.name] = part
+        progress.add(sum(part.counts.values()), task.unit.num_bytes, part.num_skipped)
     sync_dir(plan.parts)
+    return made
 
 
-def _convert_again(plan: Plan, engine: Engine, numbers: set[int]) -> None:
-    """Convert units anew in which something does not decode that was left for later. What was assembled goes.
+def _begin_anew(plan: Plan) -> None:
+    """Remove what was assembled, as units are converted anew in which something does not decode that was deferred.
 
     Of a large output so do the parts that were cut off: next they are found to be torn, and made again. That such an
     image turns up is rare enough; looking for them first would cost every run as much as a quarter of its time.
     """
     plan.assembling.unlink(missing_ok=True)
-    sync_dir(plan.work)  # before anything else: where it stands, parts are believed to be whole
+    sync_dir(plan.work)  # before anything else: where it stands, parts may be cut off
     for split in plan.splits:
         for path in (*plan.root.glob(f"{split}-*.tar"), shards.beton_work_path(plan.work, split)):
             path.unlink(missing_ok=True)
     shutil.rmtree(plan.work / shards.SHARDS)
-    tasks = [replace(plan.tasks[number], decodes_all=True) for number in sorted(numbers)]
-    for _ in engine.map(shards.convert_task, tasks):
-        pass
-    sync_dir(plan.parts)
 
 
 def _missing(plan: Plan, todo: list[Task]) -> str:
@@ -184,13 +242,16 @@ def _take_stock(plan: Plan) -> Found:
     """Count what the parts hold, one after the other."""
     num_classes = len(plan.source.classes)
     counts = {s: np.zeros(num_classes, np.int64) for s in plan.splits}
-    found = Found(counts, dict.fromkeys(plan.splits, 0), "", {}, 0, Summary(), np.arange(num_classes))
+    found = Found(counts, dict.fromkeys(plan.splits, 0), 0, "", {}, 0, Summary(), np.arange(num_classes))
     for task in plan.tasks:
         part = Part(shards.part_path(plan.work, task.unit.name))
         record = part.record
         found.total.add(Summary(**record["summary"]))
         found.small.update(record["small"])
         for skipped in record["skipped"]:
+            if not skipped.get("is_data", True):
+                found.num_left_out += 1
+                continue
             found.num_skipped[skipped["split"]] += 1
             found.first_reason = found.first_reason or skipped["reason"]
         for split, (start, stop) in record["splits"].items():
@@ -227,19 +288,24 @@ def _check_skipped(plan: Plan, found: Found) -> None:
 # --------------------------------------------------------------------------------------------------------- shards
 
 
-def _assemble(
-    plan: Plan, engine: Engine, found: Found
-) -> tuple[dict[str, list[shards.Made]], dict[Path, str], set[int]]:
+@dataclass
+class Assembled:
+    """The shards, or which units have to be converted again first, by their numbers in the plan."""
+
+    made: dict[str, list[shards.Made]] = field(default_factory=dict)  # per split and in order
+    hashes: dict[Path, str] = field(default_factory=dict)  # SHA-256 of the betons, where it was taken on the way
+    undecodable: set[int] = field(default_factory=set)  # something in them does not decode that was left for later
+    lacking: set[int] = field(default_factory=set)  # cut off, and wanted for shards of an earlier run that are damaged
+
+
+def _assemble(plan: Plan, engine: Engine, found: Found) -> Assembled:
     """Write every shard that is not there yet.
 
     First split and first shard first: what they use is the end of every part, and is cut off behind them.
-    Returns what was made, per split and in order; the SHA-256 of the betons, where it was taken on the way; and the
-    numbers of the units in which something did not decode that was left for later. If there are any, all is to be done
-    again.
     """
     folder = plan.work / shards.SHARDS
     durable = is_large(found.payload_bytes)  # now it is known; the plan had to guess
-    if not durable and folder.exists():
+    if folder.exists() and not (durable and plan.assembling.exists()):
         shutil.rmtree(folder)  # unsynced shards are not trusted across runs; they are cheap to make again
     folder.mkdir(exist_ok=True)
     if durable and not plan.assembling.exists():
@@ -250,13 +316,24 @@ def _assemble(
         write_atomic(plan.assembling, b"")
     np.save(plan.work / shards.LABELS, found.label_map)
     tasks = [task for split in sorted(plan.splits) for task in _shard_tasks(plan, split, durable, found.label_map)]
-    made = {task.name: shards.read_made(plan.work, task.name) for task in tasks if shards.is_made(plan.work, task.name)}
+    there = [task for task in tasks if shards.journal_path(plan.work, task.name).exists()]
+    progress = Progress("checking", len(there), unit="shards", quiet=plan.options.quiet)
+    made: dict[str, shards.Made] = {}
+    for task, result in engine.map(shards.check_made, there, progress.tick):
+        progress.add(1)
+        if result is not None:
+            made[task.name] = result
+    progress.finish()
+    if lacking := _lacking(plan, [task for task in tasks if task.name not in made]):
+        return Assembled(lacking=lacking)
     undecodable: set[int] = set()
     progress = Progress("writing shards", sum(len(task) for task in tasks), quiet=plan.options.quiet)
     progress.resume(sum(len(task) for task in tasks if task.name in made))
     with contextlib.ExitStack() as stack:
         hashers = _hashers(plan, stack)
-        indexes = {split: shards.IndexWriter(index_path(plan.root, split), plan.work) for split in plan.splits}
+        indexes = {
+            split: shards.IndexWriter(index_path(plan.root, split), plan.work, plan.digest) for split in plan.splits
+        }
         for index in indexes.values():
             stack.callback(index.close)
         cut = behind = 0  # shards whose samples are cut off; shards that are made, and all before them
@@ -282,11 +359,21 @@ def _assemble(
             move_on()
         progress.finish()
         if undecodable:
-            return {}, {}, undecodable
+            return Assembled(undecodable=undecodable)
         for index in indexes.values():
             index.finish()
         hashes = {shards.beton_work_path(plan.work, split): hasher.finish() for split, hasher in hashers.items()}
-    return {split: [made[t.name] for t in tasks if t.split == split] for split in plan.splits}, hashes, undecodable
+    return Assembled({split: [made[t.name] for t in tasks if t.split == split] for split in plan.splits}, hashes)
+
+
+def _lacking(plan: Plan, tasks: list[shards.ShardTask]) -> set[int]:
+    """The numbers of the parts that were cut off before all was made of them."""
+    behind: dict[int, int] = {}  # part -> the row behind the last that is wanted
+    for task in tasks:
+        used, _, stops = _order(plan, task.split).stretches(task.number)
+        for number, stop in zip(used.tolist(), stops.tolist(), strict=True):
+            behind[number] = max(stop, behind.get(number, 0))
+    return {n for n, row in behind.items() if lacks(Part(shards.part_path(plan.work, plan.tasks[n].unit.name)), row)}
 
 
 def _hashers(plan: Plan, stack: contextlib.ExitStack) -> dict[str, Hasher]:
@@ -333,20 +420,23 @@ def _prepare_beton(plan: Plan, split: str, content: order.Beton, label_map: np.n
     tmp, final = shards.beton_work_path(plan.work, split), beton_path(plan.root, split)
     if final.exists() and not tmp.exists():  # an earlier run stopped between this rename and the manifest
         os.replace(final, tmp)
-    if not any((plan.work / shards.SHARDS).glob(f"{split}-*.arrow")):  # else its tables were synced with a shard
-        columns = {**content.columns, "labels": label_map.astype(np.int32)[content.columns["labels"]]}
-        beton.create(tmp, content.layout, plan.beton_codec, **columns)
-    elif not tmp.exists() or tmp.stat().st_size != content.layout.file_bytes:
-        raise Error(f"{tmp} is gone, and what it was made from; delete {plan.root} and convert again")
+    # Where a shard is there already so are its payloads; the tables are cheap to write again.
+    keep = any((plan.work / shards.SHARDS).glob(f"{split}-*.arrow")) and tmp.exists()
+    columns = {**content.columns, "labels": label_map.astype(np.int32)[content.columns["labels"]]}
+    beton.create(tmp, content.layout, plan.beton_codec, **columns, keep=keep)
 
 
-def _say_done(plan: Plan, manifest: Manifest, seconds: float, say) -> None:
+def _say_done(plan: Plan, manifest: Manifest, found: Found, seconds: float, say) -> None:
     n = sum(s.num_samples for s in manifest.splits.values())
-    skipped = sum(s.num_skipped for s in manifest.splits.values())
+    skipped, left_out = sum(found.num_skipped.values()), found.num_left_out
     num_bytes = sum(f["bytes"] for f in manifest.files.values())
     counts = ", ".join(f"{name} {s.num_samples:,}" for name, s in manifest.splits.items())
+    dropped = len(plan.source.classes) - manifest.num_classes if plan.class_filter.min_class_size else 0
+    omitted = [f"{dropped:,} of {len(plan.source.classes):,} classes too small"] if dropped else []
+    omitted += [f"{skipped:,} skipped"] if skipped or not left_out else []
+    omitted += [f"{left_out:,} {'files' if left_out > 1 else 'file'} left out"] if left_out else []
     say(
-        f"done: {n:,} images ({counts}), {skipped:,} skipped, {size(num_bytes)} in {plan.root}, "
+        f"done: {n:,} images ({counts}), {', '.join(omitted)}, {size(num_bytes)} in {plan.root}, "
         f"{seconds:.1f} s, {n / seconds:,.0f} images/s"
     )
     if manifest.fidelity:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 from typing import Any, Protocol
 
-from mlpdata.errors import Error
+from mlpdata.errors import Error, first_line
 
 TICK_S = 1.0
 CONNECT_S = 10.0
@@ -59,7 +59,9 @@ def _attempt(function: Callable, state: Any, task: Any) -> tuple[Any, Exception 
     except Error as e:
         return None, e, ""
     except OSError as e:
-        return None, Error(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}, at {task}"), ""
+        return None, Error(f"{e.strerror or first_line(e)}{f': {e.filename}' if e.filename else ''}, at {task}"), ""
+    except MemoryError:
+        return None, Error(f"out of memory at {task}: run the same command again with fewer --workers"), ""
     except BaseException as e:
         return None, RuntimeError(str(e)), traceback.format_exc()
 
@@ -160,7 +162,8 @@ class _Worker:
 def _work(pipe, inherited, state) -> None:
     for other in inherited:
         other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent decides what they mean
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # follow the parent even when stopped or deep inside a library
@@ -213,9 +216,7 @@ class RayEngine:
         except OSError:
             raise Error("no Ray cluster found: `ray start --head` on one machine, or set RAY_ADDRESS") from None
         except Exception as e:
-            raise Error(
-                f"cannot join the Ray cluster: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
-            ) from None
+            raise Error(f"cannot join the Ray cluster: {first_line(e)}") from None
         self._close = ray.shutdown if ours else lambda: None
         # Waits for no node: one that is lost has its tasks started elsewhere, any number of times.
         self._run = ray.remote(num_cpus=1, max_retries=-1)(_run_on_node)

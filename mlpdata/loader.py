@@ -28,6 +28,7 @@ from mlpdata.memory import free_memory
 from mlpdata.pixels import from_ycc420
 from mlpdata.reader import Reader
 from mlpdata.subset import choose, class_numbers, ids_of, is_whole, shown
+from mlpdata.threads import cores
 
 PSNR_SAMPLES = 512
 MAX_SEED = (1 << 63) - 1
@@ -140,7 +141,7 @@ class Loader:
         self._opened, self.index = opened, opened.index
         self._res = res
         self._choose_samples(subset, classes, relabel)
-        self._reader = Reader(self.index, num_threads or len(os.sched_getaffinity(0)), res)
+        self._reader = Reader(self.index, num_threads or cores(), res)
         if check:
             if self.manifest is None:
                 raise Error(f"{root} has no manifest to check against")

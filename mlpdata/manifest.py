@@ -105,11 +105,12 @@ class Fidelity(TypedDict):
 
 
 class Skipped(TypedDict):
-    """A line of `skipped.jsonl`: an image of the source that was left out."""
+    """A line of `skipped.jsonl`: an image or a file of the source that was left out."""
 
     split: str
     source: str
     reason: str
+    is_data: NotRequired[bool]  # False: a file that is none of the data, and not counted as skipped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def settle(order: Order, parts: list[Path], shard_size: int, size_field: str | N
     columns = {name: np.empty(total, narrow.get(name, np.int32)) for name in fields}
     at = 0
     for path, (start, stop) in zip(parts, ranges, strict=True):
-        rows = Part(path).rows(start, stop)
+        rows = Part(path).rows(start, stop)[::-1]  # as a shard is put together: of equal hashes too in the same order
         hashes[at : at + len(rows)] = rows["hash"]
         for name, field in fields.items():
             columns[name][at : at + len(rows)] = rows[field]

@@ -2,12 +2,15 @@
 
 `NAME.data` holds the payloads, each sample's pixels and then its encoding. `NAME.rows` says what they are: a checksum,
 sizes, a JSON record, a table of rows (ROW) and the text they refer to. The rename of `NAME.rows` is the journal: where
-it stands, the unit is done. Rows go from the last split and the largest hash(seed, key) down, so the samples of any
-output shard are one stretch of every part, and the first shard's stretch is the end: what is used is cut off there.
+it stands, the unit is done. What an earlier run left is input like any other: its checksum also covers a key, which
+says what the part is of, and the payloads have checksums of their own, block by block. Rows go from the last split and
+the largest hash(seed, key) down, so the samples of any output shard are one stretch of every part, and the first
+shard's stretch is the end: what is used is cut off there.
 """
 
 from __future__ import annotations
 
+import bisect
 import errno
 import json
 import os
@@ -43,13 +46,19 @@ ROW = np.dtype(
 )
 HEAD = np.dtype([("check", "<u8"), ("record_bytes", "<u8"), ("num_rows", "<u8")])
 CHECK_BYTES = 8
+NUM_BLOCKS = 64  # of a part's payloads, each with a checksum: a part is cut off at their ends
 BUFFERS = 1000  # a vectored read or write; the system takes 1,024
 BATCH_BYTES = 16 << 20  # about what is written at a time
 READ_BYTES = 4 << 20
 
 
+def keyed_check(key: str, body: bytes = b"") -> xxhash.xxh3_64:
+    """The checksum of a journal that must be of `key`: another's is as good as damaged."""
+    return xxhash.xxh3_64(body, seed=xxhash.xxh3_64_intdigest(key.encode()))
+
+
 def write(
-    folder: Path, name: str, rows: np.ndarray, text: bytes, payloads: Iterable, record: dict, durable: bool
+    folder: Path, name: str, rows: np.ndarray, text: bytes, payloads: Iterable, record: dict, durable: bool, key: str
 ) -> Path:
     """Write a part. Returns the path of its journal.
 
@@ -57,18 +66,19 @@ def write(
     payloads: the buffers of NAME.data, one after the other.
     record:   anything for JSON.
     durable:  sync both files before they count.
+    key:      what the part is of: `check` wants it again.
     """
     sizes = rows["pixels_bytes"].astype(np.int64) * rows["has_pixels"] + rows["encoded_bytes"]
     rows["data"] = np.cumsum(sizes) - sizes
-    check = _write_data(folder / f"{name}.data", payloads, durable)
-    line = json.dumps({**record, "data_check": check}).encode()
+    blocks = _write_data(folder / f"{name}.data", payloads, durable, int(sizes.sum()) // NUM_BLOCKS + 1)
+    line = json.dumps({**record, "blocks": blocks}).encode()
     head = np.zeros((), HEAD)
     head["record_bytes"], head["num_rows"] = len(line), len(rows)
     body = head.tobytes()[CHECK_BYTES:] + line + rows.tobytes() + text
     path = folder / f"{name}.rows"
     tmp = path.with_name(f"{path.name}.tmp")
     with open(tmp, "wb") as f:
-        f.write(xxhash.xxh3_64_intdigest(body).to_bytes(CHECK_BYTES, "little") + body)
+        f.write(keyed_check(key, body).intdigest().to_bytes(CHECK_BYTES, "little") + body)
         if durable:
             f.flush()
             os.fsync(f.fileno())
@@ -76,9 +86,10 @@ def write(
     return path
 
 
-def _write_data(path: Path, payloads: Iterable, durable: bool) -> str:
-    """Write buffers one after the other; returns the checksum that tells a whole file from a torn one."""
+def _write_data(path: Path, payloads: Iterable, durable: bool, block_bytes: int) -> list[tuple[int, str]]:
+    """Write buffers one after the other; returns (where it ends, checksum) of each block of about so many bytes."""
     check, batch, size = xxhash.xxh3_64(), [], 0
+    blocks, start, end = [], 0, 0
     with open(path, "wb", buffering=0) as f:
 
         def flush():
@@ -90,13 +101,18 @@ def _write_data(path: Path, payloads: Iterable, durable: bool) -> str:
             check.update(payload)
             batch.append(payload)
             size += len(payload)
+            end += len(payload)
+            if end - start >= block_bytes:
+                blocks.append((end, check.hexdigest()))
+                start = end
+                check.reset()
             if len(batch) == BUFFERS or size > BATCH_BYTES:
                 flush()
                 batch, size = [], 0
         flush()
         if durable:
             os.fsync(f.fileno())
-    return check.hexdigest()
+    return [*blocks, (end, check.hexdigest())] if end > start else blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +137,21 @@ class Part:
     def record(self) -> dict:
         """What the writer had to say of the whole part."""
         with open(self.journal, "rb", buffering=0) as f:
-            return json.loads(self._read(f, HEAD.itemsize, self._rows_at - HEAD.itemsize))
+            line = self._read(f, HEAD.itemsize, self._rows_at - HEAD.itemsize)
+        try:
+            return json.loads(line)
+        except ValueError:
+            raise self._changed() from None
 
     def __len__(self) -> int:
         return self._num_rows
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """(stop - start,) ROW."""
-        return np.fromfile(self.journal, ROW, stop - start, offset=self._rows_at + start * ROW.itemsize)
+        rows = np.fromfile(self.journal, ROW, stop - start, offset=self._rows_at + start * ROW.itemsize)
+        if len(rows) < stop - start:
+            raise self._changed()
+        return rows
 
     def stretch(self, start: int, stop: int) -> Stretch:
         with open(self.journal, "rb", buffering=0) as f:
@@ -142,8 +165,11 @@ class Part:
     def _read(self, f, offset: int, size: int) -> bytes:
         data = os.pread(f.fileno(), size, offset)
         if len(data) != size:
-            raise Error(f"{self.journal} is cut short; delete it and run the same command again")
+            raise self._changed()
         return data
+
+    def _changed(self) -> Error:
+        return Error(f"{self.journal} was changed while the work went on; run the same command again to go on")
 
 
 def read_payloads(path: str, offset: int, buffers: Sequence) -> None:
@@ -154,29 +180,48 @@ def read_payloads(path: str, offset: int, buffers: Sequence) -> None:
             batch = buffers[at : at + BUFFERS]
             expected = sum(map(len, batch))
             if os.preadv(fd, batch, offset) != expected:
-                raise Error(f"{path} is shorter than its journal says; delete both and run the same command again")
+                raise Error(f"{path} was cut while the work went on; run the same command again to go on")
             offset += expected
     finally:
         os.close(fd)
 
 
-def check(journal: Path) -> bool:
-    """Whether a part found on disk is whole: a power cut may leave a renamed file without its bytes."""
-    whole = xxhash.xxh3_64()
+def check(journal: Path, key: str, may_be_cut: bool) -> dict | None:
+    """The record of a part found on disk; None where it is damaged, or of something else.
+
+    A power cut may leave a renamed file without its bytes, and people what they like.
+    may_be_cut: whether payloads may be gone that `cut_off` takes.
+    """
+    whole = keyed_check(key)
     try:
         with open(journal, "rb") as f:
             expected = int.from_bytes(f.read(CHECK_BYTES), "little")
             while chunk := f.read(READ_BYTES):
                 whole.update(chunk)
         if whole.intdigest() != expected:
-            return False
-        part, data = Part(journal), xxhash.xxh3_64()
+            return None
+        part = Part(journal)
+        record = part.record
         with open(part.data_path, "rb") as f:
-            while chunk := f.read(READ_BYTES):
-                data.update(chunk)
-    except FileNotFoundError:
-        return False
-    return data.hexdigest() == part.record["data_check"]
+            size, start = os.fstat(f.fileno()).st_size, 0
+            ends = [0, *(end for end, _ in record["blocks"])]
+            if size != ends[-1] and not (may_be_cut and size in ends):
+                return None
+            for end, expected in record["blocks"][: ends.index(size)]:
+                if _block_check(f, end - start) != expected:
+                    return None
+                start = end
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    return record
+
+
+def _block_check(f, size: int) -> str:
+    block = xxhash.xxh3_64()
+    while chunk := f.read(min(size, READ_BYTES)):
+        block.update(chunk)
+        size -= len(chunk)
+    return block.hexdigest()
 
 
 def deferred(rows: np.ndarray) -> np.ndarray:
@@ -185,7 +230,16 @@ def deferred(rows: np.ndarray) -> np.ndarray:
 
 
 def cut_off(part: Part, row: int) -> None:
-    """Give back the disk space of the payloads from a row on. A row that is cut off already stays so."""
+    """Give back the disk space of the payloads from a row on, but for a block's rest. What is gone already stays so."""
     end = int(part.rows(row, row + 1)["data"][0])
+    ends = [0, *(end for end, _ in part.record["blocks"])]
+    end = ends[bisect.bisect_left(ends, end)]
     if os.stat(part.data_path).st_size > end:
         os.truncate(part.data_path, end)
+
+
+def lacks(part: Part, row: int) -> bool:
+    """Whether the payload of the row before `row`, and with it what of the part is wanted still, was cut off."""
+    last = part.rows(row - 1, row)[0]
+    size = last["pixels_bytes"] * last["has_pixels"] + last["encoded_bytes"]
+    return os.stat(part.data_path).st_size < last["data"] + size

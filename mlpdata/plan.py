@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import xxhash
@@ -17,6 +19,7 @@ from mlpdata.manifest import FORMAT_VERSION, MAX_RES, work_path
 from mlpdata.sources import ClassFilter, Source, Unit
 from mlpdata.sources.blob import fingerprint
 from mlpdata.splits import checked, find
+from mlpdata.threads import cores
 from mlpdata.units import Recipe, Task
 
 DURABLE_FROM_BYTES = 2 << 30  # smaller outputs are not synced part by part: a power cut costs them seconds
@@ -45,8 +48,9 @@ class Options:
     shard_size: int = 10_000
     limit: int | None = None  # samples a split
     max_skipped: float = 0.01
-    min_class_size: int | None = None  # classes with fewer images are left out; None: the data set's own
-    val_per_class: int | None = None  # images of each class, first by name, that are the split `val`; None: its own
+    # Where neither is given, nor `classes`, the data set's own class filter applies.
+    min_class_size: int | None = None  # classes with fewer images are left out
+    val_per_class: int | None = None  # images of each class, first by name, that become the split `val`
     image_column: str | None = None  # of parquet files; None: found from their features
     label_column: str | None = None
     classes: Path | None = None  # file whose lines begin with the names of the classes to take, in label order
@@ -82,6 +86,8 @@ class Options:
             raise Error(f"max-skipped is a share from 0 to 1, not {self.max_skipped}")
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise Error(f"part is K/N with K from 1 to N, not {self.part[0]}/{self.part[1]}")
+        if self.limit is not None and (self.part is not None or self.assemble):
+            raise Error("--limit takes the first samples, which one machine counts: leave out --part and --assemble")
         if self.part is not None and self.assemble:
             raise Error("--part converts a share, --assemble finishes when all shares are there: give one of them")
         if not 0 <= self.seed < 2**63:
@@ -104,7 +110,14 @@ class Plan:
     class_filter: ClassFilter  # as it is applied
     filter_note: str  # what is to be said of a filter that nobody asked for
     recipe: Recipe
+    num_expected: int  # samples, about; 0 where nobody knows
     identity: dict  # equal identities give equal output; a work directory is only continued under its own
+    stamps: dict[str, str]  # see Source.stamps: when the source was opened
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the identity: what a journal in the work directory has to be of."""
+        return xxhash.xxh3_128_hexdigest(json.dumps(self.identity, sort_keys=True).encode())
 
     @property
     def work(self) -> Path:
@@ -118,16 +131,11 @@ class Plan:
 
     @property
     def num_workers(self) -> int:
-        return self.options.workers or len(os.sched_getaffinity(0))
+        return self.options.workers or cores()
 
     @property
     def parts(self) -> Path:
         return self.work / "parts"
-
-    @property
-    def num_expected(self) -> int:
-        """Samples; 0 where nobody knows."""
-        return sum(task.num_samples for task in self.tasks)
 
     @property
     def estimate(self) -> tuple[int, int]:
@@ -167,23 +175,19 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
         say=say,
         quiet=options.quiet,
     )
+    stamps = source.stamps()
     asked, note = class_filter, ""
-    if source.class_filter.defaults != asked.defaults:
+    if asked.is_default and not source.class_filter.is_default:
         class_filter = asked.beside_splits()
         note = f"{spec.name}: the source has splits of its own: nothing is held out, no class is left out for its size"
-    elif asked.defaults:
+    elif asked.is_default:
         note = f"{spec.name}: {_filter_in_words(asked)}; --min-class-size 0 --val-per-class 0 takes everything"
     units = _checked_units(source)
     available = list(source.splits or dict.fromkeys(unit.split for unit in units))
     splits = _asked_for(options.splits, available, spec.name)
-    tasks: list[Task] = []
-    for split in source.splits or splits:
-        left = options.limit
-        for unit in units:
-            if unit.split == split and set(splits_of(source, unit)) & set(splits) and (left is None or left > 0):
-                tasks.append(Task(unit, left))
-                if left is not None:
-                    left -= unit.num_samples
+    order = {split: i for i, split in enumerate(source.splits or splits)}
+    wanted = [unit for unit in units if set(splits_of(source, unit)) & set(splits)]
+    tasks = [Task(unit) for unit in sorted(wanted, key=lambda unit: order[unit.split])]
     if not tasks:
         raise Error(f"{spec.name}: nothing to convert; the source has no images")
     formats = FORMATS[options.format]
@@ -192,7 +196,10 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
         tar_codec = "jpg" if source.codec == "jpg" else "png"
     tar_codec = tar_codec if "tar" in formats else None
     beton_codec = ("jpg" if options.codec == "jpg" else "raw") if "beton" in formats else None
-    expected = sum(task.num_samples for task in tasks)
+    expected = sum(unit.num_samples for unit in wanted)
+    if options.limit is not None:
+        most = options.limit * len(splits)
+        expected = min(expected, most) if all(unit.num_samples for unit in wanted) else most
     identity = {
         "format_version": FORMAT_VERSION,
         "tool_version": mlpdata.__version__,
@@ -217,13 +224,12 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
         splits=tuple(splits),
         training_split="train" if "train" in splits else splits[0],
     )
-    return Plan(
-        spec, source, options, res, root, beton_codec, tar_codec, tasks, splits, class_filter, note, recipe, identity
-    )
+    return Plan(spec, source, options, res, root, beton_codec, tar_codec, tasks, splits, class_filter, note, recipe,
+                expected, identity, stamps)  # fmt: skip
 
 
 def _class_filter(options: Options, spec: datasets.DatasetSpec) -> ClassFilter:
-    """The filter that was asked for, with the data set's own sizes where none were."""
+    """The filter that was asked for; the data set's own where none was."""
     names = None
     if options.classes is not None:
         try:
@@ -233,12 +239,11 @@ def _class_filter(options: Options, spec: datasets.DatasetSpec) -> ClassFilter:
         names = tuple(filter(None, (line.split("\t")[0].strip(" \r") for line in lines)))
         if not names or len(set(names)) < len(names):
             raise Error(f"--classes {options.classes} names {'a class twice' if names else 'no classes'}")
-    sizes = {"min_class_size": options.min_class_size, "val_per_class": options.val_per_class}
-    own = {name: getattr(spec.class_filter, name) for name, asked in sizes.items() if asked is None}
-    if names is not None and "min_class_size" in own:
-        own["min_class_size"] = 0  # who names classes wants these, of whatever size
-    defaults = tuple(name for name in own if sizes[name] is None and own[name])
-    return ClassFilter(**{**sizes, **own}, classes=names, defaults=defaults)
+    if names is None and options.min_class_size is None and options.val_per_class is None:
+        return replace(spec.class_filter, is_default=True) if spec.class_filter else ClassFilter()
+    return ClassFilter(
+        min_class_size=options.min_class_size or 0, val_per_class=options.val_per_class or 0, classes=names
+    )
 
 
 def splits_of(source: Source, unit: Unit) -> tuple[str, ...]:

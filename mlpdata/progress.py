@@ -23,7 +23,7 @@ class Progress:
             0  # where set, the share and the time left go by bytes: they are known, samples guessed
         )
         self._already = self._already_bytes = 0  # done in an earlier run: counts for the share, not for the rate
-        self._live = sys.stderr.isatty()
+        self._live = sys.stderr is not None and sys.stderr.isatty()
         self._quiet = quiet
         self._start = self._last = self._finished = time.monotonic()
         self._shown = False
@@ -55,7 +55,7 @@ class Progress:
         if self._shown or time.monotonic() - self._start > 1:
             self._say()
             if self._live and not self._quiet:
-                print(file=sys.stderr)
+                self._print("", "\n")
 
     def line(self) -> str:
         elapsed = max(time.monotonic() - self._start, 1e-6)
@@ -85,10 +85,13 @@ class Progress:
         self._shown = True
         if self._quiet:
             return
-        if self._live:
-            print(f"\r\x1b[2K{self.line()}{more}", end="", file=sys.stderr, flush=True)
-        else:
-            print(self.line() + more, file=sys.stderr, flush=True)
+        self._print(f"\r\x1b[2K{self.line()}{more}" if self._live else self.line() + more, "" if self._live else "\n")
+
+    def _print(self, text: str, end: str) -> None:
+        try:
+            print(text, end=end, file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # nobody is there to read it: no reason to stop
+            self._quiet = True
 
 
 def duration(seconds: float) -> str:

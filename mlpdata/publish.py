@@ -31,7 +31,7 @@ def _replace(path: Path, text: str | Iterable[str]) -> Path:
 
 
 def write_skipped(path: Path, skipped: Iterable[dict]) -> Path:
-    """One JSON object a line: split, source, reason."""
+    """One JSON object a line: split, source, reason; `is_data: false` for a file that is none of the data."""
     return _replace(path, map(json_text, skipped))
 
 

@@ -41,6 +41,7 @@ class Found:
 
     class_counts: dict[str, np.ndarray]  # split -> (classes,) by the source's labels
     num_skipped: dict[str, int]  # by split
+    num_left_out: int  # files that are none of the data
     first_reason: str  # of those that were skipped
     small: dict[str, int]  # images of each class that was found too small when it was read
     payload_bytes: int  # of all samples, as pixels and encoded

@@ -1,7 +1,8 @@
 """Assembly: one shard of the shuffled order, gathered from the parts and written in both formats.
 
-Runs in worker processes; `convert` hands out the tasks. A shard's journal (`.convert/shards/NAME.arrow`) holds its rows
-of the index and is renamed into place when the shard's bytes are written.
+Runs in worker processes; `convert` hands out the tasks. A shard's journal (`.convert/shards/NAME.arrow`) holds a
+checksum, which also covers what conversion it is of, and the shard's rows of the index, and is renamed into place when
+the shard's bytes are written.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from mlpdata.sources import Source
 
 PARTS, SHARDS = "parts", "shards"  # folders of journals in the work directory
 LABELS = "labels.npy"  # in the work directory: the output's label of each of the source's
+CHECK_BYTES = 64  # in front of a shard's journal; Arrow likes its bytes aligned
 BLOCK_BYTES = 8 << 20  # payload gathered at a time
 
 UNIQUE = ("key", "source", "offset", "bytes", "digest")  # a dictionary of their values only makes the index larger
@@ -45,6 +48,7 @@ class State:
     beton_codec: str | None
     tar_codec: str | None
     unit_names: list[str]  # all of the plan, in its order: parts are known by their number in it
+    plan_digest: str  # what an earlier run left is of this conversion only if its checksums say so
 
     def __post_init__(self):
         self.work = work_path(self.root)
@@ -67,6 +71,10 @@ class State:
     @cached_property
     def label_map(self) -> np.ndarray:
         return np.load(self.work / LABELS, allow_pickle=False)
+
+    def part_key(self, task: units.Task) -> str:
+        """What a part is of."""
+        return f"{self.plan_digest} {task.unit.name} {sorted(task.limits.items()) if task.limits else ''}"
 
     def order(self, split: str) -> Order:
         return Order(self.work, split, len(self.unit_names))
@@ -111,13 +119,15 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class Made:
-    """A written shard."""
+    """A written shard. Where it is durable it can be checked when a later run finds it."""
 
     name: str
     num_samples: int
     num_bytes: int  # of the tar; 0 where there is none
     sha256: str  # of the tar
     summary: units.Summary  # of the pixels that were decoded here
+    beton_bytes: int = 0  # of its stretch of the beton, from its first sample on; 0 where there is none
+    beton_check: str = ""  # XXH3-64 of them
 
 
 @dataclass(frozen=True)
@@ -130,9 +140,60 @@ class Undecodable:
 # ----------------------------------------------------------------------------------------------------- task bodies
 
 
-def check_part(state: State, name: str) -> bool:
-    """Whether a part from an earlier run is whole; what is left of a torn one is overwritten later."""
-    return parts.check(part_path(state.work, name))
+@dataclass(frozen=True)
+class PartFound:
+    """What a part holds."""
+
+    counts: dict[str, int]  # samples by split
+    num_skipped: int
+
+    @classmethod
+    def of(cls, record: dict) -> PartFound:
+        counts = {split: stop - start for split, (start, stop) in record["splits"].items()}
+        return cls(counts, sum(row.get("is_data", True) for row in record["skipped"]))
+
+
+@dataclass(frozen=True)
+class CheckPart:
+    """A part from an earlier run, to be looked at. may_be_cut: see parts.check."""
+
+    task: units.Task
+    may_be_cut: bool
+
+    def __str__(self) -> str:
+        return f"the check of {self.task}"
+
+
+def check_part(state: State, check: CheckPart) -> PartFound | None:
+    """What a part from an earlier run holds; None where it is torn or of something else, and to be overwritten."""
+    journal = part_path(state.work, check.task.unit.name)
+    record = parts.check(journal, state.part_key(check.task), check.may_be_cut)
+    return None if record is None else PartFound.of(record)
+
+
+def check_made(state: State, task: ShardTask) -> Made | None:
+    """A shard from an earlier run; None where anything of it is not as its journal says."""
+    try:
+        table = _read_journal(state.work, task.name, state.plan_digest)
+        if table is None:
+            return None
+        made = _made(table)
+        if state.tar_codec:
+            with open(state.root / task.name, "rb") as f:
+                if hashlib.file_digest(f, "sha256").hexdigest() != made.sha256:
+                    return None
+        if state.beton_codec:
+            with open(beton_work_path(state.work, task.split), "rb") as f:
+                f.seek(int(state.order(task.split).pointers(task.first, 1)[0]))
+                check, left = xxhash.xxh3_64(), made.beton_bytes
+                while chunk := f.read(min(left, BLOCK_BYTES)):
+                    check.update(chunk)
+                    left -= len(chunk)
+            if left or check.hexdigest() != made.beton_check:
+                return None
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    return made
 
 
 def sync_part(state: State, name: str) -> None:
@@ -143,10 +204,9 @@ def sync_part(state: State, name: str) -> None:
             os.fsync(f.fileno())
 
 
-def convert_task(state: State, task: units.Task) -> tuple[int, int]:
-    """Convert one unit. Returns (samples, skipped)."""
-    part = units.convert_unit(state.source, state.recipe, task, state.work / PARTS)
-    return len(part), len(part.record["skipped"])
+def convert_task(state: State, task: units.Task) -> PartFound:
+    """Convert one unit."""
+    return PartFound.of(units.convert_unit(state.source, state.recipe, task, state.work / PARTS, state.part_key(task)))
 
 
 def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
@@ -183,6 +243,8 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
             writer.finish()
     last = writers[-1]  # the index points into the tar where there is one
     made = Made(task.name, len(rows), last.num_bytes, last.sha256, sums.result() if sums else units.Summary())
+    if state.beton_codec:
+        made = dataclasses.replace(made, **writers[0].stretch)
     columns = {"key": _text_array(keys), "source": _text_array(sources)}
     for name, value in (("file", last.file), ("codec", last.codec)):
         numbers = _number_array(pa.int32(), np.zeros(len(rows)))
@@ -193,7 +255,7 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
             values = numbers[field.name] if field.name in numbers else rows[field.name]
             columns[field.name] = _number_array(field.type, values)
     index = pa.Table.from_arrays([columns[name] for name in index_file.SCHEMA.names], schema=index_file.SCHEMA)
-    _write_journal(journal_path(state.work, task.name), index, made, task.durable)
+    _write_journal(journal_path(state.work, task.name), index, made, task, state.plan_digest)
     return made
 
 
@@ -240,10 +302,14 @@ def _number_array(kind: pa.DataType, values: np.ndarray) -> pa.Array:
 
 
 def _refuse_duplicate_keys(rows: np.ndarray, keys: list[bytes], sources: list[bytes]) -> None:
+    seen: dict[bytes, int] = {}  # where each key of those with one hash is
+    last = -2
     for i in np.flatnonzero(rows["hash"][1:] == rows["hash"][:-1]).tolist():
-        if keys[i] == keys[i + 1]:
-            first, second = sources[i].decode(), sources[i + 1].decode()
-            raise Error(f"two images have the key {keys[i].decode()!r}: {first} and {second}")
+        seen = seen if i == last + 1 else {keys[i]: i}
+        first, last = seen.setdefault(keys[i + 1], i + 1), i
+        if first != i + 1:
+            places = f"{sources[first].decode()} and {sources[i + 1].decode()}"
+            raise Error(f"two images have the key {keys[first].decode()!r}: {places}")
 
 
 def _gather(
@@ -302,11 +368,26 @@ class _BetonWriter:
         self.offsets: list[np.ndarray] = []
         self._done, self._durable = 0, task.durable
         self._ptrs = state.order(task.split).pointers(task.first, len(task))
-        self._file = Writer(beton_work_path(state.work, task.split), state.buffers, at=int(self._ptrs[0]))
+        self._first = int(self._ptrs[0])
+        self._file = Writer(beton_work_path(state.work, task.split), state.buffers, at=self._first)
+        self._check = xxhash.xxh3_64()
+
+    @property
+    def stretch(self) -> dict:
+        """What Made says of it."""
+        if not self._durable:
+            return {}
+        return {"beton_bytes": self._file.at - self._first, "beton_check": self._check.hexdigest()}
+
+    def _put(self, data, at: int) -> None:
+        if self._durable:  # else no later run believes it
+            self._check.update(bytes(max(0, at - self._file.at)))
+            self._check.update(data)
+        self._file.write(data, at)
 
     def write(self, rows: np.ndarray, labels: np.ndarray, keys: list[bytes], payload) -> None:
         ptrs = self._ptrs[self._done : self._done + len(rows)]
-        beton.write(self._file.write, ptrs, payload)
+        beton.write(self._put, ptrs, payload)
         self._done += len(rows)
         self.offsets.append(ptrs)
 
@@ -370,40 +451,52 @@ def journal_path(work: Path, name: str) -> Path:
     return work / SHARDS / f"{name}.arrow"
 
 
-def _write_journal(path: Path, index: pa.Table, made: Made, durable: bool) -> None:
+def _write_journal(path: Path, index: pa.Table, made: Made, task: ShardTask, plan_digest: str) -> None:
     metadata = {"made": json.dumps(dataclasses.asdict(made))}
+    body = io.BytesIO()
+    with pa.ipc.new_file(body, index.schema.with_metadata(metadata)) as writer:
+        writer.write_table(index)
+    check = parts.keyed_check(f"{plan_digest} {task.name}", body.getbuffer()).intdigest()
     tmp = path.with_name(f"{path.name}.tmp")
     with open(tmp, "wb") as f:
-        with pa.ipc.new_file(f, index.schema.with_metadata(metadata)) as writer:
-            writer.write_table(index)
-        if durable:  # else nobody believes it in a later run, and a sync waits for what others have written too
+        f.write(check.to_bytes(CHECK_BYTES, "little"))
+        f.write(body.getbuffer())
+        if task.durable:  # else nobody believes it in a later run, and a sync waits for what others have written too
             f.flush()
             os.fsync(f.fileno())
     os.replace(tmp, path)
 
 
-def is_made(work: Path, name: str) -> bool:
-    return journal_path(work, name).exists()
+def _read_journal(work: Path, name: str, plan_digest: str) -> pa.Table | None:
+    """A shard's rows of the index; None where the journal is damaged, or of something else. Raises OSError."""
+    data = memoryview(journal_path(work, name).read_bytes())
+    body = data[CHECK_BYTES:]  # looked at before it is parsed: Arrow ends the process at some damage
+    if parts.keyed_check(f"{plan_digest} {name}", body).intdigest() != int.from_bytes(data[:CHECK_BYTES], "little"):
+        return None
+    return pa.ipc.open_file(pa.py_buffer(body)).read_all()
 
 
-def read_made(work: Path, name: str) -> Made:
-    with pa.memory_map(str(journal_path(work, name))) as f:
-        made = json.loads(pa.ipc.open_file(f).schema.metadata[b"made"])
+def _made(table: pa.Table) -> Made:
+    made = json.loads(table.schema.metadata[b"made"])
     return Made(**{**made, "summary": units.Summary(**made["summary"])})
 
 
 class IndexWriter:
     """A split's parquet index, one row group a shard, in the order of the split; in its place only when finished."""
 
-    def __init__(self, path: Path, work: Path):
+    def __init__(self, path: Path, work: Path, plan_digest: str):
         self._path, self._work, self._tmp = path, work, work / f"{path.name}.tmp"
+        self._plan_digest = plan_digest
         repeating = [name for name in index_file.SCHEMA.names if name not in UNIQUE]
         self._writer = pq.ParquetWriter(self._tmp, index_file.SCHEMA, compression="zstd", use_dictionary=repeating)
 
     def add(self, name: str) -> None:
         """Append the rows of a shard that is made."""
-        with pa.memory_map(str(journal_path(self._work, name))) as f:
-            self._writer.write_table(pa.ipc.open_file(f).read_all().replace_schema_metadata())
+        table = _read_journal(self._work, name, self._plan_digest)
+        if table is None:
+            path = journal_path(self._work, name)
+            raise Error(f"{path} was changed while the work went on; run the same command again to go on")
+        self._writer.write_table(table.replace_schema_metadata())
 
     def finish(self) -> None:
         self._writer.close()

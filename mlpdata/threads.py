@@ -15,6 +15,14 @@ from mlpdata.errors import Error
 Finish = Callable[[], None]  # waits until work that was begun is done; raises its first error; may be called again
 
 
+def cores() -> int:
+    """How many cores this process may use; all of the machine where the system does not say (macOS)."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
 def done() -> None:
     """The Finish of work that was done at once."""
 

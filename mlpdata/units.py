@@ -9,13 +9,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from mlpdata import image, parts
+from mlpdata.errors import Error
 from mlpdata.sources import Broken, Sample, Source, TooSmall, Unit
 
 HOLD_BYTES = 256 << 20  # of payloads in memory; a larger unit (a thousand images of 500 px) is held in a file
@@ -39,13 +39,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Task:
-    """One unit to convert, at most `limit` samples of it (None: all).
+    """One unit to convert.
 
+    limits: of each split that is wanted of it, at most how many samples that can be read; None: all of all.
     decodes_all: nothing is deferred, as something in the unit is known not to decode.
     """
 
     unit: Unit
-    limit: int | None = None
+    limits: dict[str, int] | None = None
     decodes_all: bool = False
 
     def __str__(self) -> str:
@@ -54,7 +55,8 @@ class Task:
     @property
     def num_samples(self) -> int:
         """Expected; 0 where nobody knows."""
-        return self.unit.num_samples if self.limit is None else min(self.limit, self.unit.num_samples)
+        n = self.unit.num_samples
+        return n if self.limits is None else min(n, sum(self.limits.values()))
 
 
 @dataclass
@@ -94,11 +96,13 @@ class Summary:
 # -------------------------------------------------------------------------------------------------------- convert
 
 
-def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> parts.Part:
+def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path, key: str) -> dict:
     """Read, decode, resize and encode one unit and write its part.
 
-    The part's record holds `splits` (name -> first row and the row behind the last), `skipped`, `small` (images of each
-    class that was left out for its size) and `summary`.
+    key: see parts.write.
+    Returns the part's record: `splits` (name -> first row and the row behind the last), `skipped`, `small` (images of
+    each class that was left out for its size) and `summary`. Raises Error where the unit has another number of samples
+    than it promises.
     """
     rows: list[tuple] = []
     text: list[bytes] = []
@@ -106,31 +110,50 @@ def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> pa
     skipped: list[dict] = []
     small: dict[str, int] = {}
     total, sums = Summary(), PixelSums()
-    defers = recipe.defers and not task.decodes_all
+    defers = recipe.defers and not task.decodes_all and task.limits is None  # else the limit may not be met in the end
+    left, num_listed = dict(task.limits or {}), 0
     with _Payloads(folder) as payloads:
-        for sample in islice(source.samples(task.unit), task.limit):
+        for sample in source.samples(task.unit):
             if isinstance(sample, TooSmall):
                 small[sample.class_name] = sample.num_images
                 continue
+            is_broken = isinstance(sample, Broken)
+            num_listed += not is_broken or sample.is_data
             split = sample.split or task.unit.split
             if split not in recipe.splits:
+                if split not in (*source.splits, task.unit.split):
+                    raise RuntimeError(f"{sample.origin} is of split {split!r}, which the source does not have")
+                continue
+            if task.limits is not None and not left.get(split):
                 continue
             try:
-                if isinstance(sample, Broken):
+                if is_broken:
                     raise image.ImageError(sample.reason)
                 row, pixels, encoded = _convert_sample(sample, recipe, defers, total)
             except image.ImageError as e:
-                skipped.append({"split": split, "source": sample.origin, "reason": str(e)})
+                row = {"split": split, "source": _readable(sample.origin), "reason": _readable(str(e))}
+                skipped.append(row if not is_broken or sample.is_data else {**row, "is_data": False})
                 continue
+            except MemoryError:
+                raise
             except Exception as e:
                 raise RuntimeError(f"while converting {sample.origin}: {type(e).__name__}: {e}") from e
-            key, origin = sample.key.encode(), sample.origin.encode("utf-8", "replace")
-            rows.append((*row, len(key), len(origin)))
-            text.append(key + origin)
+            name, origin = sample.key.encode(), _readable(sample.origin).encode()
+            rows.append((*row, len(name), len(origin)))
+            text.append(name + origin)
             splits.append(split)
             payloads.append(memoryview(pixels).cast("B") if pixels is not None and recipe.keep_pixels else b"", encoded)
             if pixels is not None and split == recipe.training_split:
                 sums.add(pixels)
+            if task.limits is not None:
+                left[split] -= 1
+                if not any(left.values()):
+                    break
+        if task.unit.exact and task.limits is None and num_listed != task.unit.num_samples:
+            raise Error(
+                f"{task} has {num_listed:,} images where {task.unit.num_samples:,} were listed: the source changed "
+                "while it was read; convert again into another --out, or delete this one first"
+            )
         total.num_samples = len(rows)
         total.add(sums.result())
         order = sorted(range(len(rows)), key=lambda i: (splits[i], rows[i][0], text[i]), reverse=True)
@@ -143,8 +166,13 @@ def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path) -> pa
         ranges = {s: (ordered.index(s), ordered.index(s) + ordered.count(s)) for s in sorted(set(splits))}
         record = {"splits": ranges, "skipped": skipped, "small": small, "summary": vars(total)}
         buffers = payloads.iterate(order)
-        journal = parts.write(folder, task.unit.name, table, b"".join(text), buffers, record, recipe.durable)
-    return parts.Part(journal)
+        parts.write(folder, task.unit.name, table, b"".join(text), buffers, record, recipe.durable, key)
+    return record
+
+
+def _readable(text: str) -> str:
+    """Text that UTF-8 can hold: what stands for bytes of names that are none is written as \\udcNN."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 COLUMNS = ("hash", "digest", "label", "source_width", "source_height", "width", "height", "pixels_bytes",

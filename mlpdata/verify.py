@@ -39,6 +39,7 @@ from mlpdata.manifest import (
 )
 from mlpdata.progress import Progress
 from mlpdata.stored import Stored, beton_samples, index_rows, tar_samples
+from mlpdata.threads import cores
 
 MAX_TOLD = 10  # problems of one file or shard that are told one by one
 # Endings that readers go by, and those of unfinished files.
@@ -118,7 +119,7 @@ def verify(root: Path, workers: int | None = None, quiet: bool = False) -> tuple
     state = State(root, manifest, training)
     tasks = list(_tasks(state, total))
     progress = Progress("verifying", sum(len(t) for t in tasks if isinstance(t, ShardTask)), quiet=quiet)
-    with LocalEngine(min(workers or len(os.sched_getaffinity(0)), len(tasks)), state) as engine:
+    with LocalEngine(min(workers or cores(), len(tasks)), state) as engine:
         for task, found in engine.map(_check, tasks, progress.tick):
             total.add(found)
             if isinstance(task, ShardTask):
@@ -163,10 +164,11 @@ def _check_skipped(root: Path, manifest: Manifest, total: Findings) -> None:
     try:
         with open_file(path) as f:
             while line := f.readline(MAX_TEXT_BYTES):
-                split = parse_json(line, path, Skipped)["split"]
+                row = parse_json(line, path, Skipped)
+                split = row["split"]
                 if split not in skipped:
                     raise Error(f"{path} names the split {split!r:.80}, which is none of the manifest's")
-                skipped[split] += 1
+                skipped[split] += row.get("is_data", True)
     except OSError as e:
         raise Error(f"cannot read {path}: {e.strerror}") from None
     for split, info in manifest.splits.items():

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
+from collections.abc import Callable
+from pathlib import Path
+
+import xxhash
 
 from mlpdata.errors import Error
 from mlpdata.manifest import Manifest, manifest_path, sync_dir
 from mlpdata.plan import Plan, largest, size
+from mlpdata.shards import SHARDS
 
 WAIT_S = 2.0  # for the workers of a run that was just killed: they hold its lock for a moment
 
@@ -21,17 +28,61 @@ def check_directory(plan: Plan) -> Manifest | None:
     if manifest_path(root).exists():
         manifest = Manifest.load(root)
         if manifest.command == plan.identity["command"] and manifest.source_files == plan.identity["source_files"]:
-            if plan.work.exists():  # stopped between the manifest and the cleaning up
-                shutil.rmtree(plan.work)
+            if plan.work.is_dir():  # stopped between the manifest and the cleaning up
+                clean_up(plan, manifest)
             return manifest
         raise Error(
             f"{root} holds another conversion ({manifest.command}); choose another --out, or delete that directory"
         )
     if root.exists() and not root.is_dir():
         raise Error(f"{root} is a file; choose another --out")
-    if root.is_dir() and any(root.iterdir()) and not plan.work.is_dir():
-        raise Error(f"{root} is not empty and no conversion of ours; choose another --out")
+    if root.is_dir() and any(root.iterdir()) and not os.path.lexists(plan.work):
+        raise Error(f"{root} is not empty and no conversion of ours; choose another --out, or delete it")
+    if os.path.lexists(plan.work) and (plan.work.is_symlink() or not plan.work.is_dir()):
+        raise Error(f"{plan.work} is not the folder that an unfinished conversion leaves; remove it")
     return None
+
+
+def prepare(plan: Plan) -> None:
+    """Make the work directory. What has the wrong kind there is no use to anybody: it goes."""
+    plan.work.mkdir(parents=True, exist_ok=True)
+    for folder in (plan.parts, plan.work / SHARDS):
+        if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+            folder.unlink()
+    plan.parts.mkdir(exist_ok=True)
+    for path in plan.work.glob("lock*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+
+
+def tidy(plan: Plan) -> None:
+    """Remove what no run goes on with: temporary files of one that was killed, and what has the wrong kind."""
+    folders = (plan.parts, plan.work / SHARDS)
+    for folder in (plan.work, *folders):
+        if not folder.is_dir():
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if Path(entry.path) in folders:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                elif entry.is_symlink() or (entry.name.endswith(".tmp") and plan.options.part is None):
+                    os.unlink(entry.path)
+
+
+def clean_up(plan: Plan, manifest: Manifest) -> None:
+    """Remove the work directory, and files of runs with other options that did not come to their end."""
+    names = "|".join(map(re.escape, {*plan.source.splits, *plan.splits, "train", "val", "test"}))
+    ours = re.compile(
+        rf"(({names})(-\d{{6,}}\.tar|\.beton|\.index\.parquet|\.real\.json)|classes\.txt|skipped\.jsonl|_info\.json"
+        r"|README\.md|manifest\.json)(\.tmp)?"
+    )
+    for path in plan.root.iterdir():
+        if ours.fullmatch(path.name) and path.name not in manifest.files and path != manifest_path(plan.root):
+            with contextlib.suppress(OSError):  # a folder, which is nothing of ours
+                path.unlink()
+    shutil.rmtree(plan.work, ignore_errors=True)
 
 
 def check_space(plan: Plan, payload_bytes: int | None = None) -> None:
@@ -90,31 +141,82 @@ class Lock:
             file.close()
 
 
-def check_plan(plan: Plan) -> None:
+def check_plan(plan: Plan, say: Callable[[str], None]) -> None:
     """Bind the work directory to the plan, or raise Error where it is bound to another one."""
     path = plan.work / "plan.json"
-    if not path.exists():
-        tmp = plan.work / f"plan.{os.uname().nodename}.{os.getpid()}.tmp"
-        with open(tmp, "w") as f:
-            json.dump(plan.identity, f, indent=1)
-            f.flush()
-            os.fsync(f.fileno())
-        try:
-            os.link(tmp, path)  # of several machines that start at once, one is first
-            tmp.unlink()
-        except FileExistsError:
-            tmp.unlink()
-        except OSError:  # a file system without links
-            os.replace(tmp, path)
-        sync_dir(plan.work)
-    try:
-        theirs = json.loads(path.read_text())
-    except ValueError:
-        theirs = {}
-    if theirs != plan.identity:
-        differs = next((k for k in plan.identity if theirs.get(k) != plan.identity[k]), "plan")
+    theirs = _read_plan(path)
+    if theirs is None:
+        if path.exists():
+            say(f"warning: {path} was damaged and is written anew; what else is there is looked at piece by piece")
+            path.unlink()
+        _write_plan(plan, path)
+        theirs = _read_plan(path)
+        if theirs is None:
+            raise Error(f"{path} cannot be read back; run the same command again")
+    identity = theirs["identity"]
+    if identity.get("command") == plan.identity["command"] and _changed(theirs["stamps"], plan.stamps):
+        raise Error(
+            f"{_changed(theirs['stamps'], plan.stamps)} changed after the conversion in {plan.root} had begun: "
+            f"delete {plan.root} and run the same command again, or put back what was there"
+        )
+    if identity != plan.identity:
+        differs = next((k for k in plan.identity if identity.get(k) != plan.identity[k]), "plan")
         raise Error(
             f"{plan.root} holds an unfinished conversion with another {differs} "
-            f"({theirs.get('command', 'unreadable')}); finish it with its own options, "
+            f"({identity.get('command', 'unreadable')}); finish it with its own options, "
             "choose another --out, or delete the directory"
         )
+
+
+def check_source(plan: Plan) -> None:
+    """Raise Error where the source is not what it was when it was opened."""
+    if changed := _changed(plan.stamps, plan.source.stamps()):
+        raise Error(
+            f"{changed} changed while it was read, and nobody can say what is in {plan.root} now: delete that and run "
+            "the same command again"
+        )
+
+
+def _changed(before: dict[str, str], now: dict[str, str]) -> str:
+    """The first of the source's files that is another now; "" where none is. It may have been moved."""
+    if len(before) != len(now):
+        return next(iter(now), "the source")
+    return next((path for (path, stamp), old in zip(now.items(), before.values(), strict=True) if stamp != old), "")
+
+
+def _write_plan(plan: Plan, path: Path) -> None:
+    body = json.dumps({"identity": plan.identity, "stamps": plan.stamps}, indent=1).encode()
+    tmp = plan.work / f"plan.{os.uname().nodename}.{os.getpid()}.tmp"
+    with open(tmp, "wb") as f:
+        f.write(xxhash.xxh3_64_hexdigest(body).encode() + b"\n" + body)
+        f.flush()
+        os.fsync(f.fileno())
+    try:
+        os.link(tmp, path)  # of several machines that start at once, one is first
+        tmp.unlink()
+    except FileExistsError:
+        tmp.unlink()
+    except OSError:  # a file system without links
+        os.replace(tmp, path)
+    sync_dir(plan.work)
+
+
+def _read_plan(path: Path) -> dict | None:
+    """What the work directory is bound to; None where nothing says so. Raises Error for another version's."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    check, _, body = data.partition(b"\n")
+    if check == xxhash.xxh3_64_hexdigest(body).encode():
+        return json.loads(body)
+    try:
+        older = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(older, dict) and isinstance(older.get("tool_version"), str):
+        raise Error(
+            f"{path.parent.parent} holds an unfinished conversion of another mlpdata ({older['tool_version']:.20}); "
+            "finish it with that, choose another --out, or delete the directory"
+        )
+    return None

@@ -151,7 +151,7 @@ ORDER = [
     {"sources", "tar", "beton", "parts", "reader"},
     {"remote", "foreign"},
     {"datasets", "units", "order", "augment", "publish", "index"},
-    {"shards", "plan", "tiers", "dataset", "checksums", "stored"},
+    {"shards", "plan", "limit", "tiers", "dataset", "checksums", "stored"},
     {"seal", "workdir", "loader"},
     {"convert", "inspect", "bench", "verify", "stats", "snippets"},
     {"cli"},

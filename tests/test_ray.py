@@ -84,7 +84,7 @@ def test_without_a_cluster_it_says_what_to_do(tmp_path):
 def test_a_node_that_does_not_see_the_files_is_named(tmp_path):
     make_folder(tmp_path / "in")
     plan = make_plan(Options(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out", engine="ray"))
-    state = State(plan.source, plan.recipe, plan.root, plan.beton_codec, plan.tar_codec, [])
+    state = State(plan.source, plan.recipe, plan.root, plan.beton_codec, plan.tar_codec, [], plan.digest)
     with pytest.raises(Error, match=r"node .* does not see .*\.convert: --engine ray needs it on a disk .* share"):
         state.arrive()
     plan.parts.mkdir(parents=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -69,14 +69,14 @@ class ClassFilter:
     min_class_size: int = 0  # classes with fewer images are left out
     val_per_class: int = 0  # the first so many by name are the split `val`, as in the ImageNet-21k-P processing
     classes: tuple[str, ...] | None = None  # only these, by name in the source, in this label order
-    defaults: tuple[str, ...] = ()  # which of the sizes are the data set's own, not asked for
+    is_default: bool = False  # nobody asked for it: it is the data set's own
 
     def __bool__(self) -> bool:
         return self != ClassFilter()
 
     def beside_splits(self) -> ClassFilter:
-        """What is left of the filter for a source with splits of its own: the data set's own sizes give way."""
-        return replace(self, **dict.fromkeys(self.defaults, 0), defaults=())
+        """What is left of the filter for a source with splits of its own: one that nobody asked for gives way."""
+        return ClassFilter() if self.is_default else self
 
     def takes(self, class_name: str, num_images: int) -> bool:
         """Whether a class is large enough. Raises Error where what is held out leaves nothing of it for training."""

@@ -163,7 +163,7 @@ class ImageNetTars(Source):
         def close():
             nonlocal shares, images, size, exact
             if shares:
-                own = () if not split else (split,)
+                own = (split or "train",) if split or not self.class_filter.val_per_class else ()
                 name = f"unit-{len(units):06d}"
                 units.append(Unit(name, split or self.splits[0], images, size, tuple(shares), exact, own))
             shares, images, size, exact = [], 0, 0, True
