@@ -117,6 +117,8 @@ def _run(plan: Plan, started: float, say) -> Manifest | None:
     clean_up(plan, manifest)  # a run that comes now and finds the manifest does so too
     for warning in plan.source.warnings:
         say(f"warning: {warning}")
+    if manifest.fidelity:
+        say(_fidelity_line(manifest.fidelity))
     _say_done(plan, manifest, found, time.monotonic() - started, say)
     return manifest
 
@@ -439,13 +441,15 @@ def _say_done(plan: Plan, manifest: Manifest, found: Found, seconds: float, say)
         f"done: {n:,} images ({counts}), {', '.join(omitted)}, {size(num_bytes)} in {plan.root}, "
         f"{seconds:.1f} s, {n / seconds:,.0f} images/s"
     )
-    if manifest.fidelity:
-        f = manifest.fidelity
-        line = (
-            f"fidelity of the scaled decode: {f['psnr_db']} dB PSNR on {f['num_samples']} images, max {f['max_diff']}"
-        )
-        if f["psnr_db_upper"] < LOW_FIDELITY_DB:
-            line = f"warning: {line}: below {LOW_FIDELITY_DB:g} dB"
-        elif f["psnr_db"] < LOW_FIDELITY_DB:
-            line += f", too few to tell it from {LOW_FIDELITY_DB:g} dB"
-        say(line)
+
+
+def _fidelity_line(fidelity: dict) -> str:
+    line = (
+        f"fidelity of the scaled decode: {fidelity['psnr_db']} dB PSNR on {fidelity['num_samples']} images, "
+        f"max {fidelity['max_diff']}"
+    )
+    if fidelity["psnr_db_upper"] < LOW_FIDELITY_DB:
+        return f"warning: {line}: below {LOW_FIDELITY_DB:g} dB"
+    if fidelity["psnr_db"] < LOW_FIDELITY_DB:
+        return f"{line}, too few to tell it from {LOW_FIDELITY_DB:g} dB"
+    return line
