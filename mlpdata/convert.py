@@ -23,13 +23,24 @@ from mlpdata import beton, order, publish, remote, shards
 from mlpdata.engines import Engine, LocalEngine, RayEngine
 from mlpdata.errors import Error, first_line
 from mlpdata.limit import first_samples
-from mlpdata.manifest import Manifest, beton_path, index_path, skipped_path, sync_dir, write_atomic
+from mlpdata.manifest import Manifest, beton_path, index_path, skipped_path, sync_dir
 from mlpdata.parts import Part, cut_off, lacks
 from mlpdata.plan import Options, Plan, is_large, make_plan, size, splits_of
 from mlpdata.progress import Progress
 from mlpdata.seal import Found, Hasher, iter_skipped, seal
 from mlpdata.units import Summary, Task
-from mlpdata.workdir import Lock, check_directory, check_plan, check_source, check_space, clean_up, prepare, tidy
+from mlpdata.workdir import (
+    Lock,
+    begin_with,
+    begun_with,
+    check_directory,
+    check_plan,
+    check_source,
+    check_space,
+    clean_up,
+    prepare,
+    tidy,
+)
 
 LOW_FIDELITY_DB = 35.0  # warned of, unless so few images were measured that chance explains it
 CUTS = 64  # parts are cut off so many times in all: more often costs more than the space is worth
@@ -89,11 +100,12 @@ def _run(plan: Plan, started: float, say) -> Manifest | None:
     if limited:
         plan = _first_samples(plan)
     result = Assembled()
+    plan = _decoding(plan, begun_with(plan) or set())
     while True:
         with _engine(plan) as engine:  # new workers each time: they remember what the parts were
             if result.undecodable:
                 _begin_anew(plan)
-            redo = [replace(plan.tasks[n], decodes_all=True) for n in sorted(result.undecodable | result.lacking)]
+            redo = [task for n, task in enumerate(plan.tasks) if n in result.undecodable | result.lacking]
             if redo:
                 _make_parts(plan, redo, engine, _progress(plan, redo))
             if result.undecodable or not (redo or limited):
@@ -110,6 +122,7 @@ def _run(plan: Plan, started: float, say) -> Manifest | None:
                 say(f"warning: {n:,} JPEGs that libjpeg warns about are stored as Pillow reads them, damage and all")
             check_space(plan, found.payload_bytes)
             result = _assemble(plan, engine, found)
+            plan = _decoding(plan, {plan.tasks[n].unit.name for n in result.undecodable})
             if not (result.undecodable or result.lacking):
                 check_source(plan)
                 manifest = seal(plan, engine, found, result.made, result.hashes)
@@ -121,6 +134,11 @@ def _run(plan: Plan, started: float, say) -> Manifest | None:
         say(_fidelity_line(manifest.fidelity))
     _say_done(plan, manifest, found, time.monotonic() - started, say)
     return manifest
+
+
+def _decoding(plan: Plan, names: set[str]) -> Plan:
+    """The plan with nothing deferred in the units of these names."""
+    return replace(plan, tasks=[replace(t, decodes_all=t.decodes_all or t.unit.name in names) for t in plan.tasks])
 
 
 def _engine(plan: Plan) -> Engine:
@@ -189,11 +207,9 @@ def _progress(plan: Plan, tasks: list[Task]) -> Progress:
 
 def _parts_found(plan: Plan, tasks: list[Task], engine: Engine) -> dict[str, shards.PartFound]:
     """What is there already of the parts of tasks, by unit. Where shards are assembled parts may be cut off."""
-    checks = [
-        shards.CheckPart(task, plan.assembling.exists())
-        for task in tasks
-        if shards.part_path(plan.work, task.unit.name).exists()
-    ]
+    may_be_cut = begun_with(plan) is not None
+    there = [task for task in tasks if shards.part_path(plan.work, task.unit.name).exists()]
+    checks = [shards.CheckPart(task, may_be_cut) for task in there]
     found = {}
     progress = Progress("checking", len(checks), unit="units", quiet=plan.options.quiet)
     for check, part in engine.map(shards.check_part, checks, progress.tick):
@@ -205,8 +221,6 @@ def _parts_found(plan: Plan, tasks: list[Task], engine: Engine) -> dict[str, sha
 
 
 def _make_parts(plan: Plan, tasks: list[Task], engine: Engine, progress: Progress) -> dict[str, shards.PartFound]:
-    if plan.assembling.exists():  # shards are made of what these parts were: without what does not decode
-        tasks = [replace(task, decodes_all=True) for task in tasks]
     made = {}
     for task, part in engine.map(shards.convert_task, tasks, progress.tick):
         made[task.unit.name] = part
@@ -244,12 +258,13 @@ def _take_stock(plan: Plan) -> Found:
     """Count what the parts hold, one after the other."""
     num_classes = len(plan.source.classes)
     counts = {s: np.zeros(num_classes, np.int64) for s in plan.splits}
-    found = Found(counts, dict.fromkeys(plan.splits, 0), 0, "", {}, 0, Summary(), np.arange(num_classes))
+    found = Found(counts, dict.fromkeys(plan.splits, 0), 0, "", {}, set(), 0, Summary(), np.arange(num_classes))
     for task in plan.tasks:
         part = Part(shards.part_path(plan.work, task.unit.name))
         record = part.record
         found.total.add(Summary(**record["summary"]))
         found.small.update(record["small"])
+        found.decoded |= {task.unit.name} if record["decodes_all"] else set()
         for skipped in record["skipped"]:
             if not skipped.get("is_data", True):
                 found.num_left_out += 1
@@ -307,15 +322,16 @@ def _assemble(plan: Plan, engine: Engine, found: Found) -> Assembled:
     """
     folder = plan.work / shards.SHARDS
     durable = is_large(found.payload_bytes)  # now it is known; the plan had to guess
-    if folder.exists() and not (durable and plan.assembling.exists()):
+    begun = durable and begun_with(plan) is not None
+    if folder.exists() and not begun:
         shutil.rmtree(folder)  # unsynced shards are not trusted across runs; they are cheap to make again
     folder.mkdir(exist_ok=True)
-    if durable and not plan.assembling.exists():
+    if durable and not begun:
         if not plan.recipe.durable:
             for _ in engine.map(shards.sync_part, [task.unit.name for task in plan.tasks]):
                 pass
             sync_dir(plan.parts)
-        write_atomic(plan.assembling, b"")
+        begin_with(plan, found.decoded)
     np.save(plan.work / shards.LABELS, found.label_map)
     tasks = [task for split in sorted(plan.splits) for task in _shard_tasks(plan, split, durable, found.label_map)]
     there = [task for task in tasks if shards.journal_path(plan.work, task.name).exists()]

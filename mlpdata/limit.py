@@ -29,7 +29,10 @@ def first_samples(
     """
     limits: list[dict[str, int]] = [{} for _ in units]  # what each unit was asked for
     found: list[dict[str, int]] = [{} for _ in units]  # and what came
-    queues = {split: [i for i in range(len(units)) if split in holds[i]] for split in dict.fromkeys(sum(holds, ()))}
+    queues: dict[str, list[int]] = {}  # split -> the units that may hold it
+    for i, names in enumerate(holds):
+        for split in names:
+            queues.setdefault(split, []).append(i)
     asked = dict.fromkeys(queues, 0)  # how many of a split's units were
     while True:
         wave: set[int] = set()

@@ -149,7 +149,7 @@ class Plan:
 
     @property
     def assembling(self) -> Path:
-        """Stands once all parts were whole, before the first of them is cut off."""
+        """Stands once all parts were whole, before the first of them is cut off: see workdir.begin_with."""
         return self.work / "assembling"
 
 

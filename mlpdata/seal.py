@@ -44,6 +44,7 @@ class Found:
     num_left_out: int  # files that are none of the data
     first_reason: str  # of those that were skipped
     small: dict[str, int]  # images of each class that was found too small when it was read
+    decoded: set[str]  # units of which nothing was deferred
     payload_bytes: int  # of all samples, as pixels and encoded
     total: Summary
     label_map: np.ndarray  # the source's label -> the output's; -1 for a class that is left out

@@ -101,8 +101,8 @@ def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path, key: 
 
     key: see parts.write.
     Returns the part's record: `splits` (name -> first row and the row behind the last), `skipped`, `small` (images of
-    each class that was left out for its size) and `summary`. Raises Error where the unit has another number of samples
-    than it promises.
+    each class that was left out for its size), `summary` and `decodes_all`. Raises Error where the unit has another
+    number of samples than it promises.
     """
     rows: list[tuple] = []
     text: list[bytes] = []
@@ -165,6 +165,7 @@ def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path, key: 
         ordered = [splits[i] for i in order]
         ranges = {s: (ordered.index(s), ordered.index(s) + ordered.count(s)) for s in sorted(set(splits))}
         record = {"splits": ranges, "skipped": skipped, "small": small, "summary": vars(total)}
+        record["decodes_all"] = task.decodes_all
         buffers = payloads.iterate(order)
         parts.write(folder, task.unit.name, table, b"".join(text), buffers, record, recipe.durable, key)
     return record

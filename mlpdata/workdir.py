@@ -15,7 +15,8 @@ from pathlib import Path
 import xxhash
 
 from mlpdata.errors import Error
-from mlpdata.manifest import Manifest, manifest_path, sync_dir
+from mlpdata.manifest import Manifest, manifest_path, sync_dir, write_atomic
+from mlpdata.parts import keyed_check
 from mlpdata.plan import Plan, largest, size
 from mlpdata.shards import SHARDS
 
@@ -182,6 +183,25 @@ def _changed(before: dict[str, str], now: dict[str, str]) -> str:
     if len(before) != len(now):
         return next(iter(now), "the source")
     return next((path for (path, stamp), old in zip(now.items(), before.values(), strict=True) if stamp != old), "")
+
+
+def begin_with(plan: Plan, decoded: set[str]) -> None:
+    """Note that shards are assembled from now on, and parts cut off.
+
+    decoded: the units of which nothing is deferred: if their parts are lost they are made so again, or the order would
+    be another.
+    """
+    body = json.dumps(sorted(decoded)).encode()
+    write_atomic(plan.assembling, keyed_check(plan.digest, body).hexdigest().encode() + b"\n" + body)
+
+
+def begun_with(plan: Plan) -> set[str] | None:
+    """What `begin_with` noted; None where it did not, or that is damaged: then all is assembled anew."""
+    try:
+        check, _, body = plan.assembling.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    return set(json.loads(body)) if check == keyed_check(plan.digest, body).hexdigest().encode() else None
 
 
 def _write_plan(plan: Plan, path: Path) -> None:

@@ -1,0 +1,269 @@
+"""What an earlier run left is input like any other: damaged, another's or of the wrong kind, it is made again."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import convert_quietly, encoded, picture, sums
+
+from mlpdata import Error, convert, plan, shards
+from mlpdata.sources import folder
+
+
+class Inline:
+    """The work of an engine in this process."""
+
+    def __init__(self, num_workers, state):
+        self.state = state
+
+    def map(self, function, tasks, tick=None):
+        for task in tasks:
+            yield task, function(self.state, task)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.state.buffers.wait()
+
+
+@pytest.fixture(scope="module", params=["parts", "large parts", "shards", "large shards"])
+def interrupted(request, tmp_path_factory):
+    """(options, the directory of a run that was stopped, the sums of one that was not, patches)."""
+    root = tmp_path_factory.mktemp("interrupted")
+    for i in range(60):
+        path = root / "in" / ("val" if i % 4 == 0 else "train") / f"class{i % 2}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture(*((16, 16) if i % 3 else (20, 18)), i)))
+    options = {"dataset": "folder", "source": str(root / "in"), "res": 16, "shard_size": 5}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "LocalEngine", Inline)
+        patch.setattr(os, "fsync", lambda fd: None)  # hundreds of them, and nobody pulls the plug
+        patch.setattr(folder, "LEAST_IMAGES", 10)
+        convert_quietly(**options, out=root / "whole")
+        if "large" in request.param:
+            patch.setattr(plan, "DURABLE_FROM_BYTES", 0)
+        with pytest.MonkeyPatch.context() as stop:
+            if "parts" in request.param:
+                stop.setattr(convert, "_take_stock", stopped)
+            else:
+                calls = iter(range(6))
+                add = shards.IndexWriter.add
+                stop.setattr(
+                    shards.IndexWriter, "add", lambda *a: add(*a) if next(calls, None) is not None else stopped()
+                )
+            with pytest.raises(Error, match="stopped; what is done stays in"):
+                convert_quietly(**options, out=root / "out")
+        assert not (root / "out" / "manifest.json").exists()
+        yield options, root / "out", sums(root / "whole")
+
+
+def stopped(*_):
+    raise KeyboardInterrupt
+
+
+def first(pattern):
+    return lambda root: sorted(root.glob(pattern))[:1]
+
+
+def every(pattern):
+    return lambda root: sorted(root.glob(pattern))
+
+
+def flip(path, at=0.5):
+    data = bytearray(path.read_bytes())
+    if data:
+        data[min(len(data) - 1, int(len(data) * at))] ^= 0x55
+        path.write_bytes(data)
+
+
+def folder_instead(path):
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+
+
+def file_instead(path):
+    shutil.rmtree(path)
+    path.write_text("")
+
+
+def link_instead(path):
+    path.unlink()
+    path.symlink_to("/nonexistent")
+
+
+FILES = {
+    "rows": first(".convert/parts/*.rows"),
+    "data": first(".convert/parts/*.data"),
+    "last data": lambda root: sorted(root.glob(".convert/parts/*.data"))[-1:],
+    "plan": first(".convert/plan.json"),
+    "lock": first(".convert/lock"),
+    "journal": first(".convert/shards/*.arrow"),
+    "tar": first("*.tar"),
+    "beton": first(".convert/*.beton"),
+    "table": every(".convert/*.p[lo]*s"),
+    "labels": first(".convert/labels.npy"),
+    "assembling": first(".convert/assembling"),
+}
+DAMAGES = {
+    "gone": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "short": lambda path: path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2]),
+    "flipped": flip,
+    "flipped at its start": lambda path: flip(path, 0),
+    "flipped at its end": lambda path: flip(path, 1),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "another's": lambda path: path.write_bytes(sorted(path.parent.glob(f"*{path.suffix}"))[-1].read_bytes()),
+    "a folder": folder_instead,
+    "a link": link_instead,
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_damaged_journals_are_made_again(tmp_path, interrupted, what):
+    options, left, whole = interrupted
+    for how, act in DAMAGES.items():
+        if what == "tar" and how == "a folder":
+            continue  # in the directory of the user: that is told
+        root = tmp_path / how
+        shutil.copytree(left, root)
+        for path in FILES[what](root):
+            act(path)
+        convert_quietly(**options, out=root)
+        assert sums(root) == whole, how
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "5", "null", "{}", "[" * 100_000, '{"identity": {}}', "{}".encode("utf-16"), b"\xff\xfe"]
+)
+def test_a_plan_that_is_none_is_written_anew(tmp_path, interrupted, text):
+    options, left, whole = interrupted
+    shutil.copytree(left, tmp_path / "out")
+    (tmp_path / "out" / ".convert" / "plan.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    _, lines = convert_quietly(**options, out=tmp_path / "out")
+    assert sums(tmp_path / "out") == whole
+    assert any("plan.json was damaged" in line for line in lines)
+
+
+def test_a_plan_of_another_version_is_not_touched(tmp_path, interrupted):
+    options, left, _ = interrupted
+    shutil.copytree(left, tmp_path / "out")
+    older = json.dumps({"tool_version": "0.0.9", "command": "mlpdata convert"})
+    (tmp_path / "out" / ".convert" / "plan.json").write_text(older)
+    with pytest.raises(Error, match=r"unfinished conversion of another mlpdata \(0\.0\.9\)"):
+        convert_quietly(**options, out=tmp_path / "out")
+    assert (tmp_path / "out" / ".convert" / "plan.json").read_text() == older
+
+
+def test_parts_and_shards_of_other_options_are_not_taken_for_ours(tmp_path, interrupted):
+    """Without a plan nothing but the parts themselves says whose they are."""
+    options, left, whole = interrupted
+    shutil.copytree(left, tmp_path / "out")
+    (tmp_path / "out" / ".convert" / "plan.json").unlink()
+    (tmp_path / "out" / "train-000099.tar").write_bytes(b"of a run with smaller shards")
+    (tmp_path / "out" / "README.md.tmp").write_bytes(b"of a run that was killed")
+    other = {**options, "seed": 1}
+    convert_quietly(**other, out=tmp_path / "expected")
+    convert_quietly(**other, out=tmp_path / "out")
+    assert sums(tmp_path / "out") == sums(tmp_path / "expected") != whole
+
+
+def test_parts_swapped_and_folders_that_are_files(tmp_path, interrupted):
+    options, left, whole = interrupted
+    for suffixes in ((".rows",), (".rows", ".data")):
+        root = tmp_path / "-".join(suffixes)
+        shutil.copytree(left, root)
+        for suffix in suffixes:
+            one, two, *_ = sorted((root / ".convert" / "parts").glob(f"*{suffix}"))
+            one.rename(one.with_suffix(".x"))
+            two.rename(one)
+            one.with_suffix(".x").rename(two)
+        convert_quietly(**options, out=root)
+        assert sums(root) == whole
+    for name in ("parts", "shards"):
+        shutil.copytree(left, tmp_path / name)
+        (tmp_path / name / ".convert" / "shards").mkdir(exist_ok=True)
+        file_instead(tmp_path / name / ".convert" / name)
+        convert_quietly(**options, out=tmp_path / name)
+        assert sums(tmp_path / name) == whole
+
+
+def test_a_work_directory_that_is_none_is_named(tmp_path, interrupted):
+    options, left, _ = interrupted
+    for k, act in enumerate((lambda path: path.write_text("x"), lambda path: path.symlink_to(left / ".convert"))):
+        (tmp_path / f"{k}").mkdir()
+        act(tmp_path / f"{k}" / ".convert")
+        with pytest.raises(Error, match=r"\.convert is not the folder that an unfinished conversion leaves"):
+            convert_quietly(**options, out=tmp_path / f"{k}")
+    assert (left / ".convert" / "plan.json").exists()
+
+
+def test_nothing_temporary_is_left(tmp_path, interrupted):
+    options, left, whole = interrupted
+    shutil.copytree(left, tmp_path / "out")
+    for name in ("manifest.json.tmp", "classes.txt.tmp", "train.index.parquet.tmp", "test-000000.tar"):
+        (tmp_path / "out" / name).write_bytes(b"x")
+    (tmp_path / "out" / "notes.txt").write_text("of the user")
+    convert_quietly(**options, out=tmp_path / "out")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "of the user"
+    (tmp_path / "out" / "notes.txt").unlink()
+    assert sums(tmp_path / "out") == whole
+
+
+# --------------------------------------------------------------------------------------------- a source that changes
+
+
+def make_source(root):
+    for i in range(12):
+        (root / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        (root / f"class{i % 2}" / f"{i}.jpg").write_bytes(encoded(picture(20, 20, i)))
+
+
+def exchange(root):
+    one, two = root / "class0" / "0.jpg", root / "class1" / "1.jpg"
+    one_data = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(one_data)
+    for path in (one, two):
+        os.utime(path, ns=(1, 1))
+
+
+CHANGES = {
+    "exchanged": exchange,
+    "cut": lambda root: os.truncate(root / "class0" / "0.jpg", 100),
+    "a class gone": lambda root: shutil.rmtree(root / "class0"),
+    "an image more": lambda root: shutil.copy(root / "class0" / "0.jpg", root / "class1" / "x.jpg"),
+    "all gone": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
+    make_source(tmp_path / "in")
+    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    take_stock = convert._take_stock
+    monkeypatch.setattr(convert, "_take_stock", lambda plan: CHANGES[change](tmp_path / "in") or take_stock(plan))
+    with pytest.raises(Error, match=r"in changed while it was read, .*: delete that and run the same command again"):
+        convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_source_that_changed_between_two_runs(tmp_path, monkeypatch):
+    make_source(tmp_path / "in")
+    options = {"dataset": "folder", "source": str(tmp_path / "in"), "res": 8, "out": tmp_path / "out"}
+    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    with monkeypatch.context() as stop:
+        stop.setattr(convert, "_take_stock", stopped)
+        with pytest.raises(Error, match="stopped"):
+            convert_quietly(**options)
+    shutil.copytree(tmp_path / "in", tmp_path / "kept")  # with its times
+    exchange(tmp_path / "in")
+    with pytest.raises(Error, match=r"in changed after the conversion in .*out had begun: delete .*out"):
+        convert_quietly(**options)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    shutil.rmtree(tmp_path / "in")
+    shutil.copytree(tmp_path / "kept", tmp_path / "in")
+    convert_quietly(**options)
