@@ -175,7 +175,7 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
         say=say,
         quiet=options.quiet,
     )
-    stamps = source.stamps()
+    stamps = source.stamps(str(root))
     asked, note = class_filter, ""
     if asked.is_default and not source.class_filter.is_default:
         class_filter = asked.beside_splits()

@@ -171,7 +171,7 @@ def check_plan(plan: Plan, say: Callable[[str], None]) -> None:
 
 def check_source(plan: Plan) -> None:
     """Raise Error where the source is not what it was when it was opened."""
-    if changed := _changed(plan.stamps, plan.source.stamps()):
+    if changed := _changed(plan.stamps, plan.source.stamps(str(plan.root))):
         raise Error(
             f"{changed} changed while it was read, and nobody can say what is in {plan.root} now: delete that and run "
             "the same command again"

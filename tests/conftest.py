@@ -255,7 +255,7 @@ def photos_dir(tmp_path_factory):
 
 
 class Inline:
-    """Stands for LocalEngine where the workers' side is what is tested: no processes to wait for."""
+    """Stands for LocalEngine where it is not what is tested: no processes to wait for."""
 
     def __init__(self, num_workers, state):
         self.state = state
@@ -266,7 +266,7 @@ class Inline:
     def __exit__(self, *_):
         pass
 
-    def map(self, function, tasks, tick):
+    def map(self, function, tasks, tick=None):
         return ((task, function(self.state, task)) for task in tasks)
 
 

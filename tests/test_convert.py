@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from conftest import (
     SYNSETS,
+    Inline,
     convert_quietly,
     damaged_inside,
     encoded,
@@ -38,8 +40,9 @@ from mlpdata.manifest import Manifest, read_classes
 from mlpdata.plan import Options, make_plan
 from mlpdata.progress import Progress, duration
 from mlpdata.seal import Hasher
-from mlpdata.sources import ClassFilter, Unit, shapes
+from mlpdata.sources import Broken, ClassFilter, Sample, Unit, folder, shapes
 from mlpdata.units import Summary
+from mlpdata.verify import verify
 from mlpdata.workdir import Lock
 
 
@@ -383,12 +386,57 @@ def test_unknown_split_and_option_values(tmp_path):
             convert_quietly(dataset="shapes", out=tmp_path / "x", **bad)
 
 
-def test_two_images_with_one_key_are_an_error(tmp_path):
-    for i in range(2):  # WebDataset tars put together by somebody
-        members = {"n01440764_1.jpg": encoded(picture(20, 20, i)), "n01440764_1.cls": b"0"}
-        (tmp_path / f"train-{i}.tar").write_bytes(tar_bytes(members))
-    with pytest.raises(Error, match=r"two images have the key 'n01440764_1': .* and "):
-        convert_quietly(dataset="imagenet1k", source=str(tmp_path), res=8, out=tmp_path / "out", workers=1)
+class FewHashes:
+    """A module in which every hash is one of four."""
+
+    def __getattr__(self, name):
+        return getattr(xxhash, name)
+
+    def xxh3_64_intdigest(self, data, seed=0):
+        return xxhash.xxh3_64_intdigest(data, seed) & 3 << 62
+
+
+def test_keys_with_equal_hashes_are_in_one_order_everywhere(tmp_path, monkeypatch):
+    """Tables, payloads and both formats agree; shards are larger, as equal hashes stay together."""
+    images = {}
+    for c, i in ((c, i) for c in "ab" for i in range(40)):
+        path = tmp_path / "in" / c / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images[f"{c}/{i}"] = picture(8 + i % 3, 9, 100 * i + ord(c))
+        path.write_bytes(encoded(images[f"{c}/{i}"], "PNG"))
+    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    monkeypatch.setattr(folder, "LEAST_IMAGES", 15)
+    monkeypatch.setattr(units, "xxhash", FewHashes())
+    manifest, _ = convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=16, resize="longest", codec="png",
+                                  format="both", out=tmp_path / "out", shard_size=10)  # fmt: skip
+    assert manifest.splits["train"].num_samples == 80 and len(manifest.splits["train"].tars) <= 4
+    rows = pq.read_table(tmp_path / "out" / "train.index.parquet").to_pylist()
+    assert sorted(row["key"] for row in rows) == sorted(images)
+    index = beton.open_index(tmp_path / "out" / "train.beton")
+    tars = tar_samples(tmp_path / "out", "train")
+    data = (tmp_path / "out" / "train.beton").read_bytes()
+    assert list(tars) == [row["key"] for row in rows]
+    for i, row in enumerate(rows):
+        shape = (int(index.height[i]), int(index.width[i]), 3)
+        start = int(index.offset[i])
+        pixels = np.frombuffer(data[start : start + int(index.num_bytes[i])], np.uint8).reshape(shape)
+        assert np.array_equal(pixels, decoded(tars[row["key"]][1])), row["key"]
+        assert int(index.label[i]) == row["label"] == "ab".index(row["key"][0])
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_two_images_with_one_key_are_an_error(tmp_path, monkeypatch, few):
+    def samples(self, unit):
+        for i, key in enumerate(["k1", "k2", "k3", "k4", "k5", "k1" if unit.name == "train-000000" else "k6"]):
+            yield Sample(key, np.zeros((8, 8, 3), np.uint8), 0, f"{unit.name}[{i}]")
+
+    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    monkeypatch.setattr(shapes.Shapes, "samples", samples)
+    monkeypatch.setattr(shapes.Shapes, "units", lambda self: [Unit("train-000000", "train", 6, 0, None)])
+    if few:
+        monkeypatch.setattr(units, "xxhash", FewHashes())
+    with pytest.raises(Error, match=r"two images have the key 'k1': train-000000\[\d\] and train-000000\[\d\]"):
+        convert_quietly(dataset="shapes", res=8, out=tmp_path / "out")
 
 
 def test_fidelity_is_measured_on_resized_images_only(photos_dir, tmp_path):
@@ -574,3 +622,81 @@ def test_only_units_of_the_wanted_splits_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "Shapes", Both)
     manifest, _ = convert_quietly(dataset="shapes", res=8, out=tmp_path / "out", splits=("validation",), workers=1)
     assert {s: info.num_samples for s, info in manifest.splits.items()} == {"val": 2000}
+
+
+# ------------------------------------------------------------------------------------------------ what is left out
+
+
+def yields(monkeypatch, *more, num_samples=None):
+    """Shapes of one unit of ten images, and more."""
+    real = shapes.Shapes.samples
+    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    monkeypatch.setattr(shapes.Shapes, "samples", lambda self, unit: [*real(self, unit), *more])
+    unit = Unit("train-000000", "train", num_samples or 10, 0, (0, 10), exact=num_samples is not None)
+    monkeypatch.setattr(shapes.Shapes, "units", lambda self: [unit])
+
+
+def test_files_that_are_no_data_are_listed_and_do_not_count_as_skipped(tmp_path, monkeypatch):
+    strange = ("caf\udce9/Thumbs.db", "line\u2028end/.DS_Store", "x" * 300, "\ud800")
+    yields(monkeypatch, *(Broken(name, f"{name} is no data", is_data=False) for name in strange))
+    manifest, lines = convert_quietly(dataset="shapes", res=8, out=tmp_path / "out", max_skipped=0)
+    assert manifest.splits["train"].num_skipped == 0
+    assert "4 files left out" in lines[-1] and "skipped" not in lines[-1]
+    text = (tmp_path / "out" / "skipped.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert len({row["source"] for row in rows}) == 4 and all(row["is_data"] is False for row in rows)
+    assert not verify(tmp_path / "out")[1].problems
+    yields(monkeypatch, Broken("a", "is no image"), Broken("b", "is no data", is_data=False))
+    _, lines = convert_quietly(dataset="shapes", res=8, out=tmp_path / "two", max_skipped=0.5)
+    assert "1 skipped, 1 file left out" in lines[-1]
+    with pytest.raises(Error, match=r"of 11 images \(9.09%\) could not be read"):
+        convert_quietly(dataset="shapes", res=8, out=tmp_path / "three", max_skipped=0.05)
+
+
+def test_a_unit_has_as_many_images_as_were_listed(tmp_path, monkeypatch):
+    more = (Broken("a", "is no image"), Broken("b", "is no data", is_data=False))
+    yields(monkeypatch, *more, num_samples=11)
+    convert_quietly(dataset="shapes", res=8, out=tmp_path / "out", max_skipped=0.5)
+    yields(monkeypatch, num_samples=11)
+    with pytest.raises(Error, match="unit train-000000 has 10 images where 11 were listed: the source changed while"):
+        convert_quietly(dataset="shapes", res=8, out=tmp_path / "x")
+    convert_quietly(dataset="shapes", res=8, out=tmp_path / "few", limit=5)  # nobody read on
+
+
+def test_warnings_of_the_source_are_said_again_at_the_end(tmp_path, monkeypatch):
+    yields(monkeypatch)
+    monkeypatch.setattr(shapes.Shapes, "warnings", ("two circles look alike",))
+    _, lines = convert_quietly(dataset="shapes", res=8, out=tmp_path / "out")
+    assert lines.count("warning: two circles look alike") == 2 and lines[-1].startswith("done: ")
+
+
+def test_a_sample_of_a_split_that_nobody_announced_is_no_silence(tmp_path, monkeypatch):
+    yields(monkeypatch, Sample("k", np.zeros((8, 8, 3), np.uint8), 0, "k", "night"))
+    with pytest.raises(RuntimeError, match="is of split 'night', which the source does not have"):
+        convert_quietly(dataset="shapes", res=8, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(5, "Input/output error", "/x/y"), "cannot read the source: Input/output error: /x/y"),
+        (OSError(), "cannot read the source: OSError"),
+        (MemoryError(), "out of memory while the source was listed"),
+        (KeyboardInterrupt(), "stopped before anything was written"),
+    ],
+)
+def test_what_goes_wrong_while_the_source_is_opened_is_one_line(tmp_path, monkeypatch, error, message):
+    def units(self):
+        raise error
+
+    monkeypatch.setattr(shapes.Shapes, "units", units)
+    with pytest.raises(Error, match=f"^{message}"):
+        convert_quietly(dataset="shapes", res=8, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_of_memory_is_one_line(tmp_path, monkeypatch):
+    yields(monkeypatch)
+    monkeypatch.setattr(convert, "_take_stock", lambda plan: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(Error, match=r"^out of memory; run the same command again"):
+        convert_quietly(dataset="shapes", res=8, out=tmp_path / "out")

@@ -6,27 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import convert_quietly, encoded, picture, sums
+from conftest import Inline, convert_quietly, encoded, picture, sums, tar_bytes
 
 from mlpdata import Error, convert, plan, shards
 from mlpdata.sources import folder
-
-
-class Inline:
-    """The work of an engine in this process."""
-
-    def __init__(self, num_workers, state):
-        self.state = state
-
-    def map(self, function, tasks, tick=None):
-        for task in tasks:
-            yield task, function(self.state, task)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.state.buffers.wait()
 
 
 @pytest.fixture(scope="module", params=["parts", "shards", "large shards"])
@@ -267,3 +250,13 @@ def test_a_source_that_changed_between_two_runs(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "in")
     shutil.copytree(tmp_path / "kept", tmp_path / "in")
     convert_quietly(**options)
+
+
+def test_shards_that_are_written_beside_the_source_are_no_change_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    data = tar_bytes({f"n01440764_{i}.JPEG": encoded(picture(20, 20, i)) for i in range(4)})
+    (tmp_path / "n01440764.tar").write_bytes(data)
+    (tmp_path / "n01443537.tar").write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    convert_quietly(dataset="imagenet1k", source=".", res=8, out=Path("shards/out"))
+    assert (tmp_path / "shards" / "out" / "manifest.json").exists()

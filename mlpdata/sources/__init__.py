@@ -123,13 +123,15 @@ class Source(ABC):
     def units(self) -> list[Unit]:
         """Every unit, in a fixed order, without reading the images. Called once, in the parent process."""
 
-    def stamps(self) -> dict[str, str]:
+    def stamps(self, without: str = "") -> dict[str, str]:
         """What tells whether the files read are still those they were, by path; taken anew it is equal or they changed.
 
+        without: a folder that does not count, where it lies in one that is read: the shards that are made.
         Of local files and folders only: what is read from a URL is checked as it is read. Raises Error for a folder
         that cannot be read.
         """
-        return {path: stamp(path) for path in self.files if not path.startswith(("http://", "https://", "hf:"))}
+        local = (path for path in self.files if not path.startswith(("http://", "https://", "hf:")))
+        return {path: stamp(path, without) for path in local}
 
     @abstractmethod
     def samples(self, unit: Unit) -> Iterator[Sample | Broken | TooSmall]:

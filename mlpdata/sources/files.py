@@ -146,16 +146,22 @@ def matching(path: Path) -> tuple[Path, list[Path]]:
     return root, sorted(root / name for name in glob.glob("/".join(parts[n:]), root_dir=root))
 
 
-def stamp(path: str) -> str:
-    """What tells whether a file, or anything below a folder, is still what it was: sizes and times of change."""
+def stamp(path: str, without: str = "") -> str:
+    """What tells whether a file, or anything below a folder, is still what it was: sizes and times of change.
+
+    without: a folder that may lie below, of which nothing counts, nor does that it is there.
+    """
     try:
         if not os.path.isdir(path):
             return _stamp(os.stat(path))
         digest = xxhash.xxh3_128()
+        left_out = os.path.relpath(os.path.realpath(without), os.path.realpath(path)) + "/" if without else "../"
         for below, entries in tree(path):
-            digest.update(f"{below}\0".encode("utf-8", "surrogateescape"))
-            for entry in entries:
-                if not (is_folder(entry) or is_system(entry.name)):
+            found = [e for e in entries if not (is_folder(e) or is_system(e.name))]
+            leads_there = not found and left_out.startswith(f"{below}/")
+            if not (leads_there or f"{below}/".startswith(left_out)):
+                digest.update(f"{below}\0".encode("utf-8", "surrogateescape"))
+                for entry in found:
                     digest.update(f"{entry.name}\0{_entry_stamp(entry)}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
     except OSError as e:

@@ -275,11 +275,13 @@ class Folder(Source):
                 units.append(Unit(f"{split}-left-out", split, 0, 0, left_out))
         return units
 
-    def stamps(self) -> dict[str, str]:
+    def stamps(self, without: str = "") -> dict[str, str]:
         """See Source.stamps: one for all names, sizes and times of change in the folders that are read."""
         whole = xxhash.xxh3_128()
         for below in dict.fromkeys(piece.below for piece in self._pieces):
-            whole.update(f"{below}\0{files.stamp(f'{self.path}/{below}')}\0".encode("utf-8", "surrogateescape"))
+            whole.update(
+                f"{below}\0{files.stamp(f'{self.path}/{below}', without)}\0".encode("utf-8", "surrogateescape")
+            )
         return {str(self.path): whole.hexdigest()}
 
     # --------------------------------------------------------------------------------------------------- reading
