@@ -627,11 +627,13 @@ def test_only_units_of_the_wanted_splits_are_read(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ what is left out
 
 
+SHAPES = shapes.Shapes.samples
+
+
 def yields(monkeypatch, *more, num_samples=None):
     """Shapes of one unit of ten images, and more."""
-    real = shapes.Shapes.samples
     monkeypatch.setattr(convert, "LocalEngine", Inline)
-    monkeypatch.setattr(shapes.Shapes, "samples", lambda self, unit: [*real(self, unit), *more])
+    monkeypatch.setattr(shapes.Shapes, "samples", lambda self, unit: [*SHAPES(self, unit), *more])
     unit = Unit("train-000000", "train", num_samples or 10, 0, (0, 10), exact=num_samples is not None)
     monkeypatch.setattr(shapes.Shapes, "units", lambda self: [unit])
 
