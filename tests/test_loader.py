@@ -572,7 +572,7 @@ def test_on_the_gpu(shapes_dir, tier):
 @pytest.mark.parametrize("tier", [pytest.param(t, marks=gpu) for t in ("resident", "pinned", "stream")])
 def test_pinned_buffers_are_not_filled_while_they_are_copied(shapes_dir, tier):
     """A device that lags behind: copies and gathers queue up, and every batch must still be its own."""
-    images = torch.from_numpy(mlpdata.load(shapes_dir, "train", 100).arrays()[0]).cuda()
+    images = torch.tensor(mlpdata.load(shapes_dir, "train", 100).arrays()[0]).cuda()
     loader = mlpdata.load(shapes_dir, "train", 64, device="cuda", tier=tier)
     heavy, wrong = torch.rand(4096, 4096, device="cuda"), torch.zeros((), dtype=torch.int64, device="cuda")
     for _ in range(3):

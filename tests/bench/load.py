@@ -43,7 +43,7 @@ def ours(root, **options) -> Iterator[int]:
 
 
 def ceiling(root) -> Iterator[int]:
-    pixels = torch.from_numpy(mlpdata.load(root, "train", BATCH).arrays()[0])
+    pixels = torch.tensor(mlpdata.load(root, "train", BATCH).arrays()[0])
     out = torch.empty((BATCH, *pixels.shape[1:]), dtype=torch.uint8)
     while True:
         order = torch.randperm(len(pixels))
