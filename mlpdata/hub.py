@@ -16,7 +16,7 @@ from mlpdata.errors import Error
 
 PREFIX = "hf:"
 NAME = re.compile(
-    r"hf:(?://datasets/)?(?P<name>[\w.-]+/[\w.-]+)(?P<folder>(?:/[^/@\n]+)*)/?(?:@(?P<revision>[\w./-]+))?"
+    r"hf:(?://datasets/)?(?P<name>[\w.-]+/[\w.-]+)(?P<below>(?:/[^/@\n]+)*)/?(?:@(?P<revision>[\w./-]+))?"
 )
 
 
@@ -75,7 +75,7 @@ def open_repository(text: str) -> Repository:
     for path in files:
         if path.startswith("/") or ".." in Path(path).parts:
             raise Error(f"{name} has a file with the impossible path {path!r}")
-    whole, folder = Repository(name, info.sha, files), match["folder"].strip("/")
+    whole, folder = Repository(name, info.sha, files), match["below"].strip("/")
     if folder and not whole.below(folder).files:
         raise Error(f"{name} has no folder {folder!r} at {info.sha}")
     return whole.below(folder) if folder else whole
