@@ -64,7 +64,9 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
     except KeyboardInterrupt:
         raise Error("stopped before anything was written") from None
     except OSError as e:
-        raise Error(f"cannot read the source: {_in_a_line(e)}") from None
+        raise Error(
+            f"cannot read {e.filename or options.source or 'the source'}: {e.strerror or first_line(e)}"
+        ) from None
     except MemoryError:
         raise Error("out of memory while the source was listed; it needs a machine with more") from None
     try:

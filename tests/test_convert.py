@@ -681,7 +681,7 @@ def test_a_sample_of_a_split_that_nobody_announced_is_no_silence(tmp_path, monke
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(5, "Input/output error", "/x/y"), "cannot read the source: Input/output error: /x/y"),
+        (OSError(5, "Input/output error", "/x/y"), "cannot read /x/y: Input/output error"),
         (OSError(), "cannot read the source: OSError"),
         (MemoryError(), "out of memory while the source was listed"),
         (KeyboardInterrupt(), "stopped before anything was written"),
