@@ -270,7 +270,7 @@ def verify(directory):
     if found.num_problems:
         n, told = found.num_problems, len(found.problems)
         listed = f"{n:,} problem{'s' if n > 1 else ''}, {f'{told:,} of them ' if n > told else ''}listed above"
-        raise Error(f"{directory} is damaged: {listed}; get or convert it again")
+        raise Error(f"{directory} is damaged: {listed}; delete it, and get or convert it again")
     click.echo(f"{directory} is whole: {what}")
 
 

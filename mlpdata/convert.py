@@ -31,6 +31,7 @@ from mlpdata.seal import Found, Hasher, iter_skipped, seal
 from mlpdata.units import Summary, Task
 from mlpdata.workdir import (
     Lock,
+    begin_again,
     begin_with,
     begun_with,
     check_directory,
@@ -75,6 +76,7 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
             prepare(plan)
             with Lock(plan):
                 if check_directory(plan) is None:  # another run may have finished it a moment ago
+                    begin_again(plan, say)
                     tidy(plan)
                     check_plan(plan, say)
                     say(_announce(plan))
@@ -83,7 +85,7 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
                     for warning in plan.source.warnings:
                         say(f"warning: {warning}")
                     return _run(plan, started, say)
-        say(f"{plan.root} already holds exactly this: nothing to do")
+        say(f"{plan.root} already holds exactly this: nothing to do (delete it to have it made again)")
         return Manifest.load(plan.root)
     except KeyboardInterrupt:
         raise Error(f"stopped; what is done stays in {plan.work}: the same command goes on from here") from None

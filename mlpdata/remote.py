@@ -217,7 +217,13 @@ def staged(url: str, say: Callable[[str], None]) -> Iterator[Path]:
     if finished:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        manifest_path(folder).write_bytes(store.read(manifest_path(folder).name))
+        text = store.read(manifest_path(folder).name)
+        files = Manifest.parse(text, f"{store.where}/{manifest_path(folder).name}").files
+        _check_there(store.where, files, store.sizes(), f"delete {store.where} and run the same command again")
+        for name, entry in files.items():  # as holes: their sizes are looked at
+            with open(folder / name, "wb") as f:
+                f.truncate(entry["bytes"])
+        manifest_path(folder).write_bytes(text)
     elif not folder.exists() and not journal.exists() and store.sizes():
         raise Error(f"{store.where} is not empty and no conversion of ours; choose another --out")
     try:
@@ -262,12 +268,14 @@ def _upload(store: _Storage, folder: Path, journal: Path, say: Callable[[str], N
     say(f"uploaded {len(files) + 1} files to {store.where}")
 
 
-def _check_there(where: str, files: dict[str, FileEntry], there: dict[str, int | None]) -> None:
-    """Raise Error where not all files have arrived: the manifest must not say they have."""
+def _check_there(
+    where: str, files: dict[str, FileEntry], there: dict[str, int | None], then: str = "run the same command again"
+) -> None:
+    """Raise Error where not all files have arrived: the manifest must not say they have. then: what to do about it."""
     for name, entry in files.items():
         if there.get(name) != entry["bytes"]:
             found = f"{there[name]} bytes" if name in there else "nothing"
-            raise Error(f"{where} has {found} as {name} instead of {entry['bytes']} bytes; run the same command again")
+            raise Error(f"{where} has {found} as {name} instead of {entry['bytes']} bytes; {then}")
 
 
 def push(root: Path, name: str, private: bool = False, say: Callable[[str], None] = print) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import xxhash
 
-from mlpdata.errors import Error
+from mlpdata.errors import Error, first_line
 from mlpdata.manifest import Manifest, manifest_path, sync_dir, write_atomic
 from mlpdata.parts import keyed_check
 from mlpdata.plan import Plan, largest, size
@@ -24,17 +24,18 @@ WAIT_S = 2.0  # for the workers of a run that was just killed: they hold its loc
 
 
 def check_directory(plan: Plan) -> Manifest | None:
-    """The manifest, if the directory is finished and holds just this. Raises Error if it holds anything else."""
+    """The manifest, if the directory is finished and holds just this. Raises Error if it holds anything else.
+
+    None where there is work to do, also on a finished directory that lost something: see `begin_again`.
+    """
     root = plan.root
-    if manifest_path(root).exists():
-        manifest = Manifest.load(root)
-        if manifest.command == plan.identity["command"] and manifest.source_files == plan.identity["source_files"]:
-            if plan.work.is_dir():  # stopped between the manifest and the cleaning up
-                clean_up(plan, manifest)
-            return manifest
-        raise Error(
-            f"{root} holds another conversion ({manifest.command}); choose another --out, or delete that directory"
-        )
+    if os.path.lexists(manifest_path(root)):
+        manifest = _own_manifest(plan)
+        if _loss(root, manifest):
+            return None
+        if plan.work.is_dir():  # stopped between the manifest and the cleaning up
+            clean_up(plan, manifest)
+        return manifest
     if root.exists() and not root.is_dir():
         raise Error(f"{root} is a file; choose another --out")
     if root.is_dir() and any(root.iterdir()) and not os.path.lexists(plan.work):
@@ -42,6 +43,46 @@ def check_directory(plan: Plan) -> Manifest | None:
     if os.path.lexists(plan.work) and (plan.work.is_symlink() or not plan.work.is_dir()):
         raise Error(f"{plan.work} is not the folder that an unfinished conversion leaves; remove it")
     return None
+
+
+def _own_manifest(plan: Plan) -> Manifest:
+    """The manifest of a finished directory. Raises Error where it is damaged, or not of this plan."""
+    root = plan.root
+    try:
+        manifest = Manifest.load(root)
+    except Error as e:
+        raise Error(f"{e}: choose another --out, or delete {root} first") from None
+    if manifest.command != plan.identity["command"]:
+        what = f"another conversion ({manifest.command})"
+    elif manifest.source_files != plan.identity["source_files"]:
+        what = "a conversion of another source, or of this one before it changed"
+    else:
+        return manifest
+    raise Error(f"{root} holds {what}; choose another --out, or delete that directory")
+
+
+def _loss(root: Path, manifest: Manifest) -> str:
+    """The first file of a finished directory that is gone or has another size; "" where none is."""
+    try:
+        manifest.check_sizes(root)
+    except Error as e:
+        return first_line(e).partition(";")[0]
+    return ""
+
+
+def begin_again(plan: Plan, say: Callable[[str], None]) -> None:
+    """Where a finished directory lost something, make it unfinished: the manifest goes first, then what it lists."""
+    if not os.path.lexists(manifest_path(plan.root)):
+        return
+    manifest = _own_manifest(plan)
+    say(f"warning: {_loss(plan.root, manifest)}: all of {plan.root} is made again")
+    manifest_path(plan.root).unlink()
+    sync_dir(plan.root)
+    for name in manifest.files:
+        path = plan.root / name
+        if path.is_dir() and not path.is_symlink():
+            raise Error(f"{path} is a folder; remove it, and run the same command again")
+        path.unlink(missing_ok=True)
 
 
 def prepare(plan: Plan) -> None:

@@ -496,6 +496,11 @@ def test_convert_list_and_train_with_object_storage(s3, tmp_path, monkeypatch):
     assert again == local and any("already holds exactly this: nothing to do" in line for line in lines)
     with pytest.raises(Error, match="s3://bucket/shards/a holds another conversion"):
         convert_quietly(**there, seed=1)
+    taken = s3.get_object(Bucket="bucket", Key="shards/a/train.beton")["Body"].read()
+    s3.put_object(Bucket="bucket", Key="shards/a/train.beton", Body=taken[:-1])
+    with pytest.raises(Error, match=r"as train\.beton instead of .*; delete s3://bucket/shards/a and run the same"):
+        convert_quietly(**there)
+    s3.put_object(Bucket="bucket", Key="shards/a/train.beton", Body=taken)
     loader = mlpdata.load("s3://bucket/shards/a", "train", batch_size=100)
     assert np.array_equal(loader.arrays()[0], mlpdata.load(tmp_path / "local", "train", batch_size=100).arrays()[0])
     assert loader.manifest == local

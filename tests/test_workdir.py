@@ -260,3 +260,46 @@ def test_shards_that_are_written_beside_the_source_are_no_change_of_it(tmp_path,
     monkeypatch.chdir(tmp_path)
     convert_quietly(dataset="imagenet1k", source=".", res=8, out=Path("shards/out"))
     assert (tmp_path / "shards" / "out" / "manifest.json").exists()
+
+
+# ------------------------------------------------------------------- a finished directory that lost something
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """(options, the directory they made)."""
+    make_source(tmp_path / "in")
+    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    options = {"dataset": "folder", "source": str(tmp_path / "in"), "res": 8, "shard_size": 5, "out": tmp_path / "out"}
+    convert_quietly(**options)
+    return options, tmp_path / "out"
+
+
+@pytest.mark.parametrize("name", ["train-000001.tar", "train.beton", "train.index.parquet", "classes.txt"])
+def test_a_finished_directory_that_lost_something_is_made_again(finished, name):
+    options, root = finished
+    (root / "notes.txt").write_text("of the user")
+    before = sums(root)
+    for how, act in (("is missing", Path.unlink), ("has 10 bytes", lambda path: os.truncate(path, 10))):
+        act(root / name)
+        _, lines = convert_quietly(**options)
+        told = [line for line in lines if line.endswith(f"all of {root} is made again")]
+        assert len(told) == 1 and f"{root / name} {how}" in told[0]
+        assert sums(root) == before
+    assert "nothing to do" in convert_quietly(**options)[1][-1]
+
+
+def test_a_damaged_directory_of_another_conversion_is_not_touched(finished):
+    options, root = finished
+    (root / "train.beton").unlink()
+    os.truncate(root / "classes.txt", 3)
+    before = sums(root)
+    with pytest.raises(Error, match="holds another conversion"):
+        convert_quietly(**{**options, "seed": 7})
+    assert sums(root) == before
+    os.truncate(root / "manifest.json", 100)
+    before = sums(root)
+    with pytest.raises(Error, match=r"manifest\.json is damaged .*: choose another --out, or delete .*out first"):
+        convert_quietly(**options)
+    assert sums(root) == before
