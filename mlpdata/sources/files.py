@@ -6,9 +6,9 @@ its content, in `mlpdata.image`.
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
-import posixpath
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -37,8 +37,10 @@ def looks_like_image(name: str) -> bool:
     >>> looks_like_image("a/n01440764_1.JPEG"), looks_like_image("scan.TIFF"), looks_like_image("notes.txt")
     (True, True, False)
     """
-    name = posixpath.basename(name)
-    return not is_system(name) and (name.lower().endswith(IMAGE_SUFFIXES) or "." not in name)
+    name = name.rpartition("/")[2].lower()
+    if name.endswith(IMAGE_SUFFIXES):
+        return not name.startswith("._")  # no other system file ends so
+    return "." not in name and not is_system(name)
 
 
 def is_system(path: str) -> bool:
@@ -47,8 +49,15 @@ def is_system(path: str) -> bool:
     >>> is_system("__MACOSX/train/._a.jpg"), is_system("cats/Thumbs.db"), is_system("cats/.hidden.jpg")
     (True, True, False)
     """
-    *folders, file = path.lower().split("/")
-    return file.startswith("._") or file in SYSTEM_FILES or any(f in SYSTEM_FOLDERS for f in (*folders, file))
+    folder, _, file = path.lower().rpartition("/")
+    if file.startswith("._") or file in SYSTEM_FILES or file in SYSTEM_FOLDERS:
+        return True
+    return bool(folder) and _is_in_system_folder(folder)
+
+
+@functools.lru_cache(1 << 10)  # one folder has many files, and this is asked of every member of a tar
+def _is_in_system_folder(folder: str) -> bool:
+    return not SYSTEM_FOLDERS.isdisjoint(folder.split("/"))
 
 
 def tree(root: str) -> Iterator[tuple[str, list[os.DirEntry]]]:

@@ -18,7 +18,7 @@ MAX_PADDING = 2 << 20  # zeros that an end may have: 1 MiB is the largest record
 MAX_LONG_NAME = 1 << 16  # bytes of an extended header that are read; real ones have a few hundred
 FIRST_STEP, LAST_STEP = 4 << 10, 1 << 20  # read at a time where something is looked for
 LOOK_BACK = 8 << 10  # bytes that extended headers of one member take at most, where a reader starts amid them
-ZEROS = bytes(BLOCK)
+ZEROS, STEP_OF_ZEROS = bytes(BLOCK), bytes(LAST_STEP)
 EXTENDED = b"xXgLK"  # headers that say something about the one behind them, or about all
 NO_DATA = b"123456"  # links, devices, folders, FIFOs: some writers give them a size all the same
 SPECIAL = {
@@ -178,7 +178,7 @@ def _after_zeros(
     stop, step, over = at + BLOCK, FIRST_STEP, True
     while stop < end:
         chunk = read_at(stop, min(step, end - stop))
-        zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+        zeros = len(chunk) if chunk == STEP_OF_ZEROS else len(chunk) - len(chunk.lstrip(b"\0"))
         stop += zeros
         if zeros < len(chunk) or not chunk:
             over = not chunk
