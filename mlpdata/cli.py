@@ -92,7 +92,7 @@ class _ShardDirectory(click.ParamType):
     name = "directory"
 
     def convert(self, value, param, ctx):
-        from mlpdata import remote
+        from mlpdata.shards import remote
 
         return remote.local_copy(value, lambda line: click.echo(line, err=True))
 
@@ -102,7 +102,7 @@ LIBRARIES = ["ffcv", "webdataset", "datasets", "timm", "torch", "numpy"]
 
 
 def _path_or_url(text: str):
-    from mlpdata import remote
+    from mlpdata.shards import remote
 
     return text if remote.is_remote(text) else Path(text)
 
@@ -139,14 +139,15 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
     mlpdata download cifar10
     mlpdata download imagenet1k --cookies cookies.txt --to /data
     """
-    from mlpdata import archives, datasets, web
+    from mlpdata import datasets
+    from mlpdata.fetch import official, web
 
     spec = datasets.get(dataset)
     if not spec.archives:
         raise Error(f"{spec.name} has no archive to download")
     login = web.Login(headers=web.parse_headers(headers), cookies=cookies) if headers or cookies else None
-    folder = to or archives.download_folder()
-    archives.download(spec.archives, folder, only=only, login=login, dry_run=dry_run, say=click.echo, quiet=quiet)
+    folder = to or official.download_folder()
+    official.download(spec.archives, folder, only=only, login=login, dry_run=dry_run, say=click.echo, quiet=quiet)
 
 
 @main.command()
@@ -223,8 +224,8 @@ def convert(dataset, source, res, format_, codec, quality, resize, filter_, out,
     mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --part 1/4
     mlpdata convert hub --source hf:uoft-cs/cifar10@main --res 32
     """
-    from mlpdata.convert import Options
-    from mlpdata.convert import convert as run
+    from mlpdata.convert.run import Options
+    from mlpdata.convert.run import convert as run
 
     atexit.register(gc.freeze)  # else Python looks through every object for garbage as it ends: a twentieth of a second
     run(
@@ -246,9 +247,9 @@ def info(directory, as_json):
     \b
     mlpdata info shards/cifar10-32
     """
-    from mlpdata import inspect
+    from mlpdata.inspect import info
 
-    click.echo(inspect.info(directory, as_json))
+    click.echo(info.info(directory, as_json))
 
 
 @main.command()
@@ -262,7 +263,7 @@ def verify(directory):
     \b
     mlpdata verify shards/cifar10-32
     """
-    from mlpdata.verify import verify as run
+    from mlpdata.inspect.verify import verify as run
 
     what, found = run(directory)
     for problem in found.problems:
@@ -285,7 +286,7 @@ def stats(directory, as_json):
     \b
     mlpdata stats shards/cifar10-32
     """
-    from mlpdata.stats import stats as run
+    from mlpdata.inspect.stats import stats as run
 
     click.echo(run(directory, as_json))
 
@@ -300,7 +301,7 @@ def snippet(directory, library, split):
     \b
     mlpdata snippet shards/cifar10-32 --for webdataset > read.py
     """
-    from mlpdata import snippets
+    from mlpdata.inspect import snippets
 
     click.echo(snippets.snippet(directory, library, split))
 
@@ -315,7 +316,7 @@ def push(directory, name, private):
     \b
     mlpdata push shards/cifar10-32 me/cifar10-32
     """
-    from mlpdata import remote
+    from mlpdata.shards import remote
 
     click.echo(remote.push(directory, name, private, click.echo))
 
@@ -331,7 +332,8 @@ def pull(name):
     mlpdata pull me/cifar10-32
     mlpdata pull s3://bucket/shards/cifar10-32
     """
-    from mlpdata import hub, remote
+    from mlpdata.fetch import hub
+    from mlpdata.shards import remote
 
     root = name if remote.is_remote(name) else f"{hub.PREFIX}{name}"
     click.echo(remote.local_copy(root, lambda line: click.echo(line, err=True)))
@@ -350,14 +352,14 @@ def preview(directory, out, augment, split):
     \b
     mlpdata preview shards/cifar10-32 -o cifar10.png --augment recipes/cifar10-small.yaml
     """
-    from mlpdata import inspect
+    from mlpdata.inspect import info
 
     recipe_augment = None
     if augment:
         from trainer.recipe import load_recipe
 
         recipe_augment = load_recipe(augment, []).augment
-    click.echo(inspect.preview(directory, out, split, recipe_augment))
+    click.echo(info.preview(directory, out, split, recipe_augment))
 
 
 @main.command()
@@ -380,7 +382,7 @@ def bench(directory, device, split, format_, tier, pixels, batch_size, res, thre
     mlpdata bench shards/cifar10-32
     mlpdata bench shards/imagenet21k-64 --device cuda --tier pinned --batch-size 16384
     """
-    from mlpdata.bench import bench as run
+    from mlpdata.inspect.bench import bench as run
 
     click.echo(
         run(directory, device=device, split=split, format=format_, tier=tier, pixels=pixels, batch_size=batch_size,
@@ -452,9 +454,9 @@ def scaling(runs, out):
 @main.command()
 def doctor():
     """What is installed, which image library is really loaded, what is missing."""
-    from mlpdata import inspect
+    from mlpdata.inspect import info
 
-    report, well = inspect.doctor()
+    report, well = info.doctor()
     click.echo(report)
     if not well:
         sys.exit(1)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlpdata import hub, web
-from mlpdata.archives import ACCOUNT, Archive, download_folder, fetch_url, missing
-from mlpdata.download import fetch
 from mlpdata.errors import Error
+from mlpdata.fetch import hub, web
+from mlpdata.fetch.download import fetch
+from mlpdata.fetch.official import ACCOUNT, Archive, download_folder, fetch_url, missing
 from mlpdata.sources import ClassFilter, Source
 
 
@@ -85,13 +85,13 @@ def _folder(path, *, class_filter, res, splits, **_):
 
 
 def _imagenet1k(path, *, class_filter, res, splits, **_):
-    from mlpdata.sources.detect import open_imagenet1k
+    from mlpdata.sources.imagenet_detect import open_imagenet1k
 
     return open_imagenet1k(path, class_filter, res, _listings(), splits)
 
 
 def _imagenet21k(path, *, class_filter, res, splits, **_):
-    from mlpdata.sources.detect import open_imagenet21k
+    from mlpdata.sources.imagenet_detect import open_imagenet21k
 
     return open_imagenet21k(path, class_filter, res, _listings(), splits)
 
@@ -308,7 +308,7 @@ def open_source(
         raise Error(f"{spec.name} is made on the spot and takes no --source")
     path = _locate(spec, given, say, quiet) if spec.wants_path else None
     if isinstance(path, hub.Repository) or (isinstance(path, Path) and path.is_dir()):
-        from mlpdata.sources.hub import Hints, Parquet, holds_parquet
+        from mlpdata.sources.parquet import Hints, Parquet, holds_parquet
 
         repository = isinstance(path, hub.Repository)
         if any(name.endswith(".parquet") for name in path.files) if repository else holds_parquet(path):

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 
 class Error(Exception):
-    """A failure the user can act on; its text is one line: what, where, what to do. The command line exits with 1."""
+    """A failure the user can act on; its text is one line: what, where, what to do. The command line exits with 1.
+
+    Names of files and of what is in them may hold anything: what is not printable is shown escaped.
+
+    >>> print(Error("cannot read two\\nlines"))
+    cannot read two\\nlines
+    """
+
+    def __str__(self) -> str:
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
 
 
 def first_line(error: BaseException | str) -> str:

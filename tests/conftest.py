@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from mlpdata.convert import Options, convert
+from mlpdata.convert.run import Options, convert
 
 # A slow machine is no failure.
 settings.register_profile("mlpdata", deadline=None, suppress_health_check=[HealthCheck.too_slow])

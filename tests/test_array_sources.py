@@ -15,7 +15,7 @@ from test_download import make_stl10
 from mlpdata import Error
 from mlpdata.sources import Broken, ClassFilter, cifar, downsampled
 from mlpdata.sources.cifar import Cifar
-from mlpdata.sources.detect import open_imagenet1k
+from mlpdata.sources.imagenet_detect import open_imagenet1k
 from mlpdata.sources.stl10 import Stl10
 
 NAMES = [f"c{i}" for i in range(10)]

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mlpdata import Augment, Batch, draws
-from mlpdata.augment import from_ycc420, to_ycc420
-from mlpdata.draws import FLIP, MIXUP, Draws, uniform
+from mlpdata import Augment, Batch
+from mlpdata.augment import draws
+from mlpdata.augment.augment import from_ycc420, to_ycc420
+from mlpdata.augment.draws import FLIP, MIXUP, Draws, uniform
 
 
 def batch(n=64, height=32, width=32, first=0):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from conftest import run_cli
 
-from mlpdata import turbo
-from mlpdata.bench import bench, bottleneck
+from mlpdata.inspect.bench import bench, bottleneck
+from mlpdata.loader import jpeg_batch
 
 
 @pytest.mark.parametrize("tier", ["resident", "stream"])
@@ -25,9 +25,9 @@ def test_bench_measures_all_three_and_names_the_bottleneck(photos_dir, tier):
 
 def test_the_bottleneck_is_the_slower_part(monkeypatch):
     loader = SimpleNamespace(tier="stream", num_threads=4, device=torch.device("cpu"))
-    monkeypatch.setattr(turbo, "batch_decoder", lambda: (print, "here"))
+    monkeypatch.setattr(jpeg_batch, "batch_decoder", lambda: (print, "here"))
     assert bottleneck(loader, {"jpg"}, 100, 1000, 95) == "the loader: decoding JPG on 4 threads"
-    monkeypatch.setattr(turbo, "batch_decoder", lambda: (None, "no library"))
+    monkeypatch.setattr(jpeg_batch, "batch_decoder", lambda: (None, "no library"))
     assert bottleneck(loader, {"jpg"}, 100, 1000, 95).endswith("JPG on 4 threads, image by image: no library")
     assert bottleneck(loader, {"raw"}, 100, 1000, 95) == "the loader: reading the files"
     assert bottleneck(loader, {"raw"}, 1000, 100, 50).startswith("the augmentation; together they reach 50%")

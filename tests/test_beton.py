@@ -4,7 +4,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mlpdata import Error, beton, disk
+from mlpdata import Error
+from mlpdata.shards import beton
+from mlpdata.system import disk
 
 
 def write_file(path, payloads, codec="raw", widths=None, heights=None, labels=None, page_size=1 << 21, cuts=()):

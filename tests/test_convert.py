@@ -34,16 +34,18 @@ from conftest import (
 from PIL import Image
 
 import mlpdata
-from mlpdata import Error, beton, convert, seal, units
+from mlpdata import Error
+from mlpdata.convert import finish, run, units
+from mlpdata.convert.finish import Hasher
+from mlpdata.convert.plan import Options, make_plan
+from mlpdata.convert.units import Summary
+from mlpdata.convert.workdir import Lock
 from mlpdata.datasets import SPECS
-from mlpdata.manifest import Manifest, read_classes
-from mlpdata.plan import Options, make_plan
-from mlpdata.progress import Progress, duration
-from mlpdata.seal import Hasher
+from mlpdata.inspect.verify import verify
+from mlpdata.shards import beton
+from mlpdata.shards.manifest import Manifest, read_classes
 from mlpdata.sources import Broken, ClassFilter, Sample, Unit, folder, shapes
-from mlpdata.units import Summary
-from mlpdata.verify import verify
-from mlpdata.workdir import Lock
+from mlpdata.system.progress import Progress, duration
 
 
 def tar_samples(root, split):
@@ -241,7 +243,7 @@ def test_a_damaged_jpeg_of_the_right_size_is_skipped(tmp_path, monkeypatch, larg
     whole.with_name("b-damaged.jpg").write_bytes(whole.read_bytes()[:-100])
     whole.with_name("z-damaged.jpg").write_bytes(damaged_inside(whole.read_bytes()))
     if large:
-        monkeypatch.setattr("mlpdata.plan.DURABLE_FROM_BYTES", 0)
+        monkeypatch.setattr("mlpdata.convert.plan.DURABLE_FROM_BYTES", 0)
     manifest, _ = convert_quietly(**options, source=str(tmp_path / "in"), out=tmp_path / "out", workers=2)
     assert [Path(row["source"]).name for row in read_jsonl(tmp_path / "out" / "skipped.jsonl")] == [
         "a-damaged.jpg",
@@ -367,7 +369,7 @@ def test_disk_full_while_writing(tmp_path, monkeypatch):
     plan = make_plan(Options(**options))
     plan.parts.mkdir(parents=True)
     (plan.parts / f"{plan.tasks[0].unit.name}.data").symlink_to("/dev/full")
-    monkeypatch.setattr(convert, "tidy", lambda plan: None)  # which would remove the link
+    monkeypatch.setattr(run, "tidy", lambda plan: None)  # which would remove the link
     with pytest.raises(Error, match="No space left on device"):
         convert_quietly(**options)
     assert not (root / "manifest.json").exists()
@@ -404,7 +406,7 @@ def test_keys_with_equal_hashes_are_in_one_order_everywhere(tmp_path, monkeypatc
         path.parent.mkdir(parents=True, exist_ok=True)
         images[f"{c}/{i}"] = picture(8 + i % 3, 9, 100 * i + ord(c))
         path.write_bytes(encoded(images[f"{c}/{i}"], "PNG"))
-    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    monkeypatch.setattr(run, "LocalEngine", Inline)
     monkeypatch.setattr(folder, "LEAST_IMAGES", 15)
     monkeypatch.setattr(units, "xxhash", FewHashes())
     manifest, _ = convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=16, resize="longest", codec="png",
@@ -430,7 +432,7 @@ def test_two_images_with_one_key_are_an_error(tmp_path, monkeypatch, few):
         for i, key in enumerate(["k1", "k2", "k3", "k4", "k5", "k1" if unit.name == "train-000000" else "k6"]):
             yield Sample(key, np.zeros((8, 8, 3), np.uint8), 0, f"{unit.name}[{i}]")
 
-    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    monkeypatch.setattr(run, "LocalEngine", Inline)
     monkeypatch.setattr(shapes.Shapes, "samples", samples)
     monkeypatch.setattr(shapes.Shapes, "units", lambda self: [Unit("train-000000", "train", 6, 0, None)])
     if few:
@@ -469,9 +471,9 @@ def test_low_fidelity_is_warned_of_unless_chance_explains_it(errors, psnr, upper
         total.add(
             Summary(num_measured=1, measured_values=12, measured_squared_error=12 * mse, measured_mse_squared=mse**2)
         )
-    seen = seal._fidelity(total)
+    seen = finish._fidelity(total)
     assert (seen["num_samples"], seen["psnr_db"], seen["psnr_db_upper"]) == (len(errors), psnr, upper)
-    line = convert._fidelity_line(seen)
+    line = run._fidelity_line(seen)
     assert line.startswith("warning: fidelity") == warned
     assert ("too few to tell" in line) == (psnr < 35 and not warned)
 
@@ -632,7 +634,7 @@ SHAPES = shapes.Shapes.samples
 
 def yields(monkeypatch, *more, num_samples=None):
     """Shapes of one unit of ten images, and more."""
-    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    monkeypatch.setattr(run, "LocalEngine", Inline)
     monkeypatch.setattr(shapes.Shapes, "samples", lambda self, unit: [*SHAPES(self, unit), *more])
     unit = Unit("train-000000", "train", num_samples or 10, 0, (0, 10), exact=num_samples is not None)
     monkeypatch.setattr(shapes.Shapes, "units", lambda self: [unit])
@@ -699,6 +701,6 @@ def test_what_goes_wrong_while_the_source_is_opened_is_one_line(tmp_path, monkey
 
 def test_out_of_memory_is_one_line(tmp_path, monkeypatch):
     yields(monkeypatch)
-    monkeypatch.setattr(convert, "_take_stock", lambda plan: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(run, "_take_stock", lambda plan: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(Error, match=r"^out of memory; run the same command again"):
         convert_quietly(dataset="shapes", res=8, out=tmp_path / "out")

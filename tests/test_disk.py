@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mlpdata import disk
-from mlpdata.disk import ALIGN, BUFFER_BYTES, Buffers, Writer
+from mlpdata.system import disk
+from mlpdata.system.disk import ALIGN, BUFFER_BYTES, Buffers, Writer
 
 
 @pytest.fixture(params=["direct", "no direct open", "no direct write"])

@@ -21,9 +21,12 @@ import pytest
 from conftest import convert_quietly, encoded, make_cifar, picture, run_cli
 from servers import FileServer, cut, replaced, stall, status
 
-from mlpdata import Error, archives, datasets, download, engines, web
-from mlpdata.download import Wanted, fetch
-from mlpdata.sources import stl10, url
+from mlpdata import Error, datasets
+from mlpdata.archive import url
+from mlpdata.fetch import download, official, web
+from mlpdata.fetch.download import Wanted, fetch
+from mlpdata.sources import stl10
+from mlpdata.system import engines
 
 ROOT = Path(__file__).parents[1]
 
@@ -453,10 +456,10 @@ def test_mirrors_are_sent_no_secret(server, tmp_path, monkeypatch):
     secrets = {"X-Key", "Authorization", "Cookie"}
     with FileServer() as first, FileServer() as last:  # of the same host, as two services of one machine are
         monkeypatch.setenv("MLPDATA_MIRROR", first.url)
-        archive = archives.Archive(name="a.bin", url=f"{server.url}/a.bin", mirrors=(f"{last.url}/a.bin",), md5=MD5)
+        archive = official.Archive(name="a.bin", url=f"{server.url}/a.bin", mirrors=(f"{last.url}/a.bin",), md5=MD5)
         server.faults = [status(404)]
         with pytest.raises(Error, match="404"):
-            archives.download([archive], tmp_path / "x", login=login, say=str, quiet=True)
+            official.download([archive], tmp_path / "x", login=login, say=str, quiet=True)
         assert secrets <= set(server.requests[0][2])
         for mirror in (first, last):
             assert mirror.requests and not secrets & set(mirror.requests[0][2])
@@ -465,10 +468,10 @@ def test_mirrors_are_sent_no_secret(server, tmp_path, monkeypatch):
         server.faults = [status(302, Location=f"{first.url}/b")]
         first.faults = [status(302, Location=f"{first.url}/c"), status(307, Location=f"{last.url}/d")]
         monkeypatch.delenv("MLPDATA_MIRROR")
-        archives.download([archive], tmp_path / "y", login=login, say=str, quiet=True)
+        official.download([archive], tmp_path / "y", login=login, say=str, quiet=True)
         assert all(not secrets & set(headers) for _, _, headers in (*first.requests, *last.requests))
-    no_address = archives.Archive(name="a.bin", mirrors=(f"{server.url}/a.bin",), md5=MD5)
-    archives.download([no_address], tmp_path / "z", login=login, say=str, quiet=True)
+    no_address = official.Archive(name="a.bin", mirrors=(f"{server.url}/a.bin",), md5=MD5)
+    official.download([no_address], tmp_path / "z", login=login, say=str, quiet=True)
     assert not secrets & set(server.requests[-1][2])
 
 
@@ -635,9 +638,9 @@ def test_a_login_fetches_imagenet(tmp_path, monkeypatch):
         val = replace(spec[0].beside[0], url=f"{running.url}/d/ILSVRC2012_img_val.tar", num_bytes=SIZE, md5=MD5)
         lines = []
         with pytest.raises(Error, match="403 Forbidden; it wants a login"):
-            archives.download([val], tmp_path, login=web.Login(headers={"X": "y"}), say=lines.append, quiet=True)
+            official.download([val], tmp_path, login=web.Login(headers={"X": "y"}), say=lines.append, quiet=True)
         login = web.Login(headers={"Cookie": "session=abc"})
-        archives.download([val], tmp_path, login=login, say=lines.append, quiet=True)
+        official.download([val], tmp_path, login=login, say=lines.append, quiet=True)
         assert "checksum right" in lines[-1]
 
 

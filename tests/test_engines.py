@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlpdata import Error
-from mlpdata.engines import LocalEngine
+from mlpdata.system.engines import LocalEngine
 
 
 def double(state, task):
@@ -54,7 +54,7 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, sys, time\n"
-        "from mlpdata.engines import LocalEngine\n"
+        "from mlpdata.system.engines import LocalEngine\n"
         "def task(state, i):\n"
         "    open(os.path.join(state, str(os.getpid())), 'w').close()\n"
         "    time.sleep(60)\n"

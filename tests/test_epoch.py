@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mlpdata import Error
-from mlpdata import epoch as epoch_module
-from mlpdata.epoch import Order, permute, rank_share
+from mlpdata.loader import order as epoch_module
+from mlpdata.loader.order import Order, permute, rank_share
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 65, 1000, 65_537])

@@ -12,7 +12,7 @@ from conftest import run_cli
 import mlpdata
 import trainer
 from mlpdata import Augment, Batch, Error
-from mlpdata.manifest import Manifest, index_path, real_path
+from mlpdata.shards.manifest import Manifest, index_path, real_path
 from trainer import checkpoint
 from trainer.evaluate import Options, Views, evaluate, read_real, run
 from trainer.recipe import Augmentation, Data, Model, Recipe

@@ -4,8 +4,8 @@ import os
 import pytest
 
 from mlpdata import Error
+from mlpdata.archive.blob import GzipFile
 from mlpdata.sources import Source, files
-from mlpdata.sources.blob import GzipFile
 
 
 def some_tree(root):

@@ -19,10 +19,13 @@ from servers import HubServer, cut, stall, status
 from test_sources_mirrors import make_wds
 
 import mlpdata
-from mlpdata import Error, engines, labels, remote, web
-from mlpdata.manifest import Manifest
+from mlpdata import Error, labels
+from mlpdata.fetch import web
+from mlpdata.shards import remote
+from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import cifar
-from mlpdata.sources import hub as hub_source
+from mlpdata.sources import parquet as hub_source
+from mlpdata.system import engines
 
 ROOT = Path(__file__).parents[1]
 ROWS = 30  # images a batch of the small CIFAR archives

@@ -11,7 +11,7 @@ from test_sources_imagenet import make_ilsvrc
 
 from mlpdata import Error
 from mlpdata.sources import Broken, ClassFilter, devkit
-from mlpdata.sources.detect import open_imagenet1k
+from mlpdata.sources.imagenet_detect import open_imagenet1k
 
 VAL, DEVKIT, TRAIN = "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_img_train.tar"
 

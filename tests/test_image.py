@@ -11,7 +11,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageFile
 
-from mlpdata import image
+from mlpdata.image import codec as image
 
 
 def photo(width, height, seed=0):

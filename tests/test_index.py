@@ -9,7 +9,8 @@ import pytest
 from conftest import encoded, picture
 
 import mlpdata
-from mlpdata import Error, beton, foreign, index
+from mlpdata import Error
+from mlpdata.shards import beton, foreign, index
 
 # -------------------------------------------------------------------------------------------------- foreign betons
 

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import re
 import tarfile
 import warnings
@@ -13,8 +14,12 @@ from conftest import convert_quietly, encoded, picture
 from PIL import Image
 
 import mlpdata
-from mlpdata import Error, image, jpeg, stored, turbo, verify
-from mlpdata import reader as reader_module
+from mlpdata import Error
+from mlpdata.image import codec as image
+from mlpdata.image import jpeg
+from mlpdata.inspect import read_back, verify
+from mlpdata.loader import jpeg_batch
+from mlpdata.loader import reader as reader_module
 
 SIZE = 48
 RESIZE = image.Resize(SIZE)
@@ -198,12 +203,12 @@ def test_damaged_jpegs_have_the_same_pixels_for_every_reader_or_none(tmp_path, m
 
     readers = {}
     for is_foreign in (False, True):
-        index = mlpdata.manifest.ShardIndex(
+        index = mlpdata.shards.manifest.ShardIndex(
             files=[path], file=same(0), offset=sizes.cumsum() - sizes, num_bytes=sizes, codec=same(reader_module.JPG),
             width=same(SIZE), height=same(SIZE), label=same(0), is_foreign=is_foreign)  # fmt: skip
         readers[is_foreign] = reader_module.Reader(index, 1)
     # All in one call of the batch decoder: what one image leaves behind must not go into the next.
-    at_once, (many, _) = {}, turbo.batch_decoder()
+    at_once, (many, _) = {}, jpeg_batch.batch_decoder()
     if many is not None:
         out = np.zeros((len(payloads), SIZE, SIZE, 3), np.uint8)
         left = many(np.frombuffer(path.read_bytes(), np.uint8), sizes.cumsum() - sizes, sizes, out)
@@ -215,7 +220,7 @@ def test_damaged_jpegs_have_the_same_pixels_for_every_reader_or_none(tmp_path, m
         strict = read(i, False, 1 << 40)
         assert read(i, False, 0) == strict and at_once.get(i, strict) == strict
         try:
-            checked = verify._pixels(stored.Stored("x.tar", "jpg", data), (SIZE, SIZE, 3)).tobytes()
+            checked = verify._pixels(read_back.Stored("x.tar", "jpg", data), (SIZE, SIZE, 3)).tobytes()
         except image.ImageError:
             checked = None
         assert checked == strict
@@ -290,7 +295,7 @@ def test_what_is_converted_is_what_is_read(tmp_path, options):
     source = str(tmp_path / "in")
     _, lines = convert_quietly(dataset="folder", source=source, res=SIZE, out=out, max_skipped=1.0, **options)
     assert any(re.match(r"warning: [2-9] JPEGs that libjpeg warns about are stored as Pillow", line) for line in lines)
-    skipped = {s["source"] for s in map(mlpdata.manifest.json.loads, (out / "skipped.jsonl").read_text().splitlines())}
+    skipped = {s["source"] for s in map(json.loads, (out / "skipped.jsonl").read_text().splitlines())}
     whole = {}
     for i, (name, data) in enumerate(images.items()):
         try:
@@ -300,11 +305,11 @@ def test_what_is_converted_is_what_is_read(tmp_path, options):
             assert any(source.endswith(f"a/{i}.jpg") for source in skipped), name
     assert len(whole) + len(skipped) == len(images)
     verify.verify(out)
-    rows = mlpdata.index.tar.pq.read_table(out / "train.index.parquet").to_pylist()
+    rows = mlpdata.shards.index.tar.pq.read_table(out / "train.index.parquet").to_pylist()
     assert {row["key"] for row in rows} == set(whole)
     for format_ in ("tar", "beton") if options["format"] == "both" else (options["format"],):
         loaded, _ = mlpdata.load(out, format=format_).arrays()
-        codec = mlpdata.manifest.Manifest.load(out)
+        codec = mlpdata.shards.manifest.Manifest.load(out)
         is_jpg = (codec.tar_codec if format_ == "tar" else codec.beton_codec) == "jpg"
         for row, pixels in zip(rows, loaded, strict=True):
             name, expected = whole[row["key"]]

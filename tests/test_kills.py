@@ -125,7 +125,8 @@ def test_killed_thirty_times(tmp_path, big_folder, durable, monkeypatch):
 def durable_path(folder):
     """A PYTHONPATH that makes every Python started with it treat any output as a large one."""
     (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text("import mlpdata.plan\nmlpdata.plan.DURABLE_FROM_BYTES = 0\n")
+    program = "from mlpdata.convert import plan\nplan.DURABLE_FROM_BYTES = 0\n"
+    (folder / "site" / "sitecustomize.py").write_text(program)
     return os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
 
 

@@ -5,8 +5,8 @@ import pytest
 from conftest import SYNSETS, convert_quietly, encoded, make_folder, make_imagenet, picture, sums, tar_bytes
 
 from mlpdata import Error
-from mlpdata.limit import FIRST_WAVE, first_samples
-from mlpdata.plan import Options
+from mlpdata.convert.limit import FIRST_WAVE, first_samples
+from mlpdata.convert.plan import Options
 from mlpdata.sources import Unit
 
 

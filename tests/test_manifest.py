@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 import mlpdata
-from mlpdata import inspect, manifest, snippets, stats, verify
 from mlpdata.errors import Error
-from mlpdata.manifest import Manifest, classes_text, read_classes
+from mlpdata.inspect import info, snippets, stats, verify
+from mlpdata.shards import manifest
+from mlpdata.shards.manifest import Manifest, classes_text, read_classes
 from mlpdata.sources.files import is_system
 from mlpdata.splits import canonical
 
@@ -152,11 +153,11 @@ def test_nothing_in_a_manifest_is_a_command_for_the_terminal(shapes_dir, tmp_pat
     shutil.copytree(shapes_dir, tmp_path / "copy")
     text = "a\x1b[2J\n\r\u2028\u202e\ud800"
     change_manifest(tmp_path / "copy", dataset=text, release=text, command=text, image_library={"jpeg": text})
-    said = inspect.info(tmp_path / "copy")
+    said = info.info(tmp_path / "copy")
     assert all(line.isprintable() for line in said.split("\n"))
     assert r"a\x1b[2J\n\r\u2028\u202e\ud800" in said
-    assert json.loads(inspect.info(tmp_path / "copy", as_json=True))["command"] == text
-    inspect.info(tmp_path / "copy", as_json=True).encode()
+    assert json.loads(info.info(tmp_path / "copy", as_json=True))["command"] == text
+    info.info(tmp_path / "copy", as_json=True).encode()
 
 
 def test_a_contact_sheet_of_classes_of_any_name(shapes_dir, tmp_path, monkeypatch):
@@ -168,9 +169,9 @@ def test_a_contact_sheet_of_classes_of_any_name(shapes_dir, tmp_path, monkeypatc
     change_manifest(
         root, classes_sha256=json.loads((root / "manifest.json").read_text())["files"]["classes.txt"]["sha256"]
     )
-    inspect.preview(root, tmp_path / "a.png")
+    info.preview(root, tmp_path / "a.png")
     monkeypatch.setattr(ImageDraw.ImageDraw, "getfont", lambda self: ImageFont.load_default_imagefont())  # no FreeType
-    inspect.preview(root, tmp_path / "b.png")
+    info.preview(root, tmp_path / "b.png")
     assert Image.open(tmp_path / "a.png").size == Image.open(tmp_path / "b.png").size
 
 
@@ -202,7 +203,7 @@ def test_a_class_list_has_to_be_the_manifests(shapes_dir, tmp_path):
     path = tmp_path / "copy" / "classes.txt"
     path.write_text("\n".join(reversed(path.read_text().split("\n")[:-1])) + "\n")
     with pytest.raises(Error, match=r"classes\.txt is not the class list that the manifest names"):
-        inspect.info(tmp_path / "copy")
+        info.info(tmp_path / "copy")
 
 
 # ------------------------------------------------------------------------------------------------ names, end to end
@@ -228,7 +229,7 @@ def test_whatever_classes_and_files_are_called(tmp_path_factory, names):
     loader = mlpdata.load(base / "out", batch_size=8, format="tar")
     for label, name in enumerate(classes):
         assert mlpdata.load(base / "out", batch_size=8, classes=[name]).labels.tolist() == [label]
-    for said in (inspect.info(base / "out"), stats.stats(base / "out")):
+    for said in (info.info(base / "out"), stats.stats(base / "out")):
         assert all(line.isprintable() for line in said.split("\n"))
     scope = {}
     exec(snippets.snippet(base / "out", "numpy"), scope)

@@ -10,7 +10,7 @@ from test_sources_imagenet import make_ilsvrc
 
 from mlpdata import Error
 from mlpdata.cli import main
-from mlpdata.manifest import Manifest
+from mlpdata.shards.manifest import Manifest
 from mlpdata.sources.shapes import Shapes
 from trainer import report, saturation
 from trainer.recipe import load_recipe

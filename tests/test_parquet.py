@@ -7,11 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlpdata import Error, datasets, hub
+from mlpdata import Error, datasets
+from mlpdata.fetch import hub
 from mlpdata.sources import Broken
-from mlpdata.sources import hub as source
+from mlpdata.sources import parquet as source
 from mlpdata.sources.card import Card
-from mlpdata.sources.hub import Hints, Parquet
+from mlpdata.sources.parquet import Hints, Parquet
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -464,7 +465,7 @@ def test_a_folder_of_a_repository():
     assert small.files == {"train-0.parquet": 2, "test-0.parquet": 3} and str(small) == "hf:me/x/small@c0ffee"
     assert small.url("train-0.parquet").endswith("/small/train-0.parquet")
     match = hub.NAME.fullmatch("hf:me/x/small/more@refs/convert/parquet")
-    assert (match["name"], match["folder"], match["revision"]) == ("me/x", "/small/more", "refs/convert/parquet")
+    assert (match["name"], match["below"], match["revision"]) == ("me/x", "/small/more", "refs/convert/parquet")
 
 
 # ----------------------------------------------------------------------------------------------------------- damage

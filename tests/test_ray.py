@@ -11,8 +11,8 @@ import pytest
 from conftest import encoded, make_folder, picture, run_cli, sums
 
 from mlpdata import Error
-from mlpdata.plan import Options, make_plan
-from mlpdata.shards import State
+from mlpdata.convert.assembly import State
+from mlpdata.convert.plan import Options, make_plan
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs ray: pip install 'mlpdata[ray]'", allow_module_level=True)

@@ -10,12 +10,12 @@ import pytest
 from conftest import REAL_DATA, WNIDS, encoded, make_cifar, make_tinyimagenet, picture
 
 from mlpdata import Error, datasets
+from mlpdata.archive.blob import PlainFile
+from mlpdata.archive.zipdir import read_directory
 from mlpdata.sources import Broken, Sample, cifar
-from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.cifar import Cifar
 from mlpdata.sources.shapes import Shapes
 from mlpdata.sources.tinyimagenet import TinyImageNet
-from mlpdata.sources.zipdir import read_directory
 
 LAYOUTS = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
 

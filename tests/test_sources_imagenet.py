@@ -22,10 +22,11 @@ from conftest import (
 from scipy.io import savemat
 
 from mlpdata import Error, labels
-from mlpdata.manifest import read_classes
-from mlpdata.sources import Broken, ClassFilter, TooSmall, blob, imagenet, listing
-from mlpdata.sources.detect import open_imagenet1k, open_imagenet21k
+from mlpdata.archive import blob
+from mlpdata.shards.manifest import read_classes
+from mlpdata.sources import Broken, ClassFilter, TooSmall, imagenet, imagenet_listing
 from mlpdata.sources.imagenet import ImageNetTars, recognise
+from mlpdata.sources.imagenet_detect import open_imagenet1k, open_imagenet21k
 
 
 @pytest.fixture(autouse=True)
@@ -485,5 +486,5 @@ def test_a_gzip_conversion_end_to_end(tmp_path):
     for file in ("train.beton", "val.beton", "train-000000.tar", "classes.txt"):
         assert (tmp_path / "out-w.tar.gz" / file).read_bytes() == (tmp_path / "out-f.tar" / file).read_bytes()
     assert [name for name, _ in read_classes(tmp_path / "out-f.tar")] == list(classes)
-    assert listing.list_archive  # the cache lies in the user's folder, not beside the archive
+    assert imagenet_listing.list_archive  # the cache lies in the user's folder, not beside the archive
     assert any((tmp_path / "home" / "listings").iterdir())

@@ -12,8 +12,9 @@ from conftest import convert_quietly, encoded, make_imagenet, picture, python2_p
 from test_sources_imagenet import read
 
 from mlpdata import Error, labels
-from mlpdata.sources import ClassFilter, downsampled, pickles, webdataset
-from mlpdata.sources.detect import open_imagenet1k, open_imagenet21k
+from mlpdata.archive import pickles
+from mlpdata.sources import ClassFilter, downsampled, webdataset
+from mlpdata.sources.imagenet_detect import open_imagenet1k, open_imagenet21k
 
 NONE = ClassFilter()
 

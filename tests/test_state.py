@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mlpdata
-from mlpdata import Augment, Error, tiers
-from mlpdata import state as state_module
+from mlpdata import Augment, Error
+from mlpdata.loader import state as state_module
+from mlpdata.loader import tiers
 
 TIERS = ("resident", "pinned", "stream")
 

@@ -8,9 +8,10 @@ import pytest
 from conftest import Inline, change_manifest, convert_quietly, make_folder, relist, run_cli
 
 import mlpdata
-from mlpdata import index_file, inspect, publish, snippets, stats, verify
 from mlpdata.errors import Error
-from mlpdata.manifest import Manifest
+from mlpdata.inspect import info, snippets, stats, verify
+from mlpdata.shards import card, index_file
+from mlpdata.shards.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +113,11 @@ def test_a_split_without_samples(photos_dir, tmp_path, monkeypatch):
              "index": "extra.index.parquet"}  # fmt: skip
     files = {name: {"bytes": 0, "sha256": "0" * 64} for name in ("extra.beton", "extra.index.parquet")}
     change_manifest(root, splits={**raw["splits"], "extra": extra}, files={**raw["files"], **files})
-    (root / "_info.json").write_text(json.dumps(publish.timm_info(Manifest.load(root))))
+    (root / "_info.json").write_text(json.dumps(card.timm_info(Manifest.load(root))))
     relist(root)
     assert "extra: 0 of 0 samples (0.00%) repeat" in stats.stats(root)
     assert json.loads(stats.stats(root, as_json=True))["across"]["train in extra"] == 0
-    assert "split extra  0 samples, 0 to 0 a class" in inspect.info(root)
+    assert "split extra  0 samples, 0 to 0 a class" in info.info(root)
     monkeypatch.setattr(verify, "LocalEngine", Inline)
     assert verify.verify(root, quiet=True)[1].problems == []
     for library in snippets.LIBRARIES:

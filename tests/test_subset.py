@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import mlpdata
 from mlpdata import Error
-from mlpdata.subset import choose, class_numbers, ids_of
+from mlpdata.loader.subset import choose, class_numbers, ids_of
 
 N = 20
 MASK = np.arange(N) % 3 == 0

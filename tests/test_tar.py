@@ -4,7 +4,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from mlpdata import tar
+from mlpdata.shards import tar
 
 
 def as_tar(keys, payload, codec="jpg", width=4, height=4):

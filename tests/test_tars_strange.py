@@ -12,8 +12,8 @@ from test_sources_imagenet import expected, filtered, read
 
 from mlpdata import Error
 from mlpdata.sources import Broken, Sample
-from mlpdata.sources.detect import open_imagenet21k
 from mlpdata.sources.imagenet import ImageNetTars
+from mlpdata.sources.imagenet_detect import open_imagenet21k
 
 JPEG = encoded(picture(40, 30, 1))
 
@@ -329,7 +329,7 @@ def test_a_decompressor_that_dies_is_an_error(tmp_path, monkeypatch):
     import os
     import signal
 
-    from mlpdata.sources import blob
+    from mlpdata.archive import blob
 
     monkeypatch.setattr(blob.GzipFile, "_next_block", lambda self: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(Error, match=r"killed by signal 9.*a\.tar\.gz"):
@@ -342,13 +342,13 @@ def test_a_kept_listing_that_makes_no_sense_is_made_again(tmp_path, monkeypatch)
 
     import xxhash
 
-    from mlpdata.sources import listing
+    from mlpdata.sources import imagenet_listing
 
     classes = make_imagenet(tmp_path / "w.tar.gz")
     ImageNetTars(tmp_path / "w.tar.gz", cache=tmp_path / "cache")
     [kept] = (tmp_path / "cache").iterdir()
     data = kept.read_bytes()
-    start = len(listing.CACHE_MAGIC) + 16
+    start = len(imagenet_listing.CACHE_MAGIC) + 16
     end = start + 8 + int.from_bytes(data[start : start + 8], "little")
     whole = json.loads(zlib.decompress(data[start + 8 : end]))
     for change in (
@@ -362,7 +362,7 @@ def test_a_kept_listing_that_makes_no_sense_is_made_again(tmp_path, monkeypatch)
     ):
         text = zlib.compress(json.dumps(whole | change).encode())
         body = len(text).to_bytes(8, "little") + text + data[end:]
-        kept.write_bytes(listing.CACHE_MAGIC + xxhash.xxh3_128_digest(body) + body)
+        kept.write_bytes(imagenet_listing.CACHE_MAGIC + xxhash.xxh3_128_digest(body) + body)
         assert read(ImageNetTars(tmp_path / "w.tar.gz", cache=tmp_path / "cache")) == (expected(classes), [])
 
 
@@ -385,7 +385,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path, monkeypatch):
     import errno
     import os
 
-    from mlpdata.sources.blob import open_blob
+    from mlpdata.archive.blob import open_blob
 
     make_imagenet(tmp_path / "f.tar")
     with pytest.raises(Error, match=r"cannot read .*none\.tar: No such file"):

@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from mlpdata.sources.tarscan import Damage, Member, Special, next_member, scan
+from mlpdata.archive.tarscan import Damage, Member, Special, next_member, scan
 
 
 def make(files, format_=tarfile.GNU_FORMAT):

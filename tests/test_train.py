@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer
 from mlpdata import Error
-from mlpdata.loader import Loader
+from mlpdata.loader.loader import Loader
 from trainer import checkpoint, report, runs, saturation
 from trainer.model import BMLP
 from trainer.optim import lr_factor, make_optimizer, set_lr

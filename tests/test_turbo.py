@@ -12,15 +12,16 @@ from conftest import convert_quietly, make_folder, run_cli
 from PIL import Image
 
 import mlpdata
-from mlpdata import Error, turbo
-from mlpdata import reader as reader_module
+from mlpdata import Error
+from mlpdata.loader import jpeg_batch
+from mlpdata.loader import reader as reader_module
 
 H, W = 40, 56
 
 
 @pytest.fixture(scope="module")
 def decode():
-    found, reason = turbo.batch_decoder()
+    found, reason = jpeg_batch.batch_decoder()
     if found is None:
         if os.environ.get("MLPDATA_REQUIRE_INTEROP") == "1":
             pytest.fail(reason)
@@ -166,9 +167,9 @@ def test_a_damaged_image_names_its_sample(decode, jpeg_dir, tmp_path, monkeypatc
 @pytest.fixture
 def fresh():
     """batch_decoder looks anew, and again when the test is over."""
-    turbo.batch_decoder.cache_clear()
+    jpeg_batch.batch_decoder.cache_clear()
     yield
-    turbo.batch_decoder.cache_clear()
+    jpeg_batch.batch_decoder.cache_clear()
 
 
 def without_numba(monkeypatch):
@@ -188,7 +189,7 @@ def with_another_library(monkeypatch):
 
 def with_other_pixels(monkeypatch):
     real = simplejpeg.decode_jpeg
-    monkeypatch.setattr(turbo.simplejpeg, "decode_jpeg", lambda *a, **k: real(*a, **k) ^ 1)
+    monkeypatch.setattr(jpeg_batch.simplejpeg, "decode_jpeg", lambda *a, **k: real(*a, **k) ^ 1)
     return "other pixels"
 
 
@@ -196,13 +197,13 @@ def with_other_pixels(monkeypatch):
 def test_without_it_the_loader_goes_on_and_says_why(decode, jpeg_dir, monkeypatch, fresh, lacking):
     monkeypatch.setattr(reader_module, "WORTH", 0)
     expected = mlpdata.load(jpeg_dir, "train", 16).arrays()[0]
-    turbo.batch_decoder.cache_clear()
+    jpeg_batch.batch_decoder.cache_clear()
     with monkeypatch.context() as m:
         reason = lacking(m)
-        found, said = turbo.batch_decoder()
+        found, said = jpeg_batch.batch_decoder()
     assert found is None and reason in said
     assert np.array_equal(mlpdata.load(jpeg_dir, "train", 16).arrays()[0], expected)
 
 
 def test_doctor_says_how_batches_are_decoded(decode):
-    assert f"jpeg batches {turbo.batch_decoder()[1]}" in run_cli("doctor").stdout
+    assert f"jpeg batches {jpeg_batch.batch_decoder()[1]}" in run_cli("doctor").stdout

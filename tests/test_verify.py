@@ -22,9 +22,11 @@ from conftest import (
 )
 
 import mlpdata
-from mlpdata import beton, image, inspect, snippets, stats, stored, tar, verify
+from mlpdata import image
 from mlpdata.errors import Error
-from mlpdata.manifest import Manifest
+from mlpdata.inspect import info, read_back, snippets, stats, verify
+from mlpdata.shards import beton, tar
+from mlpdata.shards.manifest import Manifest
 
 
 @pytest.fixture(autouse=True)
@@ -393,22 +395,22 @@ def test_what_is_no_file_is_one_line_and_nobody_waits_for_it(photos_dir, tmp_pat
     assert any(name in p and "\n" not in p for p in problems(root))
     if how == "no permission" and name != "classes.txt":
         return
-    for look in (inspect.info, stats.stats, lambda r: mlpdata.load(r, name.partition("-")[0].partition(".")[0], 8)):
-        if name in ("classes.txt", "skipped.jsonl", "_info.json") and look not in (inspect.info, stats.stats):
+    for look in (info.info, stats.stats, lambda r: mlpdata.load(r, name.partition("-")[0].partition(".")[0], 8)):
+        if name in ("classes.txt", "skipped.jsonl", "_info.json") and look not in (info.info, stats.stats):
             continue
         with pytest.raises(Error, match=name):
             look(root)
 
 
 def test_a_disk_that_fails_is_told_by_file(photos_dir, monkeypatch):
-    plain = stored._Window.read_at
+    plain = read_back._Window.read_at
 
     def failing(self, offset, size):
         if offset > 40_000:
             raise OSError(errno.EIO, "Input/output error")
         return plain(self, offset, size)
 
-    monkeypatch.setattr(stored._Window, "read_at", failing)
+    monkeypatch.setattr(read_back._Window, "read_at", failing)
     found = problems(photos_dir)
     for name in ("train.beton", "train-000000.tar", "val-000001.tar"):
         assert any(p.startswith(name) and "Input/output error" in p for p in found), (name, found)

@@ -8,7 +8,7 @@ import pytest
 from conftest import convert_quietly, encoded, picture, read_jsonl, tar_bytes
 
 from mlpdata import Error
-from mlpdata.manifest import read_classes
+from mlpdata.shards.manifest import read_classes
 from mlpdata.sources import Broken, ClassFilter
 from mlpdata.sources.webdataset import WebDataset, find
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import Inline, convert_quietly, encoded, picture, sums, tar_bytes
 
-from mlpdata import Error, convert, plan, shards
+from mlpdata import Error
+from mlpdata.convert import assembly, plan, run
 from mlpdata.sources import folder
 
 
@@ -22,7 +23,7 @@ def interrupted(request, tmp_path_factory):
         path.write_bytes(encoded(picture(*((16, 16) if i % 3 else (20, 18)), i)))
     options = {"dataset": "folder", "source": str(root / "in"), "res": 16, "shard_size": 5}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert, "LocalEngine", Inline)
+        patch.setattr(run, "LocalEngine", Inline)
         patch.setattr(os, "fsync", lambda fd: None)  # hundreds of them, and nobody pulls the plug
         patch.setattr(folder, "LEAST_IMAGES", 10)
         convert_quietly(**options, out=root / "whole")
@@ -30,12 +31,12 @@ def interrupted(request, tmp_path_factory):
             patch.setattr(plan, "DURABLE_FROM_BYTES", 0)
         with pytest.MonkeyPatch.context() as stop:
             if "parts" in request.param:
-                stop.setattr(convert, "_take_stock", stopped)
+                stop.setattr(run, "_take_stock", stopped)
             else:
                 calls = iter(range(6))
-                add = shards.IndexWriter.add
+                add = assembly.IndexWriter.add
                 stop.setattr(
-                    shards.IndexWriter, "add", lambda *a: add(*a) if next(calls, None) is not None else stopped()
+                    assembly.IndexWriter, "add", lambda *a: add(*a) if next(calls, None) is not None else stopped()
                 )
             with pytest.raises(Error, match="stopped; what is done stays in"):
                 convert_quietly(**options, out=root / "out")
@@ -226,9 +227,9 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
     make_source(tmp_path / "in")
-    monkeypatch.setattr(convert, "LocalEngine", Inline)
-    take_stock = convert._take_stock
-    monkeypatch.setattr(convert, "_take_stock", lambda plan: (CHANGES[change](tmp_path / "in"), take_stock(plan))[1])
+    monkeypatch.setattr(run, "LocalEngine", Inline)
+    take_stock = run._take_stock
+    monkeypatch.setattr(run, "_take_stock", lambda plan: (CHANGES[change](tmp_path / "in"), take_stock(plan))[1])
     with pytest.raises(Error, match=r"in changed while it was read, .*: delete that and run the same command again"):
         convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -237,9 +238,9 @@ def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
 def test_a_source_that_changed_between_two_runs(tmp_path, monkeypatch):
     make_source(tmp_path / "in")
     options = {"dataset": "folder", "source": str(tmp_path / "in"), "res": 8, "out": tmp_path / "out"}
-    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    monkeypatch.setattr(run, "LocalEngine", Inline)
     with monkeypatch.context() as stop:
-        stop.setattr(convert, "_take_stock", stopped)
+        stop.setattr(run, "_take_stock", stopped)
         with pytest.raises(Error, match="stopped"):
             convert_quietly(**options)
     shutil.copytree(tmp_path / "in", tmp_path / "kept")  # with its times
@@ -253,7 +254,7 @@ def test_a_source_that_changed_between_two_runs(tmp_path, monkeypatch):
 
 
 def test_shards_that_are_written_beside_the_source_are_no_change_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    monkeypatch.setattr(run, "LocalEngine", Inline)
     data = tar_bytes({f"n01440764_{i}.JPEG": encoded(picture(20, 20, i)) for i in range(4)})
     (tmp_path / "n01440764.tar").write_bytes(data)
     (tmp_path / "n01443537.tar").write_bytes(data)
@@ -269,7 +270,7 @@ def test_shards_that_are_written_beside_the_source_are_no_change_of_it(tmp_path,
 def finished(tmp_path, monkeypatch):
     """(options, the directory they made)."""
     make_source(tmp_path / "in")
-    monkeypatch.setattr(convert, "LocalEngine", Inline)
+    monkeypatch.setattr(run, "LocalEngine", Inline)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     options = {"dataset": "folder", "source": str(tmp_path / "in"), "res": 8, "shard_size": 5, "out": tmp_path / "out"}
     convert_quietly(**options)

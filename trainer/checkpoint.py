@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import nn
 
 from mlpdata.errors import Error, first_line
-from mlpdata.manifest import MAX_RES, Manifest
+from mlpdata.shards.manifest import MAX_RES, Manifest
 from trainer import runs
 from trainer.model import HEAD, build, check_size, config_of, outline
 from trainer.recipe import AT_MOST, Model, Recipe

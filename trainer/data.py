@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from mlpdata.augment import Augment, Batch
+from mlpdata.augment.augment import Augment, Batch
 from mlpdata.errors import Error
-from mlpdata.loader import Loader
-from mlpdata.manifest import Manifest
-from mlpdata.remote import local_copy
+from mlpdata.loader.loader import Loader
+from mlpdata.loader.tiers import Plan
+from mlpdata.shards.manifest import Manifest
+from mlpdata.shards.remote import local_copy
 from mlpdata.splits import HELD_OUT, canonical, find
-from mlpdata.tiers import Plan
 from trainer.recipe import Augmentation, Data, Recipe
 from trainer.world import World
 

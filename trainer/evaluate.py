@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mlpdata import index_file, publish
-from mlpdata.augment import Augment
+from mlpdata.augment.augment import Augment
 from mlpdata.errors import Error
-from mlpdata.loader import Loader
-from mlpdata.manifest import Manifest, read_classes
-from mlpdata.manifest import read_real as read_real_file
+from mlpdata.loader.loader import Loader
+from mlpdata.shards import card, index_file
+from mlpdata.shards.manifest import Manifest, read_classes
+from mlpdata.shards.manifest import read_real as read_real_file
 from mlpdata.splits import find
 from trainer import runs
 from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of
@@ -245,7 +245,7 @@ def write_predictions(path: Path, result: Result, loader: Loader) -> None:
 
 
 def _shown(options: Options, found: Checkpoint, result: Result, loader: Loader) -> str:
-    names = publish.distinct_names(read_classes(loader.root, loader.manifest))
+    names = card.distinct_names(read_classes(loader.root, loader.manifest))
     of_class = {
         name: right / total
         for name, right, total in zip(names, result.class_right.tolist(), result.class_total.tolist(), strict=True)

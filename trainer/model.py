@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from mlpdata.errors import Error
-from mlpdata.memory import free_memory
+from mlpdata.system.memory import free_memory
 from trainer.recipe import AT_MOST, Model
 
 NORMS = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda width: nn.Identity()}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from mlpdata.errors import Error
-from mlpdata.manifest import MAX_RES
+from mlpdata.shards.manifest import MAX_RES
 from trainer import strict
 
 MAX_NAME_BYTES = 200  # of a run; file systems take 255, and a number may follow

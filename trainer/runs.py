@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from mlpdata.errors import Error, first_line
-from mlpdata.manifest import write_atomic
+from mlpdata.system.files import write_atomic
 
 LOCK = "lock"
 MOST = 10_000  # runs of one name

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mlpdata.archive import pickles
+from mlpdata.archive.blob import open_blob
+from mlpdata.archive.tarscan import Damage, Member, scan
 from mlpdata.errors import Error
-from mlpdata.sources import Broken, Sample, Source, Unit, files, keys, pickles
-from mlpdata.sources.blob import open_blob
+from mlpdata.sources import Broken, Sample, Source, Unit, files, keys
 from mlpdata.sources.files import is_system
-from mlpdata.sources.tarscan import Damage, Member, scan
 
 HOLD_BYTES = 512 << 20  # the whole content is kept while units are read: 184 MB
 MAX_MEMBER_BYTES = 256 << 20  # the largest real one, CIFAR-100's train, has 155 MB

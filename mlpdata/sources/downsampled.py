@@ -22,10 +22,11 @@ from typing import BinaryIO
 import numpy as np
 
 from mlpdata import labels, splits
+from mlpdata.archive import pickles
 from mlpdata.errors import Error, first_line
-from mlpdata.progress import Progress
-from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, keys, pickles
+from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, keys
 from mlpdata.sources.files import is_system
+from mlpdata.system.progress import Progress
 
 NAME = re.compile(r"(?P<name>(?P<split>train|val)_data(?:_batch_(?P<number>\d+))?)(?:\.npz|\.pkl|\.pickle)?")
 SIZES = (8, 16, 32, 64)

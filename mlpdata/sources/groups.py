@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mlpdata.archive.blob import PlainFile
+from mlpdata.archive.tarscan import BLOCK, Damage, Member, Special, next_member, scan
+from mlpdata.archive.url import UrlFile
 from mlpdata.sources import Broken, keys
-from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.files import IMAGE_SUFFIXES, is_system
-from mlpdata.sources.tarscan import BLOCK, Damage, Member, Special, next_member, scan
-from mlpdata.sources.url import UrlFile
 
 LABELS = ("cls", "label", "class", "json", "txt")  # extensions of members that say the class, in this order
 FIELDS = ("label", "cls", "class", "class_id", "label_id", "category_id", "target", "category", "class_name",

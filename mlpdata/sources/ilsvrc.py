@@ -8,15 +8,15 @@ from pathlib import Path
 
 from mlpdata import labels
 from mlpdata import splits as split_names
+from mlpdata.archive.blob import open_blob
+from mlpdata.archive.tarscan import Damage, Member, scan
 from mlpdata.errors import Error
-from mlpdata.image import MAX_IMAGE_BYTES
+from mlpdata.image.codec import MAX_IMAGE_BYTES
 from mlpdata.sources import Broken, ClassFilter, Sample, TooSmall, Unit
-from mlpdata.sources.blob import open_blob
 from mlpdata.sources.devkit import DEVKIT, VAL_NAME, Devkit, read_devkit
 from mlpdata.sources.files import is_system
 from mlpdata.sources.imagenet import ImageNetTars, recognise
 from mlpdata.sources.keys import part, text
-from mlpdata.sources.tarscan import Damage, Member, scan
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 IMAGES_A_UNIT = 1_000

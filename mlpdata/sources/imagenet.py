@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlpdata import labels
+from mlpdata.archive.blob import open_blob
+from mlpdata.archive.tarscan import SPECIAL, Damage, Member, ReadAt, Special
 from mlpdata.errors import Error
-from mlpdata.image import MAX_IMAGE_BYTES
+from mlpdata.image.codec import MAX_IMAGE_BYTES
 from mlpdata.sources import Broken, ClassFilter, Sample, Source, TooSmall, Unit, keys, most_samples
-from mlpdata.sources.blob import open_blob
 from mlpdata.sources.devkit import DEVKIT, val_labels
 from mlpdata.sources.files import is_system, looks_like_image
-from mlpdata.sources.listing import WNID, Listing, Stretch, class_items, list_archive, list_directory
-from mlpdata.sources.tarscan import SPECIAL, Damage, Member, ReadAt, Special
+from mlpdata.sources.imagenet_listing import WNID, Listing, Stretch, class_items, list_archive, list_directory
 
 UNITS = 256  # an archive is cut into about so many units, or more: they are bounded both ways
 UNIT_BYTES = (16 << 20, 2 << 30)  # read for one unit

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mlpdata.archive.blob import open_blob
+from mlpdata.archive.tarscan import Damage, Member, scan
 from mlpdata.errors import Error
 from mlpdata.sources import Broken, Sample, Source, Unit, keys
-from mlpdata.sources.blob import open_blob
 from mlpdata.sources.cifar import NOT_READ
 from mlpdata.sources.files import is_system
-from mlpdata.sources.tarscan import Damage, Member, scan
 
 FOLDER = "stl10_binary"
 SIDE = 96

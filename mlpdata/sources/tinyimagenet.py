@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from mlpdata.archive.blob import PlainFile
+from mlpdata.archive.zipdir import LOCAL_HEADER_BYTES, MAX_MEMBER_BYTES, read_directory, unpack
 from mlpdata.errors import Error
 from mlpdata.sources import Broken, Sample, Source, Unit, keys
-from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.files import IMAGE_SUFFIXES, is_system
 from mlpdata.sources.folder import Folder
 from mlpdata.sources.layout import ANNOTATIONS, SYSTEM, parse_annotations
-from mlpdata.sources.zipdir import LOCAL_HEADER_BYTES, MAX_MEMBER_BYTES, read_directory, unpack
 
 ROOT = "tiny-imagenet-200"
 WNID = re.compile(r"n\d{8}")

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlpdata import splits
+from mlpdata.archive.blob import PlainFile
+from mlpdata.archive.url import UrlFile
 from mlpdata.errors import Error, first_line
-from mlpdata.hub import Repository
-from mlpdata.manifest import info_path
+from mlpdata.fetch.hub import Repository
 from mlpdata.sources import keys
-from mlpdata.sources.blob import PlainFile
 from mlpdata.sources.files import is_system, matching
-from mlpdata.sources.url import UrlFile
+
+INFO = "_info.json"  # timm's table of splits
 
 MAX_INFO_BYTES = 64 << 20
 LEAST_SAMPLE_BYTES = 1024  # in a tar: two headers
@@ -107,7 +108,7 @@ def open_tar(path: Path | Repository, tar: Path) -> PlainFile | UrlFile:
 
 def tell_splits(path: Path | Repository, found: Tars) -> None:
     """Give every tar its split and, where it is known, its number of samples. Raises Error."""
-    info = info_path(found.root)
+    info = found.root / INFO
     there = info.as_posix() in path.files if isinstance(path, Repository) else info.is_file()
     table = _read_info(path, info) if there else {}
     sizes = path.files if isinstance(path, Repository) else None

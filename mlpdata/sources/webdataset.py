@@ -15,15 +15,15 @@ import xxhash
 
 from mlpdata import labels
 from mlpdata import splits as split_names
+from mlpdata.archive.tarscan import BLOCK
 from mlpdata.errors import Error
-from mlpdata.hub import Repository
-from mlpdata.image import MAX_IMAGE_BYTES
-from mlpdata.progress import Progress
+from mlpdata.fetch.hub import Repository
+from mlpdata.image.codec import MAX_IMAGE_BYTES
 from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, keys, most_samples
 from mlpdata.sources.files import IMAGE_SUFFIXES
 from mlpdata.sources.groups import LABELS, Blob, Group, groups, image_of, label_of, other_images, record_of
-from mlpdata.sources.tarscan import BLOCK
 from mlpdata.sources.wdsinfo import Tar, Tars, list_tars, open_tar, tell_splits
+from mlpdata.system.progress import Progress
 
 WNID = re.compile(r"(?:^|/)(n\d{8})[_/]")
 OFFICIAL = re.compile(r"(?:^|/)(n\d{8}_\d+|ILSVRC2012_\w+_\d{8}(_n\d{8})?)$")  # names that no two images have

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mlpdata import draws
-from mlpdata.augment import Augment, Batch, to_ycc420
-from mlpdata.draws import Draws
+from mlpdata.augment import draws
+from mlpdata.augment.augment import Augment, Batch, to_ycc420
+from mlpdata.augment.draws import Draws
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.23)
 SETS = {

@@ -26,7 +26,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from mlpdata.download import Wanted, fetch
+from mlpdata.fetch.download import Wanted, fetch
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from mlpdata import __version__
-from mlpdata.manifest import Manifest
+from mlpdata.shards.manifest import Manifest
 
 
 def family(pid: int) -> list[int]:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import mlpdata
-from mlpdata import turbo
+from mlpdata.loader import jpeg_batch
 
 BATCH = 1024
 
@@ -137,7 +137,7 @@ def row(group: str, result: dict, against: list[str], args) -> dict:
     rates = {name: np.array(r) for name, r in result["rates"].items()}
     out = {"bench": "load", "group": group, "batch": BATCH, "slices": args.slices, "seconds_each": args.seconds}
     out |= {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
-    out["jpeg_batches"] = turbo.batch_decoder()[1]
+    out["jpeg_batches"] = jpeg_batch.batch_decoder()[1]
     for package in ("ffcv", "webdataset", "simplejpeg", "numpy"):
         try:
             out[package] = importlib.metadata.version(package)

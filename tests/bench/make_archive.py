@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mlpdata import labels, tar
+from mlpdata import labels
+from mlpdata.shards import tar
 
 TINY_PIXELS = 32  # of the made images: about 900 bytes each
 DIFFERENT = 2_000  # made images that differ; a prime stride keeps neighbours apart

@@ -19,14 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlpdata import beton
-from mlpdata.manifest import Manifest, SplitInfo, index_path, tar_path
+from mlpdata.shards import beton
+from mlpdata.shards.manifest import Manifest, SplitInfo, index_path, tar_path
 
 N, RES, CLASSES, SHARD = 11_801_680, 64, 11_230, 10_000
 
 OPEN = """
 import json, resource, sys, time
-import numpy, pyarrow.parquet, mlpdata.tar, mlpdata.beton          # imports are not the opening
+import numpy, pyarrow.parquet, mlpdata.shards.tar, mlpdata.shards.beton          # imports are not the opening
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 from mlpdata import index
 started, cpu = time.perf_counter(), time.process_time()
@@ -48,7 +48,7 @@ def make(root: Path) -> None:
     beton.create(path, plan, "raw", sizes, side, side, labels)
     lengths = [min(SHARD, N - at) for at in range(0, N, SHARD)]
     tars = [tar_path(root, "train", k) for k in range(len(lengths))]
-    from mlpdata.index_file import SCHEMA
+    from mlpdata.shards.index_file import SCHEMA
 
     with pq.ParquetWriter(index_path(root, "train"), SCHEMA, compression="zstd") as writer:
         for k, (tar, n) in enumerate(zip(tars, lengths, strict=True)):

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mlpdata import beton, disk
+from mlpdata.shards import beton
+from mlpdata.system import disk
 
 SIZE = 64 * 64 * 3
 OURS = """

@@ -10,9 +10,9 @@ import torchvision.transforms.v2.functional as tv
 from torchvision.transforms import RandomErasing, RandomResizedCrop
 from torchvision.transforms.v2 import CutMix
 
-from mlpdata import draws
-from mlpdata.augment import Augment, Batch
-from mlpdata.draws import Draws, uniform
+from mlpdata.augment import draws
+from mlpdata.augment.augment import Augment, Batch
+from mlpdata.augment.draws import Draws, uniform
 
 SEED, EPOCH, N = 7, 3, 48
 PLAIN = {"crop_scale": None, "flip": False}

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from mlpdata.dataset import Samples
+from mlpdata.loader.dataset import Samples
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 20, 24, 3), dtype=np.uint8)  # no side equals another
 

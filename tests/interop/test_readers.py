@@ -16,8 +16,9 @@ from conftest import convert_quietly, encoded, make_cifar, make_folder, make_ima
 from PIL import Image
 
 import mlpdata
-from mlpdata import beton, snippets
 from mlpdata.cli import LIBRARIES
+from mlpdata.inspect import snippets
+from mlpdata.shards import beton
 from mlpdata.splits import on_hub
 
 ROOT = Path(__file__).parents[2]

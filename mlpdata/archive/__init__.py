@@ -1,0 +1,1 @@
+"""Inside large files, at offsets; nothing is extracted."""

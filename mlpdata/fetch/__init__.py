@@ -1,0 +1,1 @@
+"""Bytes from elsewhere to here: HTTP, downloads, the authors' archives, the Hugging Face Hub."""

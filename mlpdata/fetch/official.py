@@ -1,0 +1,122 @@
+"""The authors' archives: what is known of each file, how it is had, and where it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlpdata.errors import Error
+from mlpdata.fetch import web
+from mlpdata.fetch.download import Wanted, fetch
+
+ACCOUNT = "https://image-net.org/download-images"  # where one registers, and finds what has no address of its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A file the authors ship."""
+
+    name: str
+    url: str | None = None
+    mirrors: tuple[str, ...] = ()
+    num_bytes: int | None = None
+    md5: str | None = None
+    login: bool = False  # whether the URL wants an account
+    note: str = ""  # where to get it where there is no URL, or what it wants
+    beside: tuple[Archive, ...] = ()  # what belongs into the same folder
+
+    @property
+    def facts(self) -> str:
+        """Name, size and checksum, for people. Without a checksum the size is not exact either."""
+        facts = [f"MD5 {self.md5}"] if self.md5 else []
+        if self.num_bytes:
+            facts.insert(0, f"{self.num_bytes:,} bytes" if self.md5 else f"about {self.num_bytes / 1e9:,.0f} GB")
+        return f"{self.name} ({', '.join(facts)})" if facts else self.name
+
+    def wanted(self) -> Wanted:
+        """What to fetch; mirrors named in the environment come first."""
+        extra = os.environ.get("MLPDATA_MIRROR", "").split()
+        urls = (
+            *(f"{base.rstrip('/')}/{self.name}" for base in extra),
+            *([self.url] if self.url else []),
+            *self.mirrors,
+        )
+        return Wanted(name=self.name, urls=urls, num_bytes=self.num_bytes if self.md5 else None, md5=self.md5)
+
+
+def download_folder() -> Path:
+    """Where downloads go and are looked for: $MLPDATA_HOME, else the user's cache folder."""
+    if home := os.environ.get("MLPDATA_HOME"):
+        return Path(home)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("mlpdata", appauthor=False)
+
+
+def fetch_url(url: str, say: Callable[[str], None], quiet: bool = False) -> Path:
+    """Have the file behind a URL that is in no table, in a place of its own in the download folder."""
+    folder = download_folder() / "urls" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return fetch(Wanted(name=web.file_name(url) or "archive", urls=(url,)), folder, say=say, quiet=quiet)
+
+
+def download(
+    archives: Sequence[Archive],
+    folder: Path,
+    *,
+    only: tuple[str, ...] = (),
+    login: web.Login | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+    quiet: bool = False,
+) -> None:
+    """Fetch the first of the archives, and what belongs beside it.
+
+    only:  names of files, where not all are wanted, or another than the first.
+    login: what lets the user in where an account is needed; mirrors are not sent it. Raises Error that says what to get
+    by hand, and how.
+    """
+    offered = [a for archive in archives for a in (archive, *archive.beside)]
+    unknown = set(only) - {a.name for a in offered}
+    if unknown:
+        raise Error(f"there is no file {min(unknown)!r} here, only {', '.join(a.name for a in offered)}")
+    chosen = [a for a in offered if a.name in only] if only else [archives[0], *archives[0].beside]
+    closed, failures = [], []
+    for archive in chosen:
+        wanted, path = archive.wanted(), folder / archive.name
+        if not path.exists() and (not wanted.urls or (archive.login and login is None)):
+            closed.append(archive)
+        elif dry_run:
+            say(_plan(wanted, path))
+        else:
+            try:
+                fetch(wanted, folder, (login or web.Login()).to(archive.url), say, quiet)
+                checked = "checksum right" if wanted.md5 else "no checksum of it is published"
+                say(f"{path}: {path.stat().st_size:,} bytes, {checked}")
+            except Error as e:
+                failures.append(str(e))
+    if closed:
+        failures.insert(0, missing(closed, folder, " and "))
+    if failures:
+        raise Error("; ".join(failures))
+
+
+def missing(archives: Sequence[Archive], folder: Path, word: str = " or ", otherwise: str = "") -> str:
+    """What a person has to do who wants these files, which no program may fetch just so."""
+    names, sources = word.join(a.facts for a in archives), word.join(dict.fromkeys(a.url or a.note for a in archives))
+    how = "; `mlpdata download` can do it with --cookies FILE of your browser" if any(a.login for a in archives) else ""
+    them = "it" if len(archives) == 1 or word == " or " else "them"
+    return (
+        f"for {names} an account is needed: register at {ACCOUNT}, get {them} from {sources} and put {them} into "
+        f"{folder}{otherwise}{how}"
+    )
+
+
+def _plan(wanted: Wanted, path: Path) -> str:
+    size = f"{wanted.num_bytes / 1e6:,.1f} MB" if wanted.num_bytes else "size not known"
+    if path.exists():
+        return f"{path} is there: would check its {'size and MD5' if wanted.md5 else 'size'}"
+    begun = "go on fetching" if path.with_name(f"{path.name}.part").exists() else "fetch"
+    return f"would {begun} {' or '.join(wanted.urls)} ({size}) to {path}"

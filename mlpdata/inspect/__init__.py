@@ -1,0 +1,1 @@
+"""Looking at a shard directory and at the machine."""

@@ -1,0 +1,125 @@
+"""How fast shards feed a device, and what holds it up: loader alone, augmentation alone, both overlapped."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mlpdata.augment.augment import Augment, Batch
+from mlpdata.augment.pixels import to_ycc420
+from mlpdata.loader import jpeg_batch
+from mlpdata.loader.loader import Loader
+from mlpdata.shards.manifest import CODECS
+from mlpdata.system.threads import cores
+
+WARM_UP = 5  # batches: compilation, the first blocks, the allocator
+NEAR = 0.1  # rates that differ by less are the same for people
+
+
+def bench(
+    root: Path,
+    *,
+    split: str = "train",
+    device: str = "auto",
+    batch_size: int = 1024,
+    res: int | None = None,
+    seconds: float = 3.0,
+    as_json: bool = False,
+    **options,
+) -> str:
+    """Measure and report. res: of the augmented images, None for the stored one. options: the Loader's.
+
+    Raises Error as the Loader does.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    loader = Loader(root, split, batch_size=batch_size, device=device, infinite=True, **options)
+    wait = torch.cuda.synchronize if loader.device.type == "cuda" else lambda: None
+    manifest = loader.manifest
+    if manifest is not None:
+        numbers = {"mean": tuple(manifest.mean), "std": tuple(max(s, 1e-3) for s in manifest.std)}
+    else:
+        numbers = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    augment = Augment(res=res or loader.shape[0], dtype="bfloat16", layout="flat", **numbers)
+
+    jpeg_batch.batch_decoder()  # set up now, not while the clock runs
+    alone = rate(iter(loader), wait, seconds)
+    fixed = next(iter(loader))
+    if loader.pixels == "ycc420":
+        luma, chroma = to_ycc420(fixed.images)
+        fixed = Batch(luma, fixed.labels, fixed.ids, chroma=chroma)
+    augmented = rate((augment.apply(fixed, epoch, 0) for epoch in itertools.count()), wait, seconds)
+    loader.augment = augment
+    both = rate(iter(loader), wait, seconds)
+
+    codecs = {CODECS[c] for c in np.unique(loader.index.codec).tolist()}
+    row = {
+        "device": torch.cuda.get_device_name(loader.device) if loader.device.type == "cuda" else "cpu",
+        "cores": cores(),
+        "batch_size": batch_size,
+        "shape": list(loader.shape),
+        "codecs": sorted(codecs),
+        "tier": loader.tier,
+        "tier_reason": loader.tier_reason,
+        "loader_images_per_s": round(alone),
+        "augment_images_per_s": round(augmented),
+        "overlapped_images_per_s": round(both),
+        "bottleneck": bottleneck(loader, codecs, alone, augmented, both),
+    }
+    if as_json:
+        return json.dumps(row)
+    per_image = int(torch.Size(loader.shape).numel())
+    lines = [
+        ("loader", f"{alone:>12,.0f} images/s, {alone * per_image / 1e9:.2f} GB/s of pixels"),
+        ("augment", f"{augmented:>12,.0f} images/s: crop, flip, normalise to bfloat16 at {augment.res} px"),
+        ("both", f"{both:>12,.0f} images/s"),
+        ("bottleneck", row["bottleneck"]),
+        ("tier", loader.tier_reason),
+        ("measured on", f"{row['device']}, {row['cores']} cores, batches of {batch_size}, {seconds:g} s each"),
+    ]
+    return "\n".join(f"{name:<12} {text}" for name, text in lines)
+
+
+def rate(batches: Iterator[Batch], wait, seconds: float) -> float:
+    """Images a second of an endless iterator; wait: until the device has done what it was given."""
+    for _ in range(WARM_UP):
+        next(batches)
+    wait()
+    started, n = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        n += len(next(batches).ids)
+    wait()
+    seconds = time.perf_counter() - started
+    batches.close()
+    return n / seconds
+
+
+def bottleneck(loader: Loader, codecs: set[str], alone: float, augmented: float, both: float) -> str:
+    """What to make faster, from three rates."""
+    if loader.tier == "stream" and codecs != {"raw"}:
+        feeding = f"decoding {' and '.join(sorted(codecs - {'raw'})).upper()} on {loader.num_threads} threads"
+        if codecs == {"jpg"}:
+            decoder, what = jpeg_batch.batch_decoder()
+            feeding += "" if decoder else f", image by image: {what}"
+    elif loader.tier == "stream":
+        feeding = "reading the files"
+    elif loader.tier == "pinned":
+        feeding = "gathering in host memory and copying to the device"
+    else:
+        feeding = f"the gather in the memory of the {'GPU' if loader.device.type == 'cuda' else 'host'}"
+    if augmented < alone * (1 - NEAR):
+        name = "the augmentation"
+    elif alone < augmented * (1 - NEAR):
+        name = f"the loader: {feeding}"
+    else:
+        name = f"loader ({feeding}) and augmentation alike"
+    if both < (1 - 2 * NEAR) * min(alone, augmented):
+        shared = "they share the cores" if loader.device.type == "cpu" else "they hold each other up"
+        name += f"; together they reach {both / min(alone, augmented):.0%} of the slower one, as {shared}"
+    return name

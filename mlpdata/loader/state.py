@@ -1,0 +1,64 @@
+"""Where a loader is in its epochs, and the state that another one goes on from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mlpdata.errors import Error
+from mlpdata.loader.subset import shown
+
+MAX_EPOCH = 1 << 31
+MAX_BLOCKS = 1 << 16  # a window
+# What has to be equal to go on in the middle of an epoch; at its start another size of batch is as good.
+OF_BATCHES = ("batch_size", "drop_last")
+CALLED = {"data": "data (the digest of their index)", "subset": "subset (a digest)", "classes": "classes (a digest)"}
+
+
+@dataclass
+class Position:
+    """The next batch of an iteration. blocks: of the order of that epoch."""
+
+    epoch: int
+    step: int
+    blocks: tuple[int, int] | None
+    begun: bool = False  # the epoch's iteration is under way, so another one is of the next epoch
+
+
+def pack(position: Position, facts: dict[str, Any]) -> dict[str, Any]:
+    """A state of plain numbers, strings and lists. facts: what the sequence of batches follows from."""
+    blocks = list(position.blocks) if position.blocks else None
+    return {"epoch": position.epoch, "step": position.step, "blocks": blocks, **facts}
+
+
+def unpack(state: Any, facts: dict[str, Any], num_batches: int) -> Position:
+    """The position that a state holds. Raises Error where it is malformed, or saved by a loader with other facts."""
+    if not isinstance(state, dict):
+        raise Error(f"this is no state of a loader: {shown(state)}")
+    for name in ("epoch", "step", "blocks", *facts):
+        if name not in state:
+            raise Error(f"this is no state of a loader, or one of an earlier version: it has no {name!r}")
+    epoch, step, blocks = state["epoch"], state["step"], state["blocks"]
+    for name, value in (("epoch", epoch), ("step", step)):
+        _check_whole(name, value, MAX_EPOCH)
+    for name, ours in facts.items():
+        theirs = state[name]
+        # The middle of an epoch is one of certain batches. True is no 1 here.
+        if (type(theirs) is not type(ours) or theirs != ours) and (step or name not in OF_BATCHES):
+            raise Error(
+                f"the loader state was saved with {CALLED.get(name, name)} {shown(theirs)}; "
+                f"this loader has {shown(ours)}"
+            )
+    _check_whole("step", step, num_batches)
+    if blocks is not None:
+        if not isinstance(blocks, (list, tuple)) or len(blocks) != 2:
+            raise Error(f"this is no state of a loader: its blocks are {shown(blocks)}")
+        for block, most in zip(blocks, (max(1, facts["num_samples"]), MAX_BLOCKS), strict=True):
+            _check_whole("blocks", block, most, least=1)
+        blocks = tuple(blocks)
+    return Position(epoch, step, blocks) if step < num_batches else Position(epoch + 1, 0, blocks)
+
+
+def _check_whole(name: str, value: Any, most: int, least: int = 0) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise Error(f"this is no state of this loader: its {name} is {shown(value)}, not {least} to {most}")

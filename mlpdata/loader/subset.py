@@ -1,0 +1,126 @@
+"""Which samples of a split are loaded: what `subset` and `classes` ask for. Nothing is guessed: else it is an Error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from mlpdata.errors import Error
+from mlpdata.loader.order import permute
+
+
+def shown(value: object, length: int = 60) -> str:
+    """A value as one short line."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a whole number of thousands of digits, or a foreign object
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number of Python or numpy; a bool is none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def choose(n: int, subset, allowed: np.ndarray | None, seed: int) -> np.ndarray | None:
+    """The ids that a subset stands for, int64 in its order; None for all n samples. Raises Error.
+
+    subset:  as mlpdata.Loader takes it. allowed: ids in ascending order that it may choose from, None for all.
+    """
+    if subset is None:
+        return allowed
+    share = isinstance(subset, (float, np.floating))
+    if not share and not is_whole(subset):
+        ids = ids_of(subset, n)
+        return ids if allowed is None else ids[np.isin(ids, allowed)]
+    available = n if allowed is None else len(allowed)
+    if share:
+        count = round(float(subset) * available) if 0 < subset <= 1 else 0
+    else:
+        count = int(subset)
+    if not 1 <= count <= available:
+        raise Error(f"subset {shown(subset)} is not a share or count of the {available} samples there are")
+    drawn = np.sort(permute(np.arange(count), available, f"mlpdata subset {seed}"))
+    return drawn if allowed is None else allowed[drawn]
+
+
+def ids_of(subset, n: int) -> np.ndarray:
+    """The ids of a mask over n samples, of a slice, or as they are listed: int64, in that order. Raises Error."""
+    if isinstance(subset, slice):
+        try:
+            subset = range(*subset.indices(n))
+        except (TypeError, ValueError) as e:
+            raise Error(f"subset {shown(subset)} is no slice of whole numbers ({e})") from None
+    if isinstance(subset, range):
+        ends = [subset[0], subset[-1]] if subset else []
+        _check_bounds(min(ends, default=0), max(ends, default=0), n)  # before its numbers take memory
+        return np.asarray(subset, np.int64)
+    listed = isinstance(subset, Sequence) and not isinstance(subset, (str, bytes, bytearray))
+    if not (listed or hasattr(subset, "__array__")) or isinstance(subset, np.ma.MaskedArray):
+        # A set and an iterator have no order that could be repeated; a string is no list of ids.
+        raise Error(f"subset {shown(subset)} is no count, share, mask, slice, array or list of ids")
+    try:
+        if isinstance(subset, torch.Tensor):
+            asked = subset.detach().cpu().numpy()
+        elif listed:
+            items = [item.item() if hasattr(item, "item") else item for item in subset]
+            # numpy would take True for 1 among numbers: a list is all ids or all mask.
+            kinds = {type(item) for item in items}
+            asked = np.asarray(items, np.int64 if not items else None if len(kinds) == 1 else object)
+            if kinds == {int} and asked.dtype == object:  # beyond 64 bits
+                _check_bounds(min(items), max(items), n)
+        else:
+            asked = np.asarray(subset)
+    except Error:
+        raise
+    except Exception as e:
+        raise Error(f"subset {shown(subset)} is no array of ids ({shown(str(e))})") from None
+    if asked.ndim != 1 or asked.dtype.kind not in "biu":
+        what = "in one dimension" if asked.ndim != 1 else f"of whole numbers or booleans, not {asked.dtype}"
+        raise Error(f"subset {shown(subset)} is no list of ids or mask {what}")
+    if asked.dtype.kind == "b":
+        if len(asked) != n:
+            raise Error(f"subset is a mask of {len(asked)} entries; the split has {n} samples")
+        return np.flatnonzero(asked)
+    if len(asked):
+        _check_bounds(int(asked.min()), int(asked.max()), n)
+        if len(asked) == n > 2 and asked.max() <= 1:
+            raise Error(f"subset has an entry of 0 or 1 for each of the {n} samples: a mask has to be of booleans")
+    return asked.astype(np.int64)
+
+
+def _check_bounds(low: int, high: int, n: int) -> None:
+    if low < 0:
+        raise Error(f"subset names sample {low}; ids count from 0")
+    if high >= n:
+        raise Error(f"subset names sample {high}, beyond the {n} of the split")
+
+
+def class_numbers(classes, num_classes: int, names: Callable[[], list[str]], where: object) -> list[int]:
+    """The numbers of classes that are listed by number or by name, in that order. Raises Error.
+
+    names: gives those of the classes in label order, as the source calls them; where: what has them, for messages.
+    """
+    if not isinstance(classes, (str, bytes)) and hasattr(classes, "tolist"):
+        classes = classes.tolist()
+    if not isinstance(classes, (list, tuple, range)) or not classes:
+        raise Error(f"classes {shown(classes)} is no list of numbers or names")
+    wanted = {c for c in classes if isinstance(c, str)}
+    number_of: dict[str, int] = {}
+    for number, name in enumerate(names() if wanted else ()):
+        if name in wanted and number_of.setdefault(name, number) != number:
+            raise Error(f"{where} has two classes of the name {shown(name)}; give the number of the one that is meant")
+    numbers = []
+    for c in classes:
+        number = number_of.get(c, -1) if isinstance(c, str) else c
+        if not is_whole(number):
+            raise Error(f"classes holds {shown(c)}, which is no number and no name of a class")
+        if not 0 <= number < num_classes:
+            raise Error(f"{where} has no class {shown(c)}; it has {num_classes} classes")
+        numbers.append(int(number))
+    if len(set(numbers)) < len(numbers):
+        raise Error("classes names a class twice")
+    return numbers

@@ -1,0 +1,1 @@
+"""What a shard directory is: manifest, formats, index, card; here and elsewhere."""

@@ -1,0 +1,142 @@
+"""The files that make a shard directory explain itself: dataset card, timm's split table, class list, skipped list."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import yaml
+
+from mlpdata import labels
+from mlpdata.shards.manifest import Manifest, card_path, classes_path, classes_text, info_path, json_text, printable
+from mlpdata.shards.tar import EXTENSIONS
+from mlpdata.sources import keys
+from mlpdata.splits import on_hub
+
+MAX_CARD_CLASSES = 2000  # a card with 20,000 class names is of no use to anyone and slow to parse
+
+
+def _replace(path: Path, text: str | Iterable[str]) -> Path:
+    # Synced when the directory is sealed, before its manifest; until then a torn file harms nobody.
+    tmp = path.with_name(f"{path.name}.tmp")
+    with open(tmp, "w", encoding="utf-8") as f:
+        f.writelines([text] if isinstance(text, str) else text)
+    os.replace(tmp, path)
+    return path
+
+
+def write_skipped(path: Path, skipped: Iterable[dict]) -> Path:
+    """One JSON object a line: split, source, reason; `is_data: false` for a file that is none of the data."""
+    return _replace(path, map(json_text, skipped))
+
+
+def write_classes(root: Path, classes: list[tuple[str, str]]) -> str:
+    """Write the class list. Returns the file's sha256."""
+    return hashlib.sha256(_replace(classes_path(root), classes_text(classes)).read_bytes()).hexdigest()
+
+
+def write_real(path: Path, index: Path, classes: list[tuple[str, str]]) -> Path | None:
+    """The ReaL labels of a split, {key: labels}, in its own order and classes; None where its images have none."""
+    keys_here = pq.read_table(index, columns=["key"]).column("key").to_pylist()  # written here, a moment ago
+    found = labels.real(keys_here, [name for name, _ in classes])
+    return _replace(path, json.dumps(found) + "\n") if found else None
+
+
+def write_documents(root: Path, manifest: Manifest, title: str, classes: list[tuple[str, str]]) -> list[Path]:
+    """Write classes.txt's companions: the card, and timm's table where there are tars. Returns all paths written."""
+    written = [classes_path(root), _replace(card_path(root), card(manifest, title, classes))]
+    if manifest.tar_codec:
+        written.append(_replace(info_path(root), json_text(timm_info(manifest), indent=1)))
+    return written
+
+
+def distinct_names(classes: list[tuple[str, str]]) -> list[str]:
+    """A readable name a class, every one once: Hugging Face datasets wants that, and ImageNet has two cranes.
+
+    What is unprintable is escaped.
+
+    >>> distinct_names([("n02012849", "crane"), ("n03126707", "crane"), ("a\\n", "a\\n")])
+    ['crane (n02012849)', 'crane (n03126707)', 'a\\\\n']
+    """
+    times = Counter(readable for _, readable in classes)
+    return keys.distinct(
+        printable(readable if times[readable] == 1 else f"{readable} ({name})") for name, readable in classes
+    )
+
+
+def timm_info(manifest: Manifest) -> dict:
+    """The split table that timm's WebDataset reader looks for, each split also by the name its code asks for."""
+    splits = {}
+    for name, info in manifest.splits.items():
+        row = {"num_samples": info.num_samples, "filenames": info.tars, "shard_lengths": info.tar_lengths}
+        splits[name] = {"name": name, **row}
+    for name in manifest.splits:
+        splits.setdefault(on_hub(name), {**splits[name], "name": on_hub(name)})
+    return {"splits": splits}
+
+
+def card(manifest: Manifest, title: str, classes: list[tuple[str, str]]) -> str:
+    """The dataset card: YAML header for the Hub's loaders, then what is here and how to open it."""
+    total = sum(info.num_samples for info in manifest.splits.values())
+    header: dict = {"pretty_name": f"{title}, {manifest.res} px", "task_categories": ["image-classification"]}
+    image_key = EXTENSIONS.get(manifest.tar_codec or "", "jpg")
+    if manifest.tar_codec:
+        header["configs"] = [
+            {
+                "config_name": "default",
+                "data_files": [{"split": on_hub(s), "path": f"{s}-*.tar"} for s in manifest.splits],
+            }
+        ]
+        if len(classes) <= MAX_CARD_CLASSES:
+            label = {"class_label": {"names": {str(i): name for i, name in enumerate(distinct_names(classes))}}}
+            columns = [("__key__", "string"), ("__url__", "string"), (image_key, "image"), ("cls", label)]
+            header["dataset_info"] = {"features": [{"name": n, "dtype": t} for n, t in columns]}
+    rows = "\n".join(
+        f"| {name} | {info.num_samples:,} | {info.num_skipped:,} | {', '.join(_files(info)) or '-'} |"
+        for name, info in manifest.splits.items()
+    )
+    fidelity = "Nothing was resized by an approximation."
+    if manifest.fidelity:
+        f = manifest.fidelity
+        fidelity = (
+            f"JPEGs were decoded at reduced scale; against the full decode and the same filter that is "
+            f"{f['psnr_db']} dB PSNR, largest difference {f['max_diff']}, on {f['num_samples']} of these images."
+        )
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=120).strip()}
+---
+
+# {title}, {manifest.res} px
+
+{total:,} images of {manifest.num_classes:,} classes, resolution {manifest.res}, resized by `{manifest.resize}` with the
+`{manifest.filter}` filter, from {printable(manifest.release)}. EXIF orientation is ignored. {fidelity}
+
+| split | samples | skipped | files |
+|---|---|---|---|
+{rows}
+
+Samples are shuffled over each whole split by a hash of (seed {manifest.seed}, key). `classes.txt` names the classes in
+label order, `*.index.parquet` says where every sample lies and where it came from, `skipped.jsonl` what was left out
+and why, `manifest.json` everything else, with a checksum of every file. Channel mean {_numbers(manifest.mean)} and
+standard deviation {_numbers(manifest.std)} of the training pixels are on the scale of 0 to 1.
+
+Made by mlpdata {manifest.tool_version}:
+
+    {printable(manifest.command)}
+"""
+
+
+def _files(info) -> list[str]:
+    tars = []
+    if info.tars:
+        tars = [info.tars[0] if len(info.tars) == 1 else f"{info.tars[0]} to {info.tars[-1]}"]
+    return ([info.beton] if info.beton else []) + tars
+
+
+def _numbers(values: list[float]) -> str:
+    return "(" + ", ".join(f"{v:.4f}" for v in values) + ")"

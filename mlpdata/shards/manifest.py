@@ -1,0 +1,426 @@
+"""The manifest of a shard directory, the record of where its samples lie, and every path inside it.
+
+A shard directory is finished when, and only when, it holds `manifest.json`: that file is written last, to a temporary
+name, synced and renamed. Nothing else in the code base builds a path inside a shard directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal, NotRequired, TypedDict
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from mlpdata import splits
+from mlpdata.errors import Error, first_line
+from mlpdata.image.codec import FILTERS, RESIZES
+from mlpdata.system.files import write_atomic
+
+FORMAT_VERSION = 1
+CODECS = ("raw", "jpg", "png")  # index.codec counts in this order; raw is uint8 RGB, rows top to bottom
+MAX_RES = 1024  # pixels a side
+# Bytes of a manifest or a class list, which are read at once. Those of ImageNet-21k have 1 MB, of 100,000 tars 20 MB.
+MAX_TEXT_BYTES = 32 << 20
+MAX_REAL = 1000  # true labels of one image; ReaL's have at most 9
+MAX_SHOWN = 120  # characters of a name that are shown
+FILE_NAME = re.compile(r"\w[\w.-]*")
+
+
+# ---------------------------------------------------------------------------------------------------------- paths
+
+
+def manifest_path(root: Path) -> Path:
+    return Path(root) / "manifest.json"
+
+
+def card_path(root: Path) -> Path:
+    return Path(root) / "README.md"
+
+
+def info_path(root: Path) -> Path:
+    return Path(root) / "_info.json"
+
+
+def classes_path(root: Path) -> Path:
+    return Path(root) / "classes.txt"
+
+
+def skipped_path(root: Path) -> Path:
+    return Path(root) / "skipped.jsonl"
+
+
+def beton_path(root: Path, split: str) -> Path:
+    return Path(root) / f"{split}.beton"
+
+
+def tar_path(root: Path, split: str, shard: int) -> Path:
+    return Path(root) / f"{split}-{shard:06d}.tar"
+
+
+def index_path(root: Path, split: str) -> Path:
+    return Path(root) / f"{split}.index.parquet"
+
+
+def real_path(root: Path, split: str) -> Path:
+    """{key: labels} of a split whose images have several true labels each (ReaL), in the order of the split."""
+    return Path(root) / f"{split}.real.json"
+
+
+def work_path(root: Path) -> Path:
+    """Where a conversion under way keeps its parts and its journal; gone once the manifest stands."""
+    return Path(root) / ".convert"
+
+
+# ------------------------------------------------------------------------------------------------------- manifest
+
+
+Count = Annotated[int, Meta(ge=0, le=1 << 48)]  # of samples or bytes
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+PerChannel = Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=3, max_length=3)]
+
+
+class FileEntry(TypedDict):
+    """What a file of the directory has to be."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+class Fidelity(TypedDict):
+    """The fast decode against the exact one, on some of the images."""
+
+    num_samples: Count
+    psnr_db: Annotated[float, Meta(ge=0, le=99)]
+    psnr_db_upper: NotRequired[Annotated[float, Meta(ge=0, le=99)]]  # what it may be by chance
+    max_diff: Annotated[int, Meta(ge=0, le=255)]
+
+
+class Skipped(TypedDict):
+    """A line of `skipped.jsonl`: an image or a file of the source that was left out."""
+
+    split: str
+    source: str
+    reason: str
+    is_data: NotRequired[bool]  # False: a file that is none of the data, and not counted as skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitInfo:
+    """One split: its counts and its files, by name inside the directory."""
+
+    num_samples: Count
+    num_skipped: Count
+    class_counts: list[Count]  # samples of each class, in class order
+    beton: str | None = None
+    tars: list[str] = field(default_factory=list)
+    tar_lengths: list[Count] = field(default_factory=list)  # samples in each tar, same order as `tars`
+    index: str | None = None
+
+    @property
+    def files(self) -> list[str]:
+        return [name for name in (self.beton, *self.tars, self.index) if name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a finished shard directory holds and how it was made. Equal inputs and options give equal manifests.
+
+    `load` holds a file to these types and ranges, and to what `_check` says of how they hang together.
+    """
+
+    format_version: int
+    dataset: str
+    release: str
+    source_files: dict[str, dict]  # name -> size and a checksum of both ends of every file read
+    source_filter: dict  # class and split filters applied to the source; {} for none
+    num_classes: Annotated[int, Meta(ge=1, le=1 << 31)]
+    classes_sha256: Sha256  # of classes.txt
+    res: Annotated[int, Meta(ge=1, le=MAX_RES)]
+    resize: Literal[*RESIZES]
+    filter: Literal[*FILTERS]
+    formats: list[Literal["beton", "tar"]]
+    codec: Literal["auto", *CODECS]  # as asked for; the next two say what that meant here
+    beton_codec: Literal["raw", "jpg"] | None
+    tar_codec: Literal[*CODECS] | None
+    quality: Annotated[int, Meta(ge=1, le=100)] | None  # of the JPEGs encoded here; None where none was
+    seed: int
+    shard_size: int
+    image_library: dict[str, str]
+    fidelity: Fidelity | None  # None: always exact
+    mean: PerChannel  # over the training pixels, on the scale of 0 to 1
+    std: PerChannel
+    splits: Annotated[dict[str, SplitInfo], Meta(min_length=1)]
+    files: dict[str, FileEntry]  # every file of the directory but the manifest
+    tool_version: str
+    command: str
+
+    def split(self, name: str) -> str:
+        """The directory's own name for a split. `val` and `test` stand for each other where only one exists."""
+        found = splits.find(name, self.splits)
+        if found is None:
+            raise Error(f"no split {name!r} in this directory; it has {', '.join(sorted(self.splits))}")
+        return found
+
+    def _check(self) -> None:
+        """Raise ValueError or Error for what no conversion writes: readers size buffers, and print code, by these."""
+        codecs = {"beton": self.beton_codec, "tar": self.tar_codec}
+        if [name for name, codec in codecs.items() if codec] != sorted(self.formats):
+            raise ValueError(f"its formats are {self.formats}, its codecs {self.beton_codec} and {self.tar_codec}")
+        for name in self.files:
+            if not FILE_NAME.fullmatch(name) or len(name.encode()) > 255 or name == manifest_path(Path()).name:
+                raise ValueError(f"it names a file that cannot be part of it: {name!r:.80}")
+        for name, info in self.splits.items():
+            splits.checked(name)
+            if len(info.class_counts) != self.num_classes or sum(info.class_counts) != info.num_samples:
+                raise ValueError(f"the class counts of split {name} do not add up to its samples and classes")
+            tars = [tar_path(Path(), name, i).name for i in range(len(info.tars))]
+            wanted = (beton_path(Path(), name).name if self.beton_codec else None, tars, index_path(Path(), name).name)
+            if (info.beton, info.tars, info.index) != wanted:
+                raise ValueError(f"split {name} has other files than {', '.join(filter(None, map(str, wanted)))}")
+            if missing := {*tars, info.index, info.beton} - {None, *self.files}:
+                raise ValueError(f"split {name} has {min(missing)}, which is not among its files")
+            lengths = info.tar_lengths
+            if len(lengths) != len(tars) or (self.tar_codec and sum(lengths) != info.num_samples) or 0 in lengths:
+                raise ValueError(f"the tars of split {name} do not add up to its {info.num_samples:,} samples")
+
+    def save(self, root: Path) -> None:
+        """Write `manifest.json`: the act that turns unfinished work into a shard directory."""
+        write_atomic(manifest_path(root), json_text(asdict(self), indent=1).encode())
+
+    def check_sizes(self, root: Path, split: str | None = None) -> None:
+        """Raise Error where a listed file, of one split or at all, is missing, is no file or has another size."""
+        names = self.files if split is None else self.splits[split].files
+        for name in names:
+            entry = self.files[name]
+            path = Path(root) / name
+            try:
+                found = os.stat(path)
+            except FileNotFoundError:
+                raise Error(f"{path} is missing, though the manifest lists it; get or convert it again") from None
+            except OSError as e:
+                raise Error(f"cannot read {path}: {e.strerror}") from None
+            if not stat.S_ISREG(found.st_mode):
+                raise Error(f"{path} is no file; get or convert it again")
+            if found.st_size != entry["bytes"]:
+                raise Error(f"{path} has {found.st_size} bytes, the manifest says {entry['bytes']}; convert again")
+
+    @classmethod
+    def load(cls, root: str | Path) -> Manifest:
+        """Read and check a directory's manifest. Raises Error when it is missing, damaged or from another version."""
+        root = Path(root)
+        path = manifest_path(root)
+        if not os.path.isdir(root):
+            raise Error(f"no shard directory at {root}")
+        if not os.path.lexists(path):
+            hint = "its conversion did not finish: run the same convert command again"
+            if not os.path.exists(work_path(root)):
+                hint = "it is not a shard directory"
+            raise Error(f"{root} has no manifest.json; {hint}")
+        return cls.parse(read_text(path), path)
+
+    @classmethod
+    def parse(cls, data: bytes, name: object) -> Manifest:
+        """The manifest that some bytes are. Raises Error, in which the manifest is called by `name`."""
+        raw = parse_json(data, name, dict)
+        if raw.get("format_version") != FORMAT_VERSION:
+            version = repr(raw.get("format_version"))
+            raise Error(f"{name} has format version {version:.20}; this mlpdata reads {FORMAT_VERSION}")
+        manifest = conform(raw, cls, name)
+        try:
+            manifest._check()
+        except (ValueError, Error) as e:
+            raise Error(f"{name} is damaged ({first_line(e)}); get or convert it again") from None
+        return manifest
+
+
+# --------------------------------------------------------------------------------------------------- text and JSON
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file to read. Raises OSError; a FIFO or a device is refused: its reader may wait for ever."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(fd, "rb")
+
+
+def read_text(path: Path) -> bytes:
+    """A file of at most MAX_TEXT_BYTES. Raises Error."""
+    try:
+        with open_file(path) as f:
+            data = f.read(MAX_TEXT_BYTES + 1)
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the path
+        reason = getattr(e, "strerror", None) or first_line(e)
+        raise Error(f"cannot read {path}: {reason}; get or convert it again") from None
+    if len(data) > MAX_TEXT_BYTES:
+        raise Error(f"{path} is damaged: it has more than {MAX_TEXT_BYTES >> 20} MB; get or convert it again")
+    return data
+
+
+def parse_json(data: bytes, name: object, kind: Any) -> Any:
+    """JSON of a type, as msgspec knows types: no key twice, no NaN, no bool for a number. Raises Error.
+
+    name: what the message calls it.
+    """
+    try:
+        raw = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+    except (ValueError, RecursionError) as e:
+        raise Error(f"{name} is damaged ({first_line(e)}); get or convert it again") from None
+    return conform(raw, kind, name)
+
+
+def conform(raw: object, kind: Any, name: object) -> Any:
+    """A value as the type it has to be of. Raises Error, in which it is called by `name`."""
+    try:
+        return msgspec.convert(raw, kind)
+    except (msgspec.ValidationError, ValueError, RecursionError) as e:
+        raise Error(f"{name} is damaged ({first_line(e):.200}); get or convert it again") from None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it has a key twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it has {constant} for a number")
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """JSON, one line where it is not indented, whatever a reader takes for the end of a line.
+
+    >>> print(json_text({"café": "a\\u2028b\\udce9"}), end="")
+    {"café": "a\\u2028b\\udce9"}
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "".join(_with_escapes(line, lambda c: json.dumps(c)[1:-1]) + "\n" for line in text.split("\n"))
+
+
+def shown(text: str) -> str:
+    """A name for people to read: a terminal takes nothing in it for a command, and it is not endless.
+
+    >>> print(shown("caf\\u202eé\\x1b[2J"))
+    caf\\u202eé\\x1b[2J
+    """
+    return printable(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "...")
+
+
+def printable(text: str) -> str:
+    """A text with whatever is not printable as Python writes it in strings."""
+    return _with_escapes(text, _escape)
+
+
+def _with_escapes(text: str, escape) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+# -------------------------------------------------------------------------------------------------------- classes
+
+
+def classes_text(classes: list[tuple[str, str]]) -> str:
+    """`classes.txt`: one class a line, name in the source and, where it differs, TAB, readable name.
+
+    Ordinary names stand as they are. Backslashes, and what is unprintable or may be taken for the end of a name or a
+    line, are written as Python writes them in strings.
+
+    >>> classes_text([("n01440764", "tench, Tinca tinca"), ("café", "café"), ("a\\tb", "a\\tb")])
+    'n01440764\\ttench, Tinca tinca\\ncafé\\na\\\\tb\\n'
+    """
+    rows = ((name,) if readable in (name, "") else (name, readable) for name, readable in classes)
+    return "".join("\t".join(map(_escaped, row)) + "\n" for row in rows)
+
+
+def read_classes(root: str | Path, manifest: Manifest | None = None) -> list[tuple[str, str]]:
+    """(name in the source, readable name) of every class, in label order.
+
+    manifest: the list has to be the one it names. Raises Error.
+    """
+    path = classes_path(Path(root))
+    data = read_text(path)
+    try:
+        lines = [line.split("\t") for line in data.decode().removesuffix("\n").split("\n")] if data else []
+        if any(len(line) > 2 for line in lines):
+            raise ValueError("a line has more than two names")
+        classes = [(_unescaped(line[0]), _unescaped(line[-1] or line[0])) for line in lines]
+    except ValueError as e:
+        raise Error(f"cannot read {path}: {first_line(e)}; get or convert it again") from None
+    if manifest is not None and hashlib.sha256(data).hexdigest() != manifest.classes_sha256:
+        raise Error(f"{path} is not the class list that the manifest names; get or convert it again")
+    if manifest is not None and len(classes) != manifest.num_classes:
+        raise Error(f"{path} lists {len(classes):,} classes, the manifest {manifest.num_classes:,}; convert again")
+    return classes
+
+
+def read_real(root: str | Path, manifest: Manifest, split: str) -> dict[str, list[int]] | None:
+    """{key: labels} of a split whose images have several true labels each; None where they have not. Raises Error."""
+    path = real_path(Path(root), split)
+    if path.name not in manifest.files:
+        return None
+    found = parse_json(read_text(path), path, dict[str, Annotated[list[Count], Meta(max_length=MAX_REAL)]])
+    if max(map(max, filter(None, found.values())), default=0) >= manifest.num_classes:
+        raise Error(f"{path} has labels of more than {manifest.num_classes:,} classes; get or convert it again")
+    return found
+
+
+def short_names(classes: list[tuple[str, str]]) -> list[str]:
+    """What tables call the classes: the first of a synset's names.
+
+    >>> short_names([("n01440764", "tench, Tinca tinca"), ("a", ", b")])
+    ['tench', 'a']
+    """
+    return [shown(readable.split(",")[0].strip() or name) for name, readable in classes]
+
+
+def _escaped(name: str) -> str:
+    return printable(name.replace("\\", "\\\\"))
+
+
+def _unescaped(text: str) -> str:
+    if "\\" not in text:
+        return text
+    escape = r"\\(?:\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
+    return re.sub(escape, lambda match: match[0].encode().decode("unicode_escape"), text)
+
+
+# ---------------------------------------------------------------------------------------------------------- index
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """Where each sample of a split lies: one record for both formats, so the loader knows only this.
+
+    All arrays have N rows in the order of the split, and are read-only.
+    """
+
+    files: list[Path]
+    file: np.ndarray  # (N,) integer, position in `files`
+    offset: np.ndarray  # (N,) int64/uint64, where the payload starts in its file
+    num_bytes: np.ndarray  # (N,) integer, payload bytes
+    codec: np.ndarray  # (N,) uint8, position in CODECS
+    width: np.ndarray  # (N,) pixels
+    height: np.ndarray  # (N,) pixels
+    label: np.ndarray  # (N,) int64
+    is_foreign: bool = False  # written by others: its JPEGs may be ones that libjpeg warns about
+
+    def __post_init__(self):
+        for column in (self.file, self.offset, self.num_bytes, self.codec, self.width, self.height, self.label):
+            column.flags.writeable = False
+
+    def __len__(self) -> int:
+        return len(self.label)

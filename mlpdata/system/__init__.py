@@ -1,0 +1,1 @@
+"""What the machine offers: files, disk, memory, threads, processes, a progress line."""
