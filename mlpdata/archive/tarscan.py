@@ -186,7 +186,7 @@ def _after_zeros(
         step = min(2 * step, LAST_STEP)
     if over:
         size = stop - at
-        if not whole or size < 2 * BLOCK + RECORD:
+        if not whole or size < 2 * (BLOCK + RECORD):  # `tar -A` leaves the padding of two
             return None, None
         reason = (
             f"{size:,} bytes of zeros end it from byte {at} on: more than an end mark, as in an unfinished download"
