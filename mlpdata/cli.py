@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from mlpdata import Error, __version__
+from mlpdata.errors import lacks_memory
 
 
 class _Commands(click.Group):
@@ -30,7 +31,9 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("mlpdata: stopped", err=True)
             ctx.exit(1)
-        except MemoryError:
+        except (MemoryError, RuntimeError) as e:
+            if not lacks_memory(e):
+                raise
             click.echo("mlpdata: error: out of memory", err=True)
             ctx.exit(1)
         except BrokenPipeError:

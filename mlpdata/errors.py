@@ -24,3 +24,8 @@ def first_line(error: BaseException | str) -> str:
     """
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), error if isinstance(error, str) else type(error).__name__)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says that the system gives no more memory, be it for the stack of a thread."""
+    return isinstance(error, MemoryError) or str(error) == "can't start new thread"

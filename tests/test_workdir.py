@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -304,3 +305,22 @@ def test_a_damaged_directory_of_another_conversion_is_not_touched(finished):
     with pytest.raises(Error, match=r"manifest\.json is damaged .*: choose another --out, or delete .*out first"):
         convert_quietly(**options)
     assert sums(root) == before
+
+
+def test_threads_that_cannot_be_started_are_one_line(tmp_path, monkeypatch, finished):
+    """Else the digest of a beton is of what was read until then, and the manifest says so."""
+    options, root = finished
+    before, start = sums(root), threading.Thread.start
+
+    def refused(thread):
+        raise RuntimeError("can't start new thread")
+
+    for where in ("mlpdata-ahead", "mlpdata-write"):
+        other = {**options, "out": tmp_path / where}
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", lambda t, w=where: (refused if t.name.startswith(w) else start)(t))
+            with pytest.raises(Error, match=r"out of memory.* run the same command again"):
+                convert_quietly(**other)
+        assert not (tmp_path / where / "manifest.json").exists()
+        convert_quietly(**other)
+        assert sums(tmp_path / where) == before

@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import nn
 
-from mlpdata.errors import Error, first_line
+from mlpdata.errors import Error, first_line, lacks_memory
 from trainer import checkpoint, report, saturation
 from trainer import runs as run_directories
 from trainer.data import FeatureLoader, facts_of, find_shards, open_loaders
@@ -104,7 +104,7 @@ def _memory_in_words():
         less = "raise train.accumulate, lower train.batch_size, or set data.tier to pinned"
         raise Error(f"the GPU's memory is not enough: {less} ({first_line(e):.120})") from None
     except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, MemoryError) and "allocate memory" not in str(e):
+        if not lacks_memory(e) and "allocate memory" not in str(e):
             raise
         less = "lower train.batch_size or the model's size, or set data.tier to stream"
         raise Error(f"the memory is not enough: {less} ({first_line(e):.120})") from None

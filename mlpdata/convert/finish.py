@@ -70,7 +70,7 @@ class Hasher:
         self._thread.join()
 
     def finish(self) -> str:
-        """Go to the end of what is allowed. Returns the digest. Raises OSError."""
+        """Go to the end of what is allowed. Returns the digest. Raises what went wrong meanwhile."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -89,7 +89,7 @@ class Hasher:
                     self._digest.update(chunk)
             finally:
                 os.close(fd)
-        except OSError as e:
+        except BaseException as e:  # whatever it is: the digest would be of a part of the file
             self._error = e
 
     def _chunks(self, fd: int) -> Iterator[memoryview]:

@@ -38,7 +38,7 @@ from mlpdata.convert.workdir import (
     prepare,
     tidy,
 )
-from mlpdata.errors import Error, first_line
+from mlpdata.errors import Error, first_line, lacks_memory
 from mlpdata.shards import beton, card, remote
 from mlpdata.shards.manifest import Manifest, beton_path, index_path, skipped_path
 from mlpdata.system.engines import Engine, LocalEngine, RayEngine
@@ -70,7 +70,9 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
         raise Error(
             f"cannot read {e.filename or options.source or 'the source'}: {e.strerror or first_line(e)}"
         ) from None
-    except MemoryError:
+    except (MemoryError, RuntimeError) as e:
+        if not lacks_memory(e):
+            raise
         raise Error("out of memory while the source was listed; it needs a machine with more") from None
     try:
         if check_directory(plan) is None:
@@ -93,7 +95,9 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
         raise Error(f"stopped; what is done stays in {plan.work}: the same command goes on from here") from None
     except OSError as e:
         raise Error(f"{_in_a_line(e)}; run the same command again to go on from here") from None
-    except MemoryError:
+    except (MemoryError, RuntimeError) as e:
+        if not lacks_memory(e):
+            raise
         raise Error("out of memory; run the same command again, with fewer --workers, to go on from here") from None
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 from typing import Any, Protocol
 
-from mlpdata.errors import Error, first_line
+from mlpdata.errors import Error, first_line, lacks_memory
 
 TICK_S = 1.0
 CONNECT_S = 10.0
@@ -60,9 +60,9 @@ def _attempt(function: Callable, state: Any, task: Any) -> tuple[Any, Exception 
         return None, e, ""
     except OSError as e:
         return None, Error(f"{e.strerror or first_line(e)}{f': {e.filename}' if e.filename else ''}, at {task}"), ""
-    except MemoryError:
-        return None, Error(f"out of memory at {task}: run the same command again with fewer --workers"), ""
     except BaseException as e:
+        if lacks_memory(e):
+            return None, Error(f"out of memory at {task}: run the same command again with fewer --workers"), ""
         return None, RuntimeError(str(e)), traceback.format_exc()
 
 

@@ -115,9 +115,9 @@ def ahead(items: Iterator, depth: int) -> Iterator:
 
     thread = threading.Thread(target=run, name="mlpdata-ahead", daemon=True)
     entry, running = (stop, thread), _running  # local: at the end of the process `finally` may have no module any more
+    thread.start()
     if threading.current_thread().name != thread.name:  # else the thread that this one works for ends it
         running.add(entry)
-    thread.start()
     try:
         while True:
             try:
