@@ -12,6 +12,7 @@ from conftest import Inline, convert_quietly, encoded, picture, sums, tar_bytes
 from mlpdata import Error
 from mlpdata.convert import assembly, plan, run
 from mlpdata.sources import folder
+from mlpdata.system import engines
 
 
 @pytest.fixture(scope="module", params=["parts", "shards", "large shards"])
@@ -236,6 +237,21 @@ def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_a_source_that_is_cut_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
+    make_source(tmp_path / "in")
+    monkeypatch.setattr(run, "LocalEngine", Inline)
+    convert_parts = run._convert_parts
+
+    def cut(*args, **kwargs):
+        for path in (tmp_path / "in").glob("*/*.jpg"):
+            os.truncate(path, 10)
+        convert_parts(*args, **kwargs)
+
+    monkeypatch.setattr(run, "_convert_parts", cut)
+    with pytest.raises(Error, match=r"in changed while it was read, .*: delete that and run the same command again"):
+        convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out")
+
+
 def test_a_source_that_changed_between_two_runs(tmp_path, monkeypatch):
     make_source(tmp_path / "in")
     options = {"dataset": "folder", "source": str(tmp_path / "in"), "res": 8, "out": tmp_path / "out"}
@@ -324,3 +340,9 @@ def test_threads_that_cannot_be_started_are_one_line(tmp_path, monkeypatch, fini
         assert not (tmp_path / where / "manifest.json").exists()
         convert_quietly(**other)
         assert sums(tmp_path / where) == before
+
+
+def test_a_file_that_cannot_be_hashed_at_the_end_is_named(tmp_path):
+    task = assembly.FileTask(tmp_path / "train.beton", True)
+    _, error, _ = engines._attempt(assembly.seal_file, None, task)
+    assert str(error).endswith(f", at {tmp_path / 'train.beton'}; when that is mended, run the same command again")

@@ -261,12 +261,22 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
     return made
 
 
-def seal_file(state: State, task: tuple[Path, bool]) -> tuple[int, str]:
+@dataclass(frozen=True)
+class FileTask:
+    """A file of the finished directory. hashes: whether its SHA-256 is not known yet."""
+
+    path: Path
+    hashes: bool
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def seal_file(state: State, task: FileTask) -> tuple[int, str]:
     """Sync a file to disk and, if asked, hash it. Returns (bytes, sha256 or "")."""
-    path, wants_hash = task
-    with open(path, "rb") as f:
+    with open(task.path, "rb") as f:
         os.fsync(f.fileno())
-        digest = hashlib.file_digest(f, "sha256").hexdigest() if wants_hash else ""
+        digest = hashlib.file_digest(f, "sha256").hexdigest() if task.hashes else ""
         return os.fstat(f.fileno()).st_size, digest
 
 

@@ -179,8 +179,9 @@ def seal(
         paths += [path for path in written if path]
     paths.append(skipped_path(root))
     # The large files are synced and hashed by the workers, side by side.
-    for (path, _), (num_bytes, sha256) in engine.map(assembly.seal_file, [(p, p not in hashes) for p in paths]):
-        files[path.name] = {"bytes": num_bytes, "sha256": hashes.get(path, sha256)}
+    tasks = [assembly.FileTask(path, path not in hashes) for path in paths]
+    for task, (num_bytes, sha256) in engine.map(assembly.seal_file, tasks):
+        files[task.path.name] = {"bytes": num_bytes, "sha256": hashes.get(task.path, sha256)}
     for split in plan.splits:
         if plan.beton_codec:
             os.replace(assembly.beton_work_path(plan.work, split), beton_path(root, split))

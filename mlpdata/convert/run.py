@@ -127,7 +127,11 @@ def _run(plan: Plan, started: float, say) -> Manifest | None:
                 say(f"part {k} of {n} is done, {units}; when all are, finish with --assemble for --part")
                 return None
             found = _take_stock(plan)
-            _check_skipped(plan, found)
+            try:
+                _check_skipped(plan, found)
+            except Error:
+                check_source(plan)  # what was cut meanwhile holds no damaged images, and no fewer classes
+                raise
             if n := found.total.num_repaired:
                 say(f"warning: {n:,} JPEGs that libjpeg warns about are stored as Pillow reads them, damage and all")
             check_space(plan, found.payload_bytes)

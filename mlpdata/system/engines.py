@@ -59,7 +59,8 @@ def _attempt(function: Callable, state: Any, task: Any) -> tuple[Any, Exception 
     except Error as e:
         return None, e, ""
     except OSError as e:
-        return None, Error(f"{e.strerror or first_line(e)}{f': {e.filename}' if e.filename else ''}, at {task}"), ""
+        what = f"{e.strerror or first_line(e)}{f': {e.filename}' if e.filename else ''}, at {task}"
+        return None, Error(f"{what}; when that is mended, run the same command again"), ""
     except BaseException as e:
         if lacks_memory(e):
             return None, Error(f"out of memory at {task}: run the same command again with fewer --workers"), ""
