@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import multiprocessing as mp
 import os
 import pickle
 import shutil
@@ -27,11 +28,14 @@ from mlpdata.shards.manifest import read_classes
 from mlpdata.sources import Broken, ClassFilter, TooSmall, imagenet, imagenet_listing
 from mlpdata.sources.imagenet import ImageNetTars, recognise
 from mlpdata.sources.imagenet_detect import open_imagenet1k, open_imagenet21k
+from mlpdata.system import engines
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
+    # What reads a gzip stream first takes over what is patched here only when forked, whatever other tests imported.
+    monkeypatch.setattr(engines, "process_context", lambda: mp.get_context("fork"))
 
 
 def read(source):

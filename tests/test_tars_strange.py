@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import multiprocessing as mp
 import pickle
 import tarfile
 import time
@@ -14,8 +15,15 @@ from mlpdata import Error
 from mlpdata.sources import Broken, Sample
 from mlpdata.sources.imagenet import ImageNetTars
 from mlpdata.sources.imagenet_detect import open_imagenet21k
+from mlpdata.system import engines
 
 JPEG = encoded(picture(40, 30, 1))
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch):
+    # What reads a gzip stream first takes over what is patched here only when forked, whatever other tests imported.
+    monkeypatch.setattr(engines, "process_context", lambda: mp.get_context("fork"))
 
 
 def open_(tmp_path, data, packed=False, **options):
