@@ -6,8 +6,10 @@ import shutil
 import threading
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import Inline, convert_quietly, encoded, picture, sums, tar_bytes
+from conftest import Inline, convert_quietly, encoded, make_folder, picture, sums, tar_bytes
 
 from mlpdata import Error
 from mlpdata.convert import assembly, plan, run
@@ -346,3 +348,25 @@ def test_a_file_that_cannot_be_hashed_at_the_end_is_named(tmp_path):
     task = assembly.FileTask(tmp_path / "train.beton", True)
     _, error, _ = engines._attempt(assembly.seal_file, None, task)
     assert str(error).endswith(f", at {tmp_path / 'train.beton'}; when that is mended, run the same command again")
+
+
+def test_a_finished_directory_is_of_the_source_as_it_was(tmp_path):
+    make_folder(tmp_path / "in", splits=("train",), per_class=4)
+    options = {"dataset": "folder", "source": str(tmp_path / "in"), "res": 16, "out": tmp_path / "out"}
+    convert_quietly(**options)
+    shutil.copytree(tmp_path / "in", tmp_path / "copy" / "in", copy_function=shutil.copyfile)  # other times of change
+    assert "nothing to do" in convert_quietly(**options | {"source": str(tmp_path / "copy" / "in")})[1][-1]
+    victim = next((tmp_path / "in").rglob("*.jpg"))
+    for change in (lambda: shutil.copy(victim, victim.with_name("more.jpg")), lambda: victim.write_bytes(b"x" * 99)):
+        change()
+        with pytest.raises(Error, match="of another source, or of this one before it changed"):
+            convert_quietly(**options)
+
+
+def test_files_of_one_name_in_two_folders_are_both_on_record(tmp_path):
+    for k, split in enumerate(("train", "val")):
+        (tmp_path / "in" / split).mkdir(parents=True)
+        rows = [{"image": {"bytes": encoded(picture(16, 16, 10 * k + i), "PNG")}, "label": i % 2} for i in range(4)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in" / split / "0000.parquet")
+    manifest, _ = convert_quietly(dataset="hub", source=str(tmp_path / "in"), res=16, out=tmp_path / "out")
+    assert set(manifest.source_files) == {"train/0000.parquet", "val/0000.parquet"}

@@ -19,7 +19,7 @@ from mlpdata.convert.units import Recipe, Task
 from mlpdata.errors import Error
 from mlpdata.fetch import web
 from mlpdata.shards.manifest import FORMAT_VERSION, MAX_RES, work_path
-from mlpdata.sources import ClassFilter, Source, Unit
+from mlpdata.sources import ClassFilter, Source, Unit, keys
 from mlpdata.splits import checked, find
 from mlpdata.system.threads import cores
 
@@ -206,7 +206,7 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
         "tool_version": mlpdata.__version__,
         "command": _command(spec, options, res, splits, class_filter),
         "release": source.release,
-        "source_files": {web.file_name(f): fingerprint(f) for f in source.files},
+        "source_files": _source_files(source, stamps),
         "units": _digest(tasks),
         "classes": xxhash.xxh3_64_hexdigest(repr(source.classes).encode()),
         "image_library": image.library_versions(),
@@ -227,6 +227,20 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
     )
     return Plan(spec, source, options, res, root, beton_codec, tar_codec, tasks, splits, class_filter, note, recipe,
                 expected, identity, stamps)  # fmt: skip
+
+
+def _source_files(source: Source, stamps: dict[str, str]) -> dict[str, dict]:
+    """What the manifest says of the files read: by name, and by as much of the path as tells them apart."""
+    names = {path: web.file_name(path) for path in source.files}
+    if len(set(names.values())) < len(names):
+        above = os.path.commonpath(names) if not any(map(web.is_url, names)) else ""
+        names = {path: os.path.relpath(path, above) if above else path for path in names}
+    found = {}
+    for path, name in names.items():
+        found[keys.text(name)] = fingerprint(path)
+        if os.path.isdir(path):
+            found[keys.text(name)] = {"xxh3_of_names_and_sizes": stamps.get(path, "").partition(" ")[0]}
+    return found
 
 
 def _class_filter(options: Options, spec: datasets.DatasetSpec) -> ClassFilter:

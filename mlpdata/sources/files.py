@@ -158,21 +158,25 @@ def matching(path: Path) -> tuple[Path, list[Path]]:
 def stamp(path: str, without: str = "") -> str:
     """What tells whether a file, or anything below a folder, is still what it was: sizes and times of change.
 
+    Of a folder two digests: the first is of names and sizes alone, and the same for a copy.
     without: a folder that may lie below, of which nothing counts, nor does that it is there.
     """
     try:
         if not os.path.isdir(path):
             return _stamp(os.stat(path))
-        digest = xxhash.xxh3_128()
+        content, digest = xxhash.xxh3_128(), xxhash.xxh3_128()
         left_out = os.path.relpath(os.path.realpath(without), os.path.realpath(path)) + "/" if without else "../"
         for below, entries in tree(path):
             found = [e for e in entries if not (is_folder(e) or is_system(e.name))]
             leads_there = not found and left_out.startswith(f"{below}/")
             if not (leads_there or f"{below}/".startswith(left_out)):
-                digest.update(f"{below}\0".encode("utf-8", "surrogateescape"))
+                content.update(f"{below}\0".encode("utf-8", "surrogateescape"))
                 for entry in found:
-                    digest.update(f"{entry.name}\0{_entry_stamp(entry)}\0".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+                    name, told = entry.name.encode("utf-8", "surrogateescape"), _entry_stamp(entry)
+                    content.update(name + b"\0%s\0" % told.partition(",")[0].encode())
+                    digest.update(told.encode())
+        digest.update(content.digest())
+        return f"{content.hexdigest()} {digest.hexdigest()}"
     except OSError as e:
         return f"cannot be read: {e.strerror or first_line(e)}"
 

@@ -277,12 +277,12 @@ class Folder(Source):
 
     def stamps(self, without: str = "") -> dict[str, str]:
         """See Source.stamps: one for all names, sizes and times of change in the folders that are read."""
-        whole = xxhash.xxh3_128()
+        content, whole = xxhash.xxh3_128(), xxhash.xxh3_128()
         for below in dict.fromkeys(piece.below for piece in self._pieces):
-            whole.update(
-                f"{below}\0{files.stamp(f'{self.path}/{below}', without)}\0".encode("utf-8", "surrogateescape")
-            )
-        return {str(self.path): whole.hexdigest()}
+            told = files.stamp(f"{self.path}/{below}", without)
+            content.update(f"{below}\0{told.partition(' ')[0]}\0".encode("utf-8", "surrogateescape"))
+            whole.update(f"{below}\0{told}\0".encode("utf-8", "surrogateescape"))
+        return {str(self.path): f"{content.hexdigest()} {whole.hexdigest()}"}
 
     # --------------------------------------------------------------------------------------------------- reading
 
