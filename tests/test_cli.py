@@ -1,5 +1,6 @@
 import ast
 import json
+import os
 import subprocess
 import sys
 import time
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import encoded, make_cifar, make_folder, picture, run_cli
+from mlpdata.progress import Progress
+from mlpdata.threads import cores
 from PIL import Image
 
 from mlpdata.cli import main
@@ -137,3 +140,58 @@ def test_names_of_data_sets_stand_in_one_module():
                 assert node.value not in ("cifar10", "cifar100", "tinyimagenet", "shapes", "folder", "stl10", "hub"), (
                     path
                 )
+
+
+@pytest.mark.parametrize("closed", [(2,), (1,), (0, 1, 2)])
+def test_a_conversion_with_closed_streams_works(tmp_path, closed):
+    """`2>&-` as in cron jobs: nothing is written into a file that happens to have the number."""
+    words = [sys.executable, "-m", "mlpdata.cli", "convert", "shapes", "--res", "8", "--limit", "600", "--workers", "1"]
+
+    def close():
+        for number in closed:
+            os.close(number)
+
+    done = subprocess.run([*words, "--out", str(tmp_path / "out")], preexec_fn=close, timeout=300, check=False,
+                          **({} if 2 in closed else {"stderr": subprocess.PIPE}))  # fmt: skip
+    assert done.returncode == 0
+    assert (tmp_path / "out" / "manifest.json").exists()
+    assert run_cli("verify", tmp_path / "out").returncode == 0
+
+
+def test_a_progress_line_that_nobody_reads_stops_nothing(monkeypatch):
+    class Gone:
+        def isatty(self):
+            return False
+
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+    for stream in (Gone(), None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        progress = Progress("converting", 10)
+        progress._say()
+        progress.add(5)
+        progress.finish()
+        assert progress.done == 5
+
+
+def test_cores_where_the_system_does_not_say(monkeypatch):
+    assert cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cores() == os.cpu_count()
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores() == 1
+
+
+def test_out_of_memory_anywhere_is_one_line(monkeypatch):
+    from click.testing import CliRunner
+
+    def fail():
+        raise MemoryError
+
+    monkeypatch.setattr("mlpdata.datasets.table", fail)
+    done = CliRunner().invoke(main, ["list"])
+    assert done.exit_code == 1 and done.stderr == "mlpdata: error: out of memory\n"

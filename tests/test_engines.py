@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -83,3 +84,37 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_workers_that_cannot_be_started_leave_none_behind(monkeypatch):
+    started = []
+    start = multiprocessing.process.BaseProcess.start
+
+    def fails_at_last(process):
+        if len(started) == 2:
+            raise OSError(24, "Too many open files")
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", fails_at_last)
+    with pytest.raises(OSError, match="Too many open files"):
+        LocalEngine(3, None)
+    assert [process.is_alive() for process in started] == [False, False]
+
+
+def test_no_signal_ends_a_worker_but_its_parents_word():
+    """Those of a whole group (a terminal's Ctrl-C, a scheduler's SIGTERM) are for the parent."""
+    with LocalEngine(1, 100) as engine:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(engine._workers[0].process.pid, number)
+        assert list(engine.map(double, [1])) == [(1, 102)]
+
+
+def out_of_memory(state, task):
+    raise MemoryError
+
+
+def test_out_of_memory_in_a_worker_is_one_line():
+    message = "^out of memory at 5: run the same command again with fewer --workers$"
+    with pytest.raises(Error, match=message), LocalEngine(1, None) as engine:
+        list(engine.map(out_of_memory, [5]))

@@ -363,6 +363,14 @@ def test_a_finished_directory_is_of_the_source_as_it_was(tmp_path):
             convert_quietly(**options)
 
 
+def test_a_finished_directory_of_an_older_version_says_of_a_folder_but_its_name(finished):
+    options, root = finished
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["source_files"] = {"in": {}}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert "nothing to do" in convert_quietly(**options)[1][-1]
+
+
 def test_files_of_one_name_in_two_folders_are_both_on_record(tmp_path):
     for k, split in enumerate(("train", "val")):
         (tmp_path / "in" / split).mkdir(parents=True)

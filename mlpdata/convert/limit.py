@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from mlpdata.convert.units import Task
 from mlpdata.sources import Unit
 
-FIRST_WAVE = 8  # units at most; a wave may be twice as large as all before it
+FIRST_WAVE = 8  # units of which it is guessed what they hold; a wave may have twice as many as were read before it
 UNKNOWN_SAMPLES = 500  # of a unit whose number of samples only reading tells
 
 
@@ -37,17 +37,20 @@ def first_samples(
     while True:
         wave: set[int] = set()
         for split, queue in queues.items():
-            missing = limit - sum(counts.get(split, 0) for counts in found)
-            most, expected = asked[split] + max(FIRST_WAVE, 2 * asked[split]), 0
             done = queue[: asked[split]]
-            mean = sum(found[i].get(split, 0) for i in done) / len(done) if done else None
-            while expected < missing and asked[split] < min(most, len(queue)):
-                i = queue[asked[split]]
+            come = sum(found[i].get(split, 0) for i in done)
+            missing, expected, guesses = limit - come, 0, max(FIRST_WAVE, 2 * len(done))
+            for i in queue[len(done) :]:
+                if expected >= missing or not guesses:
+                    break
                 asked[split] += 1
                 limits[i][split] = missing
                 wave.add(i)
-                known = units[i].num_samples if len(holds[i]) == 1 or mean is None else 0
-                expected += known or (UNKNOWN_SAMPLES if mean is None else mean)
+                if units[i].num_samples and len(holds[i]) == 1:
+                    expected += units[i].num_samples
+                else:
+                    expected += come / len(done) if done else units[i].num_samples or UNKNOWN_SAMPLES
+                    guesses -= 1
         if not wave:
             break
         for i, counts in zip(sorted(wave), convert([Task(units[i], limits[i]) for i in sorted(wave)]), strict=True):

@@ -25,6 +25,7 @@ from mlpdata.system.threads import cores
 
 DURABLE_FROM_BYTES = 2 << 30  # smaller outputs are not synced part by part: a power cut costs them seconds
 MEASURED = (16, 1024)  # fidelity is measured on one sample in 256, but on about this many at least and at most
+MAX_UNIT_NAME = 200  # bytes
 FORMATS = {"beton": ["beton"], "tar": ["tar"], "both": ["beton", "tar"]}
 CODECS = ("auto", "raw", "jpg", "png")
 ENGINES = ("local", "ray")
@@ -270,7 +271,7 @@ def _checked_units(source: Source) -> list[Unit]:
     """The source's units. Their names and those of splits become names of files: Error where one cannot be that."""
     units, names = source.units(), set()
     for unit in units:
-        if not re.fullmatch(r"[\w-]{1,200}", unit.name, re.ASCII) or unit.name in names:
+        if not re.fullmatch(r"[\w-]+", unit.name) or len(unit.name.encode()) > MAX_UNIT_NAME or unit.name in names:
             raise Error(f"{unit.name!r:.80} cannot name a unit of work, or names two; this is a bug of the source")
         names.add(unit.name)
         if not {unit.split, *unit.splits} <= set(source.splits or (unit.split,)):

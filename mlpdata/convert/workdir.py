@@ -55,11 +55,16 @@ def _own_manifest(plan: Plan) -> Manifest:
         raise Error(f"{e}: choose another --out, or delete {root} first") from None
     if manifest.command != plan.identity["command"]:
         what = f"another conversion ({manifest.command})"
-    elif manifest.source_files != plan.identity["source_files"]:
+    elif not _same_files(manifest.source_files, plan.identity["source_files"]):
         what = "a conversion of another source, or of this one before it changed"
     else:
         return manifest
     raise Error(f"{root} holds {what}; choose another --out, or delete that directory")
+
+
+def _same_files(recorded: dict[str, dict], now: dict[str, dict]) -> bool:
+    """Whether a source is what a manifest says of it. Older ones say nothing of a folder but its name."""
+    return recorded.keys() == now.keys() and all(not mark or mark == now[name] for name, mark in recorded.items())
 
 
 def _loss(root: Path, manifest: Manifest) -> str:

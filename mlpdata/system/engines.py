@@ -27,6 +27,7 @@ CONNECT_S = 10.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 KEEP_BYTES = 1 << 30
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the parent decides what they mean
 
 Tick = Callable[[list], None]
 
@@ -93,15 +94,22 @@ class LocalEngine:
     def __init__(self, num_workers: int, state: Any):
         context = process_context()
         self._workers = []
-        for _ in range(num_workers):
-            ours, theirs = context.Pipe()
-            # A forked child inherits the pipe ends of its elder siblings; it has to close them, or an end would
-            # outlive its owner and nobody would see it close.
-            inherited = [ours, *(w.pipe for w in self._workers)] if context.get_start_method() == "fork" else []
-            process = context.Process(target=_work, args=(theirs, inherited, state), daemon=True)
-            process.start()
-            theirs.close()
-            self._workers.append(_Worker(process, ours))
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until a worker has its own mind of them
+        try:
+            for _ in range(num_workers):
+                ours, theirs = context.Pipe()
+                # A forked child inherits the pipe ends of its elder siblings; it has to close them, or an end would
+                # outlive its owner and nobody would see it close.
+                inherited = [ours, *(w.pipe for w in self._workers)] if context.get_start_method() == "fork" else []
+                process = context.Process(target=_work, args=(theirs, inherited, state), daemon=True)
+                process.start()
+                theirs.close()
+                self._workers.append(_Worker(process, ours))
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def map(
         self, function: Callable[[Any, Any], Any], tasks: Iterable[Any], tick: Tick = lambda busy: None
@@ -163,8 +171,9 @@ class _Worker:
 def _work(pipe, inherited, state) -> None:
     for other in inherited:
         other.close()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent decides what they mean
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # follow the parent even when stopped or deep inside a library
