@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import encoded, make_cifar, make_folder, picture, run_cli
-from mlpdata.progress import Progress
-from mlpdata.threads import cores
 from PIL import Image
 
 from mlpdata.cli import main
+from mlpdata.system.progress import Progress
+from mlpdata.system.threads import cores
 
 ROOT = Path(__file__).parents[1]
 
