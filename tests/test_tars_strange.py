@@ -164,11 +164,35 @@ def test_val_images_without_class_folders(tmp_path, top, packed):
     found, broken = read(source)
     val = {key: wnid for key, (_, wnid, split) in found.items() if split == "val"}
     assert val == {f"{wnid}/ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(wnids, 1)} and len(found) == 8
-    assert {b.origin.rpartition("/")[2]: b.is_data for b in broken} == {
+    assert {b.origin: b.is_data for b in broken} == {
         "ILSVRC2012_val_00000005.JPEG": True,  # no list has it
-        "ILSVRC2012_test_00000001.JPEG": False,
+        f"{top}test/ILSVRC2012_test_00000001.JPEG": False,
+        "ILSVRC/Annotations/": False,
+        "ILSVRC/ImageSets/": False,
     }
     exact(source)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_images_whose_split_is_lost_are_not_taken_for_train(tmp_path, packed):
+    """The header of a class tar in val/ is zeroed: its images come up without any folder."""
+    classes = {
+        (split, w): {f"{w}_{split}{i}.JPEG": JPEG for i in range(2)} for split in ("train", "val") for w in SYNSETS[:2]
+    }
+    data = bytearray(tar_bytes({f"{split}/{w}.tar": tar_bytes(files) for (split, w), files in classes.items()}))
+    at = data.index(f"val/{SYNSETS[0]}.tar\0".encode())
+    data[at : at + 512] = bytes(512)
+    source = open_(tmp_path, bytes(data), packed)
+    found, broken = read(source)
+    lost = f"{SYNSETS[0]}_val0.JPEG"
+    assert sorted(found) == sorted(
+        name.removesuffix(".JPEG") for at, names in classes.items() if at != ("val", SYNSETS[0]) for name in names
+    )
+    assert all(key.startswith(f"{w}_{split}") for key, (_, w, split) in found.items())
+    assert [b.reason for b in broken if b.origin == lost and b.is_data] == [
+        "lies behind damage and in no split's folder, as do 1 files beside it"
+    ]
+    assert any(f"{lost} left out" in line for line in source.warnings)
 
 
 def test_an_archive_that_is_all_train_can_still_hold_out(tmp_path):
@@ -230,7 +254,9 @@ def test_what_lies_in_no_class_is_listed(tmp_path):
     # What lies in a class is a sample whatever it is called: its content decides.
     assert sorted(found) == ["cat/%2Ehidden", "cat/0", "cat/1", "cat/2", "cat/notes"]
     listed = {b.origin: b.is_data for b in broken}
-    assert listed == {"lost.jpg": True, "notes/a.csv": False, "cat/._0.jpg": False, "__MACOSX/cat/1.jpg": False}
+    assert listed == dict.fromkeys(("README", "notes/a.csv", "cat/._0.jpg", "__MACOSX/cat/1.jpg"), False) | {
+        "lost.jpg": True
+    }
     assert any("lost.jpg" in line for line in source.warnings)
 
 
@@ -386,6 +412,9 @@ def test_a_directory_of_class_tars_names_what_it_leaves_out(tmp_path):
     assert len(found) == 4 and {b.origin: b.is_data for b in broken} == {
         f"{SYNSETS[2]}.tar.gz": True,
         "list.csv": False,
+        "README.md": False,
+        f"._{SYNSETS[0]}.tar": False,
+        ".DS_Store": False,
     }
 
 

@@ -128,8 +128,8 @@ def label_of(blob: Blob, group: Group) -> tuple[int | str | None, str]:
         return _json_label(record_of(blob, group))
     if member.size > MAX_LABEL_BYTES:
         return None, f"has a class of {member.size:,} bytes ({extension})"
-    text = blob.read_at(member.offset, member.size).decode("utf-8", "surrogateescape").strip()
-    return (_value(text), "") if text else (None, f"has an empty class ({extension})")
+    text = blob.read_at(member.offset, member.size).decode("utf-8-sig", "surrogateescape").strip()
+    return (_value(text), "") if text.strip("\0") else (None, f"has an empty class ({extension})")
 
 
 def _value(text: str) -> int | str:

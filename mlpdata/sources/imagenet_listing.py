@@ -38,7 +38,7 @@ ARCHIVES = (".gz", ".tgz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar", ".lz4")
 PROBE_BYTES = 64 << 10  # read of each class tar to learn how large its images are
 MEAN_IMAGE_BYTES = 110_000  # of ImageNet's photographs, where nothing could be learned
 MAX_LEFT_OUT = 200_000  # places with damage or strange members; an archive with more is none
-CACHE_MAGIC = b"mlpdata listing 2\n"
+CACHE_MAGIC = b"mlpdata listing 3\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ def list_directory(path: Path) -> tuple[list[PlainFile], Listing]:
         raise Error(f"cannot read the folder {path}: {e.strerror}") from None
     for name in names:
         if is_system(name) or DOCUMENT.fullmatch(name):
+            listing.leave_out(name, "is a document, or left there by a system or a tool", False)
             continue
         if not _is_class_tar(name):
             listing.leave_out(name, "is no <class>.tar", name.lower().endswith(ARCHIVES) or _is_image(name))
@@ -149,6 +150,7 @@ class _Run:
     label: str  # a wnid or the name of a val image, in folders that are no class
     start: int
     file: str  # the first
+    behind_damage: bool = False  # which may have hit the header of the class tar that these are in
     end: int = 0
     images: int = 0
     items: int = 0
@@ -161,6 +163,7 @@ def _scan_archive(blob: PlainFile | GzipFile) -> Listing:
     tars: list[Stretch] = []  # of class tars whose images are; class names and splits are folders and files as yet
     runs: list[_Run] = []
     open_run, run_folder, says_class = False, None, False
+    annotations: Counter[str] = Counter()  # folder -> its files
     pending: list[Damage] = []  # behind the open run: of its class, if that goes on there
     name = posixpath.basename(blob.path)
     progress = Progress(
@@ -191,7 +194,11 @@ def _scan_archive(blob: PlainFile | GzipFile) -> Listing:
                 tars.append(replace(s, num_images=sum(found), num_items=len(found)))
             else:
                 rows.append((0, file[:-4], folder, item.offset, stop, *_probe(read_at, item.offset, stop)))
-        elif DOCUMENT.fullmatch(file) or not ANNOTATIONS.isdisjoint(folder.split("/")):
+        elif DOCUMENT.fullmatch(file):
+            listing.leave_out(path, "is a document", False)
+            open_run = False
+        elif not ANNOTATIONS.isdisjoint(folder.split("/")):
+            annotations[re.match(rf"(.*?/)??({'|'.join(ANNOTATIONS)})(?=/|$)", folder)[0]] += 1
             open_run = False
         else:
             if folder != run_folder:
@@ -202,7 +209,7 @@ def _scan_archive(blob: PlainFile | GzipFile) -> Listing:
                 runs[-1].items += len(pending)
                 pending.clear()
             else:
-                runs.append(_Run(folder, label, item.start, file))
+                runs.append(_Run(folder, label, item.start, file, any(damage.lost for damage in pending)))
                 open_run = True
             run = runs[-1]
             run.end, run.items = item.offset + item.size, run.items + 1
@@ -212,6 +219,8 @@ def _scan_archive(blob: PlainFile | GzipFile) -> Listing:
         pending.clear()
     for damage in pending:
         listing.leave_out(name, damage.reason, damage.lost)
+    for folder, count in annotations.items():
+        listing.leave_out(f"{folder}/", f"a folder of annotations, with {count:,} files", False)
     progress.finish()
     _settle(listing, runs, tars + _estimated(rows), blob.path)
     _say_left_out(listing)
@@ -257,6 +266,7 @@ def _settle(listing: Listing, runs: list[_Run], tars: list[Stretch], path: str) 
     names = {at: at[1] if several[at[1]] == 1 or WNID.fullmatch(at[1]) else name for at, name in full.items()}
     parts = {part for part, _ in full} | {posixpath.dirname(f) for f in labelled}
     split_of = {part: _split_of(part) for part in parts | labelled}
+    has_splits = not set(split_of.values()) <= {"", "train"}
     small, unused, stretches, seen = 0, {}, [], set()
     for s in tars:
         if (s.split, s.class_name) in seen:
@@ -280,6 +290,12 @@ def _settle(listing: Listing, runs: list[_Run], tars: list[Stretch], path: str) 
             continue
         if posixpath.basename(part) == SMALL_CLASSES:
             small += run.images
+        elif run.behind_damage and not split and has_splits:
+            # It may have lain in a class tar of any split: as training data it could be what is held out.
+            reason = f"lies behind damage and in no split's folder{_and_others(run.items)}"
+            what = f"{run.folder}/{run.file}" if run.folder else run.file
+            listing.leave_out(what, reason)
+            listing.words.append(f"{path}: {keys.line(what)} left out: it {reason}")
         else:
             stretches.append(Stretch(0, name, split, run.start, run.end, run.images, run.items, False, file))
     if small:
@@ -288,11 +304,13 @@ def _settle(listing: Listing, runs: list[_Run], tars: list[Stretch], path: str) 
         known = images[folder] and _is_split(folder) and _split_of(folder) == "test"
         is_data = (bool(images[folder]) and not known) or first.lower().endswith(ARCHIVES)
         what = f"{folder}/{first}" if folder else first
-        listing.leave_out(
-            what, f"lies in no class{f', as do {count - 1:,} files beside it' if count > 1 else ''}", is_data
-        )
+        listing.leave_out(what, f"lies in no class{_and_others(count)}", is_data)
     listing.stretches = _settled_splits(listing, sorted(stretches, key=lambda s: s.start), path)
     listing.parts = sorted(parts)
+
+
+def _and_others(count: int) -> str:
+    return f", as do {count - 1:,} files beside it" if count > 1 else ""
 
 
 def _is_split(folder: str) -> bool:

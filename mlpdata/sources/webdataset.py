@@ -360,10 +360,10 @@ class WebDataset(Source):
             return self._labels.get(self._list[at]), ""
         if isinstance(value, str):
             return None, f"has the class {keys.line(value)[:80]!r}, which is no number"
-        return (
-            None,
-            f"is of class {value}, beyond {self._list[-1] if self.drops_empty_classes else len(self._list) - 1}",
-        )
+        if value < 0 or not self._list:
+            return None, f"has the class {value}, which is none"
+        last = self._list[-1] if self.drops_empty_classes else len(self._list) - 1
+        return None, f"is of class {value}, beyond {last}"
 
     def _wnid(self, blob: Blob, group: Group) -> str | None:
         if match := WNID.search(group.name):
