@@ -122,10 +122,10 @@ class GzipFile:
 
     def read_through(self, held: mmap.mmap | None = None) -> None:
         """What `complete` does, in this process. held: takes the content, if it fits."""
-        if held is not None:
-            content = self.read_at(0, len(held))
-            held[: len(content)] = content
-            del content
+        at = 0
+        while held is not None and (piece := self.read_at(at, min(READ_BYTES, len(held) - at))):
+            held[at : at + len(piece)] = piece
+            at += len(piece)
         while self.index is None and self._next_block():
             pass
         if self.index is None:
