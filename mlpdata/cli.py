@@ -56,7 +56,17 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
-def _stop(*_) -> None:
+def _stop(number, frame) -> None:
+    """A signal asks to end: as Ctrl-C does, but for a module that is being imported.
+
+    Such a one may take the interpreter with it (numpy: "Fatal Python error"), so it ends here. Whatever is under way
+    then survives it as it survives a kill.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"mlpdata: stopped\n")
+            os._exit(1)
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 
@@ -84,7 +94,7 @@ def main():
     gc.set_threshold(100_000)  # imports and listings of archives make many objects and next to no garbage
     # Asked to end, end as after Ctrl-C: clean, and saying how to go on. Also where Ctrl-C is ignored, as it is for what
     # a script starts with `&`; but not for what nohup keeps going.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
 

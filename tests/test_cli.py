@@ -1,4 +1,5 @@
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from conftest import encoded, make_cifar, make_folder, picture, run_cli
 from PIL import Image
 
+from mlpdata import cli
 from mlpdata.cli import main
 from mlpdata.system.progress import Progress
 from mlpdata.system.threads import cores
@@ -195,3 +197,19 @@ def test_out_of_memory_anywhere_is_one_line(monkeypatch):
     monkeypatch.setattr("mlpdata.datasets.table", fail)
     done = CliRunner().invoke(main, ["list"])
     assert done.exit_code == 1 and done.stderr == "mlpdata: error: out of memory\n"
+
+
+def test_a_signal_while_a_module_is_imported_ends_the_process_there(tmp_path, monkeypatch, capfd):
+    """An interrupted import of numpy's ends in "Fatal Python error"."""
+
+    def ended(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "interrupted.py").write_text("import sys, mlpdata.cli\nmlpdata.cli._stop(2, sys._getframe())\n")
+    with pytest.raises(SystemExit, match="1"):
+        importlib.import_module("interrupted")
+    assert capfd.readouterr().err == "mlpdata: stopped\n"
+    with pytest.raises(KeyboardInterrupt):
+        cli._stop(2, sys._getframe())

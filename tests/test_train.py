@@ -674,8 +674,9 @@ def test_a_model_that_does_not_fit_the_memory_is_refused_before_it_is_made(recip
         go(recipe, "model.width=1000000")
 
 
-def test_terminate_ends_a_background_job_of_a_script(recipe):
-    """There SIGINT is ignored: SIGTERM still saves, and says how to go on."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_terminate_ends_a_background_job_of_a_script(recipe, number):
+    """There SIGINT is ignored: SIGTERM still saves, and says how to go on. So does the end of a terminal."""
     process = subprocess.Popen(
         [sys.executable, "-m", "trainer", recipe, "--set", "train.epochs=100000"],
         cwd=recipe.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -685,7 +686,7 @@ def test_terminate_ends_a_background_job_of_a_script(recipe):
     while not metrics.exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)  # another's Ctrl-C
-    process.terminate()
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "stopped and saved" in err and "--resume goes on" in err
     assert checkpoint.states(metrics.parent)

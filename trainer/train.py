@@ -426,9 +426,10 @@ class Trainer:
 
 @contextlib.contextmanager
 def _stopping(trainer: Trainer):
-    """While training, SIGINT and SIGTERM ask for a stop after the step; a second one stops at once.
+    """While training, SIGINT, SIGTERM and SIGHUP ask for a stop after the step; a second one stops at once.
 
-    SIGINT is left alone where it is ignored, as by the shell for background jobs: their Ctrl-C is meant for others.
+    One that is ignored is left alone. The shell has background jobs ignore SIGINT: their Ctrl-C is meant for others;
+    and nohup SIGHUP.
     """
 
     def ask(number, _):
@@ -437,7 +438,7 @@ def _stopping(trainer: Trainer):
         trainer.stop_signal = number
 
     try:
-        wanted = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+        wanted = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
         old = {s: signal.signal(s, ask) for s in wanted}
     except ValueError:  # not the main thread: signals are somebody else's
         yield
