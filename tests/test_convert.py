@@ -216,7 +216,9 @@ def test_bad_images_are_skipped_with_their_reasons(tmp_path):
     (cats / "cmyk.jpg").write_bytes(encoded(Image.fromarray(picture(50, 50, 3)).convert("CMYK")))
     root = tmp_path / "out"
     options = dict(dataset="folder", source=str(tmp_path / "in"), res=32, out=root)
-    with pytest.raises(Error, match=r"3 of 29 images \(10.34%\) could not be read, more than --max-skipped 0.01"):
+    with pytest.raises(
+        Error, match=r"3 of 29 images \(10.34%\) could not be read, more than --max-skipped 0.01; the first: "
+    ):
         convert_quietly(**options)
     assert not (root / "manifest.json").exists() and list(root.iterdir()) == [root / ".convert"]
     assert len(read_jsonl(root / ".convert" / "skipped.jsonl")) == 3
@@ -655,6 +657,10 @@ def test_files_that_are_no_data_are_listed_and_do_not_count_as_skipped(tmp_path,
     assert "1 skipped, 1 file left out" in lines[-1]
     with pytest.raises(Error, match=r"of 11 images \(9.09%\) could not be read"):
         convert_quietly(dataset="shapes", res=8, out=tmp_path / "three", max_skipped=0.05)
+    # As many as are allowed, and 13 / 23 * 23 is less than 13.
+    yields(monkeypatch, *(Broken(f"{i}", "is no image") for i in range(13)))
+    manifest, _ = convert_quietly(dataset="shapes", res=8, out=tmp_path / "four", max_skipped=13 / 23)
+    assert manifest.splits["train"].num_skipped == 13
 
 
 def test_a_unit_has_as_many_images_as_were_listed(tmp_path, monkeypatch):

@@ -306,12 +306,13 @@ def _check_skipped(plan: Plan, found: Found) -> None:
             raise Error(f"split {split!r} is empty: none of its images could be read{reason}")
     skipped = sum(found.num_skipped.values())
     total = skipped + sum(int(c.sum()) for c in found.class_counts.values())
-    if skipped > plan.options.max_skipped * total:
+    if skipped / total > plan.options.max_skipped:  # not multiplied: 0.29 * 100 is less than 29
         listing = plan.work / skipped_path(plan.root).name
         card.write_skipped(listing, iter_skipped(plan))
         raise Error(
             f"{skipped:,} of {total:,} images ({skipped / total:.2%}) could not be read, "
-            f"more than --max-skipped {plan.options.max_skipped:g}; they are listed in {listing}. "
+            f"more than --max-skipped {plan.options.max_skipped:g}; the first: {found.first_reason}; all are listed in "
+            f"{listing}. "
             "The same command with a larger share goes on from here"
         )
 

@@ -152,7 +152,7 @@ OTHERS = (
         rb"....ftyp|RIFF....(AVI |WAVE)|\x1a\x45\xdf\xa3|OggS|ID3[\x02-\x04]|\x00\x00\x01[\xb3\xba]",
     ),
     ("a Photoshop document", rb"8BPS"),
-    ("an icon", rb"\x00\x00[\x01\x02]\x00|icns"),
+    ("an icon or a TGA image", rb"\x00\x00[\x01\x02]\x00|icns"),
     ("a NumPy array", rb"\x93NUMPY"),
     ("an HDF5 file", rb"\x89HDF"),
     ("an AppleDouble file, which macOS leaves beside a file", rb"\x00\x05\x16[\x00\x07]"),
