@@ -4,11 +4,13 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import pickle
 import struct
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,7 +26,8 @@ from mlpdata.convert.run import Options, convert
 settings.register_profile("mlpdata", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mlpdata")
 
-REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+REAL_DATA = ROOT.parent / "shared" / "data"
 
 
 def picture(width, height, seed):
@@ -285,10 +288,76 @@ def relist(root):
     change_manifest(root, files=files)
 
 
-def run_cli(*words, timeout=120, **options):
+HANG_S = 300  # no test waits for a time: this only tells a hang, on the slowest of machines
+
+
+def run_cli(*words, timeout=HANG_S, **options):
     """Run the command line as a user does; returns the completed process."""
     command = [sys.executable, "-m", "mlpdata.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+
+
+def until(state, *processes):
+    """Wait until state() is true and return what it gave; fails where a process ends first, and where all hang."""
+    began = time.monotonic()
+    while not (found := state()):
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        assert time.monotonic() - began < HANG_S, "it hangs"
+        time.sleep(0.005)
+    return found
+
+
+class Gate:
+    """Holds other Python processes behind a call of a function until the test lets them go.
+
+    env: what to start the processes with. function: "module:name"; calls: after which of a process's calls to hold it.
+    before: lines of Python that the processes run first.
+    """
+
+    PROGRAM = """if True:
+        import functools, importlib, os
+        *owners, name = {name!r}.split(".")
+        owner = functools.reduce(getattr, owners, importlib.import_module({module!r}))
+        function, count = getattr(owner, name), 0
+        @functools.wraps(function)
+        def held(*args, **options):
+            global count
+            result, count = function(*args, **options), count + 1
+            gate = os.path.join({folder!r}, f"gate-{{count}}")
+            if os.path.exists(gate):
+                open(f"{{gate}}.{{os.getpid()}}", "w").close()
+                try:
+                    open(gate, "rb").close()  # waits for the test to open it
+                except FileNotFoundError:
+                    pass
+            return result
+        setattr(owner, name, held)
+    """
+
+    def __init__(self, folder, function, calls=(1,), before=""):
+        self.folder, self._open = folder, []
+        (folder / "site").mkdir(parents=True)
+        module, _, name = function.partition(":")
+        program = self.PROGRAM.format(module=module, name=name, folder=str(folder))
+        (folder / "site" / "sitecustomize.py").write_text(before + program)
+        path = [str(folder / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+        for call in calls:
+            self.shut(call)
+
+    def shut(self, call=1):
+        os.mkfifo(self.folder / f"gate-{call}")
+
+    def held(self, call=1):
+        """The pids of the processes that are held after that call."""
+        return [int(p.suffix[1:]) for p in self.folder.glob(f"gate-{call}.*")]
+
+    def open(self, call=1):
+        """Let all go on: those that wait, and those that come."""
+        path = self.folder / f"gate-{call}"
+        self._open.append(os.open(path, os.O_RDWR))  # stays open: one may be just about to wait
+        path.unlink()
 
 
 def sums(root):

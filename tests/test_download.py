@@ -519,7 +519,7 @@ def test_proxy_variables_are_honoured(tmp_path, monkeypatch):
 FETCH = """
 import sys
 from pathlib import Path
-from mlpdata.download import Wanted, fetch
+from mlpdata.fetch.download import Wanted, fetch
 url, md5, folder = sys.argv[1:]
 fetch(Wanted(name="a.bin", urls=(url,), md5=md5), Path(folder), say=lambda line: print(line, flush=True), quiet=True)
 """

@@ -17,16 +17,16 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import damaged_inside, encoded, picture, run_cli, sums
+from conftest import HANG_S, Gate, damaged_inside, encoded, picture, run_cli, sums, until
 
 import mlpdata
 from mlpdata import Error
 
 
-def start(*words):
+def start(*words, **options):
     command = [sys.executable, "-m", "mlpdata.cli", "convert", *map(str, words)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
     )
 
 
@@ -52,7 +52,7 @@ def random_kills(words, reference, root, kills, seed):
     Every time a run gets to its end the directory is compared with the reference and begun anew.
     """
     began = time.monotonic()
-    assert start(*words, "--out", reference, "--workers", 2).wait(300) == 0
+    assert start(*words, "--out", reference, "--workers", 2).wait(HANG_S) == 0
     whole = time.monotonic() - began
     expected, rng, hits, finished = sums(reference), random.Random(seed), 0, 0
     while hits < kills:
@@ -69,38 +69,36 @@ def random_kills(words, reference, root, kills, seed):
                     os.kill(rng.choice(workers), signal.SIGKILL)  # one worker: the parent must notice
             else:
                 os.killpg(process.pid, signal.SIGKILL)
-        process.wait(60)
+        process.wait(HANG_S)
         if (root / "manifest.json").exists():
             finished += 1
             process = start(*words, "--out", root)  # nothing to do, but what a killed run left is cleaned up
-            assert process.wait(60) == 0
+            assert process.wait(HANG_S) == 0
             assert sums(root) == expected
             shutil.rmtree(root)
-    assert start(*words, "--out", root, "--workers", 2).wait(300) == 0
+    assert start(*words, "--out", root, "--workers", 2).wait(HANG_S) == 0
     assert sums(root) == expected
     return f"{hits} kills, {finished + 1} runs to the end, all with the same {len(expected)} SHA-256 sums"
 
 
 def children(pid):
-    done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
-    return [int(word) for word in done.stdout.split()]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it may just have ended
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
 
 
-def held(words, pattern, count=1):
-    """A conversion whose workers are stopped once so many files are there: it cannot be over before a test goes on.
+def held(folder, words, workers):
+    """A conversion whose workers are held behind their first unit: it cannot be over before a test goes on.
 
-    Returns (process, pids of its workers).
+    Returns (process, pids of its workers, gate).
     """
-    root = Path(words[words.index("--out") + 1])
-    process = start(*words)
-    while len(list(root.glob(pattern))) < count:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.002)
-    workers = children(process.pid)
-    for pid in workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
-    return process, workers
+    gate = Gate(folder / "gate", "mlpdata.convert.units:convert_unit")
+    process = start(*words, "--workers", workers, env=gate.env)
+    until(lambda: len(gate.held()) == workers, process)
+    return process, gate.held(), gate
 
 
 WORDS = ["--res", 48, "--shard-size", 200, "--quiet"]
@@ -115,40 +113,34 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, big_fold
 @pytest.mark.parametrize("durable", [False, True])
 def test_killed_thirty_times(tmp_path, big_folder, durable, monkeypatch):
     if durable:  # as for large outputs: synced, and parts cut off as they are used
-        monkeypatch.setenv(
-            "PYTHONPATH", os.pathsep.join([str(durable_path(tmp_path)), os.environ.get("PYTHONPATH", "")])
-        )
+        (tmp_path / "sitecustomize.py").write_text(DURABLE)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     words = ["folder", "--source", big_folder, *WORDS]
     print(random_kills(words, tmp_path / "reference", tmp_path / "killed", kills=30, seed=30))
 
 
-def durable_path(folder):
-    """A PYTHONPATH that makes every Python started with it treat any output as a large one."""
-    (folder / "site").mkdir()
-    program = "from mlpdata.convert import plan\nplan.DURABLE_FROM_BYTES = 0\n"
-    (folder / "site" / "sitecustomize.py").write_text(program)
-    return os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
+DURABLE = "from mlpdata.convert import plan\nplan.DURABLE_FROM_BYTES = 0\n"  # any output is treated as a large one
 
 
-def test_parts_are_cut_off_and_the_work_goes_on_from_what_is_left(tmp_path, big_folder, monkeypatch):
+def test_parts_are_cut_off_and_the_work_goes_on_from_what_is_left(tmp_path, big_folder):
     """A large output: killed while it assembles, when some parts are shorter than their journals say already."""
     words = ["folder", "--source", big_folder, "--res", 48, "--shard-size", 20, "--quiet"]
     reference, root = tmp_path / "reference", tmp_path / "out"
-    assert start(*words, "--out", reference).wait(120) == 0
-    monkeypatch.setenv("PYTHONPATH", durable_path(tmp_path))
-    process = start(*words, "--out", root, "--workers", 1)
-    parts, whole = root / ".convert" / "parts", 0
-    while process.poll() is None:
-        size = sum(p.stat().st_size for p in parts.glob("*.data")) if parts.exists() else 0
-        whole = max(whole, size)
-        if (root / ".convert" / "assembling").exists() and 0 < size < whole * 0.8:
-            break
-        time.sleep(0.005)
-    assert process.poll() is None, "it finished before it could be killed"
+    assert start(*words, "--out", reference).wait(HANG_S) == 0
+    gate = Gate(tmp_path / "gate", "mlpdata.convert.run:_cut_off", calls=(1, 20), before=DURABLE)
+    process = start(*words, "--out", root, "--workers", 1, env=gate.env)
+
+    def size():
+        return sum(p.stat().st_size for p in (root / ".convert" / "parts").glob("*.data"))
+
+    until(lambda: gate.held(1), process)
+    cut_once = size()
+    gate.open(1)
+    until(lambda: gate.held(20), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert sum(p.stat().st_size for p in parts.glob("*.data")) < whole * 0.8
-    assert start(*words, "--out", root, "--workers", 2).wait(120) == 0
+    assert 0 < size() < cut_once * 0.8
+    assert start(*words, "--out", root, "--workers", 2).wait(HANG_S) == 0
     assert sums(root) == sums(reference)
 
 
@@ -160,33 +152,29 @@ def is_running(pid):
         return False
 
 
-PLAN = ".convert/plan.json"  # the workers start right after it
-UNIT = ".convert/parts/*.data"  # a worker is at work on it
-
-
 def test_workers_of_a_killed_run_go_even_when_they_are_stopped(tmp_path, big_folder):
-    words = ["folder", "--source", big_folder, *WORDS, "--out", tmp_path / "out", "--workers", 2]
-    process, workers = held(words, UNIT)
-    assert len(workers) == 2
+    words = ["folder", "--source", big_folder, *WORDS, "--out", tmp_path / "out"]
+    process, workers, _ = held(tmp_path, words, 2)
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
     process.kill()
     process.wait()
-    assert start(*words).wait(300) == 0  # nobody holds the lock
-    assert not any(is_running(pid) for pid in workers)
+    assert start(*words, "--workers", 2).wait(HANG_S) == 0  # nobody holds the lock
+    until(lambda: not any(is_running(pid) for pid in workers))
 
 
 def test_a_killed_worker_ends_the_run_with_a_line_that_says_how_to_go_on(tmp_path, big_folder):
-    words = ["folder", "--source", big_folder, "--res", 48, "--out", tmp_path / "out", "--workers", 2]
-    process, workers = held(words, UNIT)
-    for pid in workers:  # one of them may have nothing to do any more, and nobody waits for it
-        os.kill(pid, signal.SIGKILL)
-    out, _ = process.communicate(timeout=300)
+    words = ["folder", "--source", big_folder, "--res", 48, "--out", tmp_path / "out"]
+    process, workers, _ = held(tmp_path, words, 2)
+    os.kill(workers[0], signal.SIGKILL)
+    out, _ = process.communicate(timeout=HANG_S)
     assert process.returncode == 1
     assert "killed by signal 9" in out and "same command" in out and "Traceback" not in out
-    assert start(*words).wait(300) == 0
+    assert start(*words, "--workers", 2).wait(HANG_S) == 0
 
 
-def ignoring_interrupts():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def ignoring(number):
+    return lambda: signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -195,58 +183,46 @@ def test_asked_to_stop_it_ends_cleanly(tmp_path, big_folder, number, ignored):
     """Also where Ctrl-C is ignored, as it is for what a script starts with `&`."""
     if ignored and number == signal.SIGINT:
         pytest.skip("then it goes on, as it should")
-    words = ["folder", "--source", big_folder, "--res", 48, "--out", tmp_path / "out", "--workers", 2]
-    command = [sys.executable, "-m", "mlpdata.cli", "convert", *map(str, words)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        preexec_fn=ignoring_interrupts if ignored else None,
-    )  # fmt: skip
-    while not list((tmp_path / "out").glob(UNIT)):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.002)
-    workers = children(process.pid)
-    for pid in workers:
+    words = ["folder", "--source", big_folder, "--res", 48, "--out", tmp_path / "out"]
+    gate = Gate(tmp_path / "gate", "mlpdata.convert.units:convert_unit")
+    process = start(*words, "--workers", 2, env=gate.env, preexec_fn=ignoring(signal.SIGINT) if ignored else None)
+    until(lambda: len(gate.held()) == 2, process)
+    for pid in gate.held():
         os.kill(pid, signal.SIGSTOP)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=HANG_S)
     assert process.returncode == 1 and "same command goes on" in out and "Traceback" not in out
     assert not (tmp_path / "out" / "manifest.json").exists()
-    assert not any(is_running(pid) for pid in workers)
+    assert not any(is_running(pid) for pid in gate.held())
 
 
 def test_what_nohup_keeps_going_is_not_ended_by_a_hangup(tmp_path):
     words = ["shapes", "--res", 8, "--limit", 600, "--out", tmp_path / "out", "--workers", 1]
-    command = [sys.executable, "-m", "mlpdata.cli", "convert", *map(str, words)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )  # fmt: skip
-    while not list((tmp_path / "out").glob(PLAN)):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.002)
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGHUP)
-    out, _ = process.communicate(timeout=300)
+    gate = Gate(tmp_path / "gate", "mlpdata.convert.units:convert_unit")
+    process = start(*words, env=gate.env, preexec_fn=ignoring(signal.SIGHUP))
+    until(gate.held, process)
+    process.send_signal(signal.SIGHUP)
+    gate.open()
+    out, _ = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, out
 
 
 def test_a_second_run_into_the_same_directory_is_refused(tmp_path, big_folder):
-    words = ["folder", "--source", big_folder, "--res", 48, "--out", tmp_path / "out", "--workers", 1]
-    first, workers = held(words, UNIT)
+    words = ["folder", "--source", big_folder, "--res", 48, "--out", tmp_path / "out"]
+    first, _, gate = held(tmp_path, words, 1)
     second = start(*words)
-    out, _ = second.communicate(timeout=300)
+    out, _ = second.communicate(timeout=HANG_S)
     assert second.returncode == 1 and "another conversion is at work" in out
-    for pid in workers:
-        os.kill(pid, signal.SIGCONT)
-    assert first.wait(300) == 0
+    gate.open()
+    assert first.wait(HANG_S) == 0
 
 
 def test_unfinished_work_is_continued_only_with_its_own_options(tmp_path, big_folder):
-    words = ["folder", "--source", big_folder, "--out", tmp_path / "out", "--workers", 1]
-    process, _ = held([*words, "--res", 48], UNIT)
+    words = ["folder", "--source", big_folder, "--out", tmp_path / "out"]
+    process, *_ = held(tmp_path, [*words, "--res", 48], 1)
     process.kill()
     process.wait()
-    done = run_cli("convert", *words, "--res", 32)
+    done = run_cli("convert", *words, "--workers", 1, "--res", 32)
     assert done.returncode == 1 and "another command" in done.stderr
     with pytest.raises(Error, match="did not finish"):
         mlpdata.load(tmp_path / "out", "train", 4)

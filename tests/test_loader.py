@@ -6,12 +6,11 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import convert_quietly, make_folder
+from conftest import HANG_S, convert_quietly, make_folder, until
 
 import mlpdata
 from mlpdata import Augment, Error
@@ -116,10 +115,7 @@ def test_leaving_a_stream_early_stops_its_thread(shapes_dir):
     before = threading.active_count()
     for _ in mlpdata.load(shapes_dir, "train", 16, tier="stream", num_threads=1):
         break
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    until(lambda: threading.active_count() <= before)
 
 
 def test_a_broken_payload_names_its_sample(photos_dir, tmp_path):
@@ -265,7 +261,7 @@ def test_a_process_that_ends_in_the_middle_of_an_epoch_ends_its_threads_first(ph
             next(batches)
         sys.exit(3)
     """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_S, check=False)
     assert (done.returncode, done.stderr) == (3, "")
     assert "MainThread" in done.stdout and "mlpdata" not in done.stdout
 

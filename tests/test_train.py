@@ -14,7 +14,7 @@ import types
 
 import pytest
 import torch
-from conftest import convert_quietly, read_jsonl
+from conftest import HANG_S, convert_quietly, read_jsonl, until
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer
@@ -137,24 +137,25 @@ def kill_and_resume(recipe, kills, epochs):
     extra += ["save.every_steps=7", "eval.every=3"]
     whole = go(recipe, *extra, "name=whole")
     code = (
-        "import sys; from trainer.train import run\n"
-        "overrides = [a for a in sys.argv[3:] if a != '--resume']\n"
-        "run(sys.argv[1], overrides, runs=sys.argv[2], resume='--resume' in sys.argv)\n"
+        "import signal, sys; from trainer.train import Trainer, run\n"
+        "recipe, runs, last, *overrides = [a for a in sys.argv[1:] if a != '--resume']\n"
+        "step = Trainer.train_step\n"
+        "def held(self, batch):\n"
+        "    step(self, batch)\n"
+        "    while self.step >= int(last): signal.pause()  # it waits here to be killed, if it comes so far\n"
+        "Trainer.train_step = held\n"
+        "run(recipe, overrides, runs=runs, resume='--resume' in sys.argv)\n"
     )
-    words = [sys.executable, "-c", code, recipe, recipe.parent / "runs", *extra, "name=killed"]
     folder, rng, resume = recipe.parent / "runs" / "killed", random.Random(0), []
     total, killed = epochs * 75, []
     for k in range(kills):
         aim = total * (k + 1) // (kills + 1) + rng.randrange(total // (2 * kills))  # a step to be killed near
-        process = subprocess.Popen([*words, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 100
-        while process.poll() is None and time.monotonic() < deadline:
-            steps = [int(p.stem[6:]) for p in checkpoint.states(folder)]
-            if steps and steps[-1] >= aim:
-                break
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.05)
-        assert process.poll() is None, process.communicate()
+        words = [recipe, recipe.parent / "runs", str(aim + 20), *extra, "name=killed", *resume]
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        until(lambda aim=aim: any(int(p.stem[6:]) >= aim for p in checkpoint.states(folder)), process)
+        time.sleep(rng.random() * 0.05)  # any moment will do
         process.kill()
         process.wait()
         process.stderr.close()
@@ -184,11 +185,9 @@ def test_terminate_saves_and_says_how_to_go_on(recipe):
         cwd=recipe.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     metrics = recipe.parent / "runs" / "tiny" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(metrics.exists, process)
     process.terminate()
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=HANG_S)
     assert process.returncode == 1
     assert "--resume goes on" in out and "Traceback" not in out
     assert checkpoint.states(metrics.parent)
@@ -683,11 +682,10 @@ def test_terminate_ends_a_background_job_of_a_script(recipe, number):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )  # fmt: skip
     metrics = recipe.parent / "runs" / "tiny" / "metrics.jsonl"
-    while not metrics.exists() and process.poll() is None:
-        time.sleep(0.02)
+    until(metrics.exists, process)
     process.send_signal(signal.SIGINT)  # another's Ctrl-C
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 1 and "stopped and saved" in err and "--resume goes on" in err
     assert checkpoint.states(metrics.parent)
 
@@ -810,19 +808,24 @@ def test_a_profile_says_what_data_costs_and_leaves_nothing(recipe, capsys):
     assert not (recipe.parent / "runs").exists()
 
 
-def test_waiting_for_data_is_seen(recipe):
-    """A loader that sleeps as long as a step takes, or longer: saturation falls to a half or below."""
+def test_waiting_for_data_is_seen(recipe, monkeypatch):
+    """A loader that takes twice the time of a step, by a clock that only these two move: saturation is a third."""
     trainer_ = Trainer(load_recipe(recipe), recipe.parent, torch.device("cpu"), quiet=True)
+
+    now = [0.0]
 
     class Slow(Loader):
         def __iter__(self):
             for batch in super().__iter__():
-                time.sleep(0.1)
+                now[0] += 0.1
                 yield batch
 
     trainer_.train_loader.__class__ = Slow
+    monkeypatch.setattr(saturation, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(trainer_, "train_step", lambda batch: now.__setitem__(0, now[0] + 0.05))
     found = saturation.measure(trainer_, 0.1)
-    assert found["saturation"] < 0.5 and found["pixels"] < 1000 < found["fixed"]
+    assert found["saturation"] == pytest.approx(1 / 3)
+    assert (found["pixels"], found["fixed"]) == (pytest.approx(1000), pytest.approx(2000))
 
 
 def test_states_are_replaced_in_one_piece_and_the_last_ones_kept(tmp_path, monkeypatch):

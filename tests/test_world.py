@@ -4,11 +4,10 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from conftest import read_jsonl
+from conftest import HANG_S, read_jsonl, until
 
 from mlpdata import Error
 from trainer import checkpoint
@@ -64,7 +63,7 @@ def start(recipe, *words, size=2):
     ]  # fmt: skip
 
 
-def finish(processes, timeout=120):
+def finish(processes, timeout=HANG_S):
     """[(status, stdout, stderr)]; kills what has not ended by then."""
     try:
         return [(p.wait(timeout), *p.communicate()) for p in processes]
@@ -92,11 +91,9 @@ def test_two_processes_take_the_steps_of_one_and_pass_on_checkpoints(recipe, mon
 
 def test_a_process_that_dies_ends_the_others_with_a_message(recipe):
     processes = start(recipe, "--set", "train.epochs=100000", "--set", "save.every_steps=10")
-    folder, deadline = recipe.parent / "runs" / "tiny", time.monotonic() + 60
-    while not checkpoint.states(folder) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: checkpoint.states(recipe.parent / "runs" / "tiny"), *processes)
     processes[1].kill()
-    (status, _, err), _ = finish(processes, timeout=30)
+    (status, _, err), _ = finish(processes)
     assert status == 1
     (line,) = [x for x in err.splitlines() if x.startswith("trainer: error:")]
     assert "process 0 of 2 lost another one" in line and "--resume" in line
@@ -104,11 +101,9 @@ def test_a_process_that_dies_ends_the_others_with_a_message(recipe):
 
 def test_asked_to_end_all_processes_save_at_the_same_step(recipe):
     processes = start(recipe, "--set", "train.epochs=100000", "--set", "save.every_steps=10")
-    folder, deadline = recipe.parent / "runs" / "tiny", time.monotonic() + 60
-    while not checkpoint.states(folder) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: checkpoint.states(recipe.parent / "runs" / "tiny"), *processes)
     processes[1].terminate()  # one is told; all stop
-    ended = finish(processes, timeout=30)
+    ended = finish(processes)
     assert [status for status, *_ in ended] == [1, 1]
     for _, _, err in ended:
         assert "stopped and saved at epoch" in err and "Traceback" not in err
