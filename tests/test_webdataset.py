@@ -7,7 +7,7 @@ import tarfile
 import pytest
 from conftest import convert_quietly, encoded, picture, read_jsonl, tar_bytes
 
-from mlpdata import Error
+from mlpdata import Error, labels
 from mlpdata.shards.manifest import read_classes
 from mlpdata.sources import Broken, ClassFilter
 from mlpdata.sources.webdataset import WebDataset, find
@@ -110,6 +110,33 @@ def test_one_tar_with_splits_inside(tmp_path, top):
         "train": [f"{top}train/{i}" for i in range(3)],
         "val": [f"{top}val/{i}" for i in range(2)],
     }
+
+
+def test_splits_inside_that_are_not_the_tar_s_own_are_refused(tmp_path):
+    data = tar_bytes({f"{s}/{i}.{e}": d for s in ("train", "val") for i in range(2)
+                      for e, d in (("jpg", JPEG), ("cls", b"1"))})  # fmt: skip
+    path = write(tmp_path / "in", {"train-0.tar": data})
+    for source in (path, path / "train-0.tar"):
+        with pytest.raises(Error, match=r"train-0.tar is of split train by its name and holds .* folders of val"):
+            open_(source)
+    table = {"splits": {"train": {"filenames": ["train-0.tar"]}}}
+    (path / "_info.json").write_text(json.dumps(table))
+    source = open_(path)  # somebody has decided
+    assert splits_of(source) == {"train": ["train/0", "train/1", "val/0", "val/1"]}
+
+
+@pytest.mark.parametrize("name", ["all", "train"])
+def test_splits_inside_that_begin_late(tmp_path, name):
+    """Names and labels are those of a published list, for which a look at the first samples is enough."""
+    wnids = labels.classes("ilsvrc2012")
+    data = tar_bytes({f"{s}/{wnids[0]}_{i}.{e}": d for s, n in (("train", 20), ("val", 3)) for i in range(n)
+                      for e, d in (("jpg", JPEG), ("cls", b"0"))})  # fmt: skip
+    source = open_(write(tmp_path, {f"{name}.tar": data}), ("ilsvrc2012",))
+    found, broken = read(source)
+    if name == "all":
+        assert {split: len(names) for split, names in splits_of(source).items()} == {"train": 20, "val": 3}
+    else:
+        assert len(found) == 20 and len(broken) == 3 and "of train by its name" in broken[0].reason
 
 
 def test_packed_tars_are_told(tmp_path):

@@ -32,6 +32,7 @@ class Tar:
     path: Path
     split: str | None  # as the data set calls it; None where nothing says one
     num_samples: int = 0  # 0 where nobody says
+    is_listed: bool = False  # in `_info.json`, which then decides
 
 
 @dataclass
@@ -118,6 +119,7 @@ def tell_splits(path: Path | Repository, found: Tars) -> None:
     for tar in found.tars:
         listed = table.pop(tar.name, None)
         tar.split, tar.num_samples = listed or (splits.of_path(tar.name), 0)
+        tar.is_listed = listed is not None
         if listed and tar.num_samples:
             size = sizes[tar.name] if sizes else PlainFile(tar.path).size
             if tar.num_samples > size // LEAST_SAMPLE_BYTES:

@@ -93,7 +93,9 @@ class WebDataset(Source):
         self._blobs = {tar.name: open_tar(path, tar.path) for tar in self._tars}
         peeked = self._peek(lists)
         # Keys that are not known to be different, and labels of no known list, are looked through before they are used.
-        unread = self._list is None or not all(map(OFFICIAL.search, self._peeked_keys))
+        unnamed = {tar.name for tar in self._tars if tar.split is None}
+        splits_inside = any(found.name in unnamed and found.splits - {""} for found in peeked)
+        unread = self._list is None or splits_inside or not all(map(OFFICIAL.search, self._peeked_keys))
         if unread and not isinstance(path, Repository):
             contents = self._read_through()
         else:
@@ -221,9 +223,12 @@ class WebDataset(Source):
             own = inside.get(tar.name, everywhere) - {""}
             if tar.split is not None:
                 said.add(tar.split)
-                if own - {split_names.canonical(tar.split)}:
-                    self._say_once(
-                        f"{self.path}: splits are told by the tars' names, not by folders inside, as of {tar.name}"
+                other = own - {split_names.canonical(tar.split)}
+                if other and not tar.is_listed:
+                    raise Error(
+                        f"{self.path}: {tar.name} is of split {tar.split} by its name and holds samples in folders of "
+                        f"{' and '.join(sorted(other))}: rename it, for folders inside to decide, or list it in "
+                        "_info.json"
                     )
             elif own:
                 said |= own
@@ -235,6 +240,7 @@ class WebDataset(Source):
         self._ours = split_names.settle(sorted(said)) | ({} if "train" in said else {"train": "train"})
         if self._ours.get("test") == "val":
             self._warnings.append(f"{self.path}: its split test is called val: it is what is held out")
+        self._named = {t.name: split_names.canonical(t.split) for t in self._tars if t.split and not t.is_listed}
         self._inside = {t.name for t in self._tars if t.split is None and inside.get(t.name, everywhere) - {""}}
         if any("" in inside.get(name, ()) for name in self._inside):
             said_train = f"{self.path}: samples in no split's folder are taken for train, as in {min(self._inside)}"
@@ -313,12 +319,15 @@ class WebDataset(Source):
     def _sample(self, name: str, blob: Blob, group: Group) -> Iterator[Sample | Broken]:
         image, reason = image_of(group)
         origin = keys.line(f"{name}/{group.name}.{image or 'jpg'}")
-        split = ""
+        split, inside, own = "", _folder_split(group.folder), self._named.get(name)
         if name in self._inside:
-            split = self._ours.get(_folder_split(group.folder) or "train", "")
+            split = self._ours.get(inside or "train", "")
             if split not in self.splits:
                 yield Broken(origin, "lies in a folder of a split that was not seen when the tars were looked at")
                 return
+        elif own and inside and inside != own:
+            yield Broken(origin, f"lies in a folder of {inside}, in a tar that is of {own} by its name")
+            return
         label, why = self._label(blob, group)
         if label is None and not why:
             return
