@@ -533,6 +533,16 @@ def test_object_storage_copies_are_verified(s3, tmp_path, monkeypatch, shapes_di
         convert_quietly(dataset="shapes", res=16, limit=50, workers=1, out="s3://bucket/mine")
 
 
+def test_a_url_of_this_machine_is_no_storage(tmp_path, monkeypatch):
+    """Without its leading slash the path would be below the current directory."""
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for act in (remote.local_copy, lambda url: convert_quietly(dataset="shapes", limit=10, out=url)):
+        with pytest.raises(Error, match=rf"file://{tmp_path}/out is a directory .* give it as a path, {tmp_path}/out$"):
+            act(f"file://{tmp_path}/out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_upload_that_failed_goes_on(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
     options = {"dataset": "shapes", "res": 16, "workers": 1, "limit": 200, "out": "s3://bucket/again"}

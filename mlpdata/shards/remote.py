@@ -115,7 +115,10 @@ class _Storage:
     """A folder of an object storage, through fsspec."""
 
     def __init__(self, url: str):
-        self.where = "://".join(SCHEME.fullmatch(url).groups()).rstrip("/")  # a Path has lost one of the slashes
+        scheme, rest = SCHEME.fullmatch(url).groups()
+        if scheme in ("file", "local"):
+            raise Error(f"{url} is a directory of this machine: give it as a path, /{rest}")
+        self.where = f"{scheme}://{rest}".rstrip("/")  # a Path has lost one of the slashes
         self.name = re.sub(r"[^\w.-]+", "--", self.where)
         with self._one_line():
             from fsspec.core import url_to_fs
