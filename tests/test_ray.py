@@ -4,11 +4,9 @@ import importlib.util
 import os
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
-from conftest import encoded, make_folder, picture, run_cli, sums
+from conftest import HANG_S, Gate, encoded, make_folder, picture, run_cli, sums, until
 
 from mlpdata import Error
 from mlpdata.convert.assembly import State
@@ -21,43 +19,46 @@ STORE_BYTES = 80 << 20
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """Two nodes of two CPUs each, in processes of their own; everything is stopped at the end."""
+def cluster(tmp_path_factory):
+    """Two nodes of two CPUs each, in processes of their own; everything is stopped at the end.
+
+    Their workers are held behind their first unit where a test shuts `gate`.
+    """
     from ray.cluster_utils import Cluster
 
-    old = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), old])  # as where mlpdata is installed
+    gate = Gate(tmp_path_factory.mktemp("gate"), "mlpdata.convert.units:convert_unit", calls=())
+    old = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = gate.env["PYTHONPATH"]  # as where mlpdata is installed
     options = dict(num_cpus=2, object_store_memory=STORE_BYTES, include_dashboard=False)
     cluster = Cluster(initialize_head=True, head_node_args=options)
     try:
-        cluster.lost = cluster.add_node(**options)
+        cluster.lost, cluster.gate = cluster.add_node(**options), gate
         yield cluster
     finally:
         cluster.shutdown()
-        os.environ["PYTHONPATH"] = old
+        os.environ.pop("PYTHONPATH") if old is None else os.environ.update(PYTHONPATH=old)
 
 
 def test_a_node_is_lost_and_the_bytes_are_those_of_one_machine(tmp_path, cluster):
     data = [encoded(picture(200, 150, i)) for i in range(20)]
-    for c in range(24):
+    for c in range(8):
         folder = tmp_path / "in" / f"class{c:02d}"
         folder.mkdir(parents=True)
         for i in range(500):
             (folder / f"{i}.jpg").write_bytes(data[(c + i) % 20])
-    words = ["convert", "folder", "--source", "in", "--res", 32, "--shard-size", 1000, "--quiet"]
+    words = ["convert", "folder", "--source", "in", "--res", 32, "--shard-size", 500, "--quiet"]
     assert run_cli(*words, "--out", "alone", cwd=tmp_path).returncode == 0
+    cluster.gate.shut()
     process = subprocess.Popen(
         [sys.executable, "-m", "mlpdata.cli", *map(str, words), "--out", "out", "--engine", "ray"],
         cwd=tmp_path, env={**os.environ, "RAY_ADDRESS": cluster.address}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        parts = tmp_path / "out" / ".convert" / "parts"
-        while len(list(parts.glob("*.rows"))) < 2 and process.poll() is None:
-            time.sleep(0.05)
-        assert process.poll() is None, process.stdout.read()
+        until(lambda: len(cluster.gate.held()) == 4, process)  # two on each node
         cluster.remove_node(cluster.lost, allow_graceful=False)
-        out, _ = process.communicate(timeout=120)
+        cluster.gate.open()
+        out, _ = process.communicate(timeout=HANG_S)
     finally:
         process.kill()
     assert process.returncode == 0, out
