@@ -209,6 +209,13 @@ def test_splits_that_cannot_be_told_are_refused(tmp_path):
         open_(tmp_path, tar_bytes({"train.tar": tar_bytes({"a.jpg": JPEG}), "val.tar": tar_bytes({"a.jpg": JPEG})}))
 
 
+def test_splits_in_class_tars_are_refused(tmp_path):
+    tar = tar_bytes({f"{split}/{i}.JPEG": JPEG for i, split in enumerate(("train", "train", "Val"))})
+    source = open_(tmp_path, tar_bytes({f"{wnid}.tar": tar for wnid in SYNSETS}))
+    with pytest.raises(Error, match=r"tar has folders of train and val in it: splits are expected around classes"):
+        read(source)
+
+
 def test_a_class_beside_splits_is_taken_for_train_with_a_word(tmp_path):
     files = {f"{folder}/{i}.jpg": JPEG for folder in ("val/cat", "val/dog", "cat") for i in range(len(folder), 9, 3)}
     source = open_(tmp_path, tar_bytes(files))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlpdata import labels
+from mlpdata import splits as split_names
 from mlpdata.archive.blob import open_blob
 from mlpdata.archive.tarscan import SPECIAL, Damage, Member, ReadAt, Special
 from mlpdata.errors import Error
@@ -234,6 +235,14 @@ class ImageNetTars(Source):
                 else:
                     path = item.name.removeprefix("./")
                     files.append(_File(read_at, item, path, keys.line(f"{name}.tar/{path}" if s.inner else item.name)))
+        if stretches[0].inner:
+            folders = {part for file in files for part in posixpath.dirname(file.path).split("/")}
+            inside = {found for part in folders if (found := split_names.of_folder(part))}
+            if len(inside) > 1:
+                raise Error(
+                    f"{self.path}: {name}.tar has folders of {' and '.join(sorted(inside))} in it: splits are expected "
+                    "around classes, not in them; sort them so"
+                )
         _settle_strange(files)
         usable = [file for file in files if not file.reason]
         images = [file.path for file in usable if looks_like_image(file.path)] or [file.path for file in usable]
