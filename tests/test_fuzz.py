@@ -1,0 +1,143 @@
+"""Readers of files that others wrote: spoilt bytes are read, or are one Error of one line; never anything else.
+
+What is drawn is the same in every run. With many more examples: MLPDATA_FUZZ=5000 pytest tests/test_fuzz.py
+"""
+
+import functools
+import io
+import json
+import os
+import pickle
+import zipfile
+
+import numpy as np
+from conftest import encoded, picture, tar_bytes
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import mlpdata
+from mlpdata import Error
+from mlpdata.archive import pickles, zipdir
+from mlpdata.archive.blob import PlainFile
+from mlpdata.image.jpeg import header
+from mlpdata.shards.manifest import Manifest
+from trainer.recipe import load_recipe
+
+fuzz = settings(
+    max_examples=int(os.environ.get("MLPDATA_FUZZ", 60)), derandomize=True, deadline=None, database=None,
+    suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate],
+)  # fmt: skip
+
+# What found faults before: signs, sizes beyond 64 bits, names that lead out, ends of lines of all kinds, NUL.
+WORDS = [
+    b"", b"\0", b"\xff" * 8, b"\x80" + bytes(11), b"77777777777\0", b"-1", b"1e400", b"9" * 40, b"NaN", b"null", b"[]",
+    b"{}", b"../../x", b"/x", "\u2028\x85\r\n".encode(), b"\xed\xa0\x80", b"[" * 3000, b"&a [*a, *a]", bytes(600),
+]  # fmt: skip
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "insert", "cut", "flip"]),
+        st.floats(0, 1, exclude_max=True),
+        st.one_of(st.sampled_from(WORDS), st.binary(max_size=8)),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def spoilt(data, edits):
+    data = bytearray(data)
+    for kind, place, word in edits:
+        at = int(place * len(data))
+        if kind == "put":
+            data[at : at + len(word)] = word
+        elif kind == "insert":
+            data[at:at] = word
+        elif kind == "cut":
+            del data[at : at + 1 + len(word) ** 2]
+        elif data:
+            data[at] ^= 1 << len(word) % 8
+    return bytes(data)
+
+
+def right_or_one_line(read, kind=Error):
+    try:
+        return read()
+    except kind as e:
+        assert str(e).strip() and "\n" not in str(e) and len(str(e)) < 1000
+        return None
+
+
+@functools.cache
+def files():
+    return {
+        f"{i}.{kind}": data for i in range(4) for kind, data in (("jpg", encoded(picture(40, 30, i))), ("cls", b"1"))
+    }
+
+
+@fuzz
+@given(EDITS)
+def test_foreign_tars(tmp_path_factory, edits):
+    path = tmp_path_factory.mktemp("tar") / "train-000.tar"
+    path.write_bytes(spoilt(tar_bytes(files()), edits))
+    loader = right_or_one_line(lambda: mlpdata.load(path, batch_size=2))
+    if loader is not None:
+        assert loader.num_samples <= 4
+        right_or_one_line(lambda: list(loader))
+
+
+@fuzz
+@given(EDITS)
+def test_pickles(edits):
+    whole = pickle.dumps({"data": np.zeros((4, 12), np.uint8), "labels": [1, 2, 3, 4]}, protocol=2)
+    found = right_or_one_line(
+        lambda: pickles.load(io.BytesIO(spoilt(whole, edits))), ValueError
+    )  # its callers name the file
+    assert found is None or isinstance(found, dict)
+
+
+@fuzz
+@given(EDITS)
+def test_zips(tmp_path_factory, edits):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files().items():
+            archive.writestr(name, data)
+    path = tmp_path_factory.mktemp("zip") / "x.zip"
+    path.write_bytes(spoilt(out.getvalue(), edits))
+    right_or_one_line(lambda: zipdir.read_directory(PlainFile(path)))
+
+
+@fuzz
+@given(EDITS)
+def test_jpeg_headers(edits):
+    data = spoilt(files()["0.jpg"], edits)
+    found = header(data)
+    assert found is None or (found.width > 0 and found.height > 0)
+
+
+@fuzz
+@given(EDITS)
+def test_manifests(photos_dir, edits):
+    whole = json.dumps(json.loads((photos_dir / "manifest.json").read_bytes())).encode()
+    right_or_one_line(lambda: Manifest.parse(spoilt(whole, edits), "manifest.json"))
+
+
+@fuzz
+@given(EDITS)
+def test_betons(photos_dir, tmp_path_factory, edits):
+    path = tmp_path_factory.mktemp("beton") / "x.beton"
+    head = (photos_dir / "train.beton").read_bytes()
+    path.write_bytes(spoilt(head[:4096], edits) + head[4096:])
+    loader = right_or_one_line(lambda: mlpdata.load(path, batch_size=8))
+    if loader is not None:
+        right_or_one_line(lambda: list(loader))
+
+
+@fuzz
+@given(EDITS)
+def test_recipes(tmp_path_factory, edits):
+    path = tmp_path_factory.mktemp("recipe") / "x.yaml"
+    path.write_bytes(
+        spoilt(b"name: tiny\ndata: {shards: x}\nmodel: {depth: 2, width: 64}\ntrain: {epochs: 2}\n", edits)
+    )
+    right_or_one_line(lambda: load_recipe(path))
