@@ -15,6 +15,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
+if "OMP_NUM_THREADS" not in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch: its threads spin where other processes have the cores
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
