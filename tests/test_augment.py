@@ -239,7 +239,7 @@ def test_on_the_cpu_it_compiles_only_after_a_while(monkeypatch):
     whole, augment = batch(8, 11, 13), Augment(res=5)  # sizes that no other test has a runner of
     first = augment.apply(whole, 0, 0)
     assert not calls
-    monkeypatch.setattr("mlpdata.augment.COMPILE_PAYS_S", 0)
+    monkeypatch.setattr("mlpdata.augment.augment.COMPILE_PAYS_S", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # that it runs uncompiled
         assert same(augment.apply(whole, 0, 0), first) and len(calls) == 2
