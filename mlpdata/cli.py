@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from mlpdata import Error, __version__
-from mlpdata.errors import lacks_memory
+from mlpdata.errors import UsageError, lacks_memory
 
 
 class _Commands(click.Group):
@@ -27,7 +27,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except Error as e:
             click.echo(f"mlpdata: error: {e}", err=True)
-            ctx.exit(1)
+            ctx.exit(2 if isinstance(e, UsageError) else 1)
         except KeyboardInterrupt:
             click.echo("mlpdata: stopped", err=True)
             ctx.exit(1)
@@ -178,7 +178,9 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
     show_default=True,
     help="How images are stored. auto: raw in the beton; in tars JPEG where the source is JPEG, else PNG.",
 )
-@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of JPEGs encoded here.")
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Quality of JPEGs that are encoded."
+)
 @click.option("--resize", type=click.Choice(["squash", "crop", "longest"]), default="squash", show_default=True)
 @click.option(
     "--filter",
@@ -190,11 +192,15 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.option("--out", help="Shard directory, or a URL of an object storage.  [default: shards/NAME-RES]")
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: the cores]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the shuffle.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the shuffle.")
 @click.option("--shard-size", type=click.IntRange(min=1), default=10_000, show_default=True, help="Samples a tar.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N samples of each split.")
 @click.option(
-    "--max-skipped", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share that may be unreadable."
+    "--max-skipped",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Fail if a larger share of the images cannot be read.",
 )
 @click.option(
     "--min-class-size",
@@ -214,10 +220,16 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="Where the work runs. ray: a cluster that is there; --out and --source on a disk that all nodes share.",
+    help="Where the work runs. ray: on a running Ray cluster, whose nodes all see --out and --source.",
 )
-@click.option("--part", type=_Share(), help="Convert only the K-th of N shares; several machines, one shared disk.")
-@click.option("--assemble", is_flag=True, help="Finish what --part runs prepared; refuses while a share is missing.")
+@click.option(
+    "--part",
+    type=_Share(),
+    help="Convert only the K-th of N shares: run each share on a machine of its own; all use one shared disk.",
+)
+@click.option(
+    "--assemble", is_flag=True, help="After all --part runs: write the shards. Refuses while a share is missing."
+)
 @click.option("--image-column", help="Of parquet files.  [default: found from their features]")
 @click.option("--label-column", help="Of parquet files.  [default: found from their features]")
 @click.option("--quiet", is_flag=True, help="No progress line.")

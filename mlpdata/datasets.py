@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import functools
 import glob
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlpdata.errors import Error
+from mlpdata.errors import Error, UsageError
 from mlpdata.fetch import hub, web
 from mlpdata.fetch.download import fetch
 from mlpdata.fetch.official import ACCOUNT, Archive, download_folder, fetch_url, missing
@@ -269,7 +270,7 @@ SPECS = {
 def get(name: str) -> DatasetSpec:
     """The spec of a name. Raises Error with the nearest name for one that is not there."""
     if name not in SPECS:
-        near = difflib.get_close_matches(name, SPECS, 1, 0.4)
+        near = difflib.get_close_matches(name.lower(), SPECS, 1, 0.6)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise Error(f"no data set {name!r}{hint} (there are {', '.join(SPECS)})")
     return SPECS[name]
@@ -337,7 +338,9 @@ def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | st
     if given:
         path = Path(given)
         if not path.exists() and not glob.glob(given):
-            raise Error(f"no such file or directory: {given} (given as --source)")
+            is_name = spec.open is _hub and re.fullmatch(r"[\w.-]+/[\w.-]+(@\S+)?", given)
+            hint = f"; for the repository on the Hub say --source {hub.PREFIX}{given}" if is_name else ""
+            raise Error(f"no such file or directory: {given} (given as --source){hint}")
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise Error(f"{given} is neither a file nor a folder (given as --source)")
         for archive in spec.archives:
@@ -345,7 +348,9 @@ def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | st
                 return path / archive.name
         return path
     if not spec.archives:
-        raise Error(f"{spec.name} needs --source: {'hf:OWNER/NAME' if spec.open is _hub else 'the folder to convert'}")
+        raise UsageError(
+            f"{spec.name} needs --source: {'hf:OWNER/NAME' if spec.open is _hub else 'the folder to convert'}"
+        )
     for archive in spec.archives:
         if (download_folder() / archive.name).exists():
             return download_folder() / archive.name

@@ -16,6 +16,10 @@ class Error(Exception):
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
 
 
+class UsageError(Error):
+    """What was asked for lacks something: the command line exits with 2."""
+
+
 def first_line(error: BaseException | str) -> str:
     """The first line of an exception's text that says anything; its type's name where none does.
 

@@ -477,7 +477,7 @@ def test_low_fidelity_is_warned_of_unless_chance_explains_it(errors, psnr, upper
     assert (seen["num_samples"], seen["psnr_db"], seen["psnr_db_upper"]) == (len(errors), psnr, upper)
     line = run._fidelity_line(seen)
     assert line.startswith("warning: fidelity") == warned
-    assert ("too few to tell" in line) == (psnr < 35 and not warned)
+    assert ("too few images to tell" in line) == (psnr < 35 and not warned)
 
 
 def test_a_file_is_hashed_while_it_is_written(tmp_path):

@@ -27,6 +27,11 @@ def test_archive_in_the_download_folder_or_in_a_given_one_is_found(tmp_path, mon
     assert "(here: cifar-10-python.tar.gz)" in datasets.table()
 
 
+def test_a_name_like_none_is_not_guessed():
+    with pytest.raises(Error, match=r"no data set .mnist. \(there are"):
+        datasets.get("mnist")
+
+
 def test_sources_that_make_no_sense(tmp_path):
     with pytest.raises(Error, match="no such file"):
         datasets.open_source(datasets.get("cifar10"), str(tmp_path / "x"), res=32, seed=0)

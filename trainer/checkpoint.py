@@ -82,9 +82,13 @@ def load(path: str | Path) -> nn.Module:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """A checkpoint of ours (safetensors) or of the paper's authors (a plain state dict), its model in eval mode.
 
+    path: a file, or a run directory, whose best checkpoint is taken.
+
     Of the latter, kind, depth, width, expansion, resolution and classes are read off the shapes. Raises Error.
     """
     path, facts = Path(path), {}
+    if path.is_dir():
+        path = path / BEST
     try:
         with open(path, "rb") as f:
             start = f.read(9)

@@ -50,7 +50,10 @@ def read_directory(blob: PlainFile) -> Directory:
     try:
         return _read_directory(blob)
     except (struct.error, ValueError, OverflowError) as e:
-        raise Error(f"{blob.path} is no whole zip archive ({e}); get it again") from None
+        with open(blob.path, "rb") as f:
+            is_zip = f.read(2) == b"PK"
+        what = "no whole zip archive" if is_zip else "not a zip archive, or a damaged one"
+        raise Error(f"{blob.path} is {what} ({e}); get it again") from None
     except OSError as e:
         raise Error(f"cannot read {blob.path}: {e.strerror}") from None
 

@@ -167,14 +167,14 @@ def _announce(plan: Plan) -> str:
     beton_bytes, tar_bytes = plan.estimate
     files = []
     if plan.beton_codec:
-        files.append(f"beton ({plan.beton_codec}, {size(beton_bytes)})")
+        files.append(f"beton ({plan.beton_codec}, about {size(beton_bytes)})")
     if plan.tar_codec:
-        files.append(f"tar ({plan.tar_codec}, {size(tar_bytes)})")
+        files.append(f"tar ({plan.tar_codec}, about {size(tar_bytes)})")
     n = plan.num_expected
     count = f"{n:,} images" if n else "an unknown number of images"
     return (
         f"{plan.spec.title}, {plan.source.release}: {count} to {plan.res} px in {plan.root}: "
-        f"about {' and '.join(files)}, at its largest {size(plan.peak_bytes)}"
+        f"{' and '.join(files)}; the work needs at most about {size(plan.peak_bytes)} of disk"
     )
 
 
@@ -476,11 +476,11 @@ def _say_done(plan: Plan, manifest: Manifest, found: Found, seconds: float, say)
 
 def _fidelity_line(fidelity: dict) -> str:
     line = (
-        f"fidelity of the scaled decode: {fidelity['psnr_db']} dB PSNR on {fidelity['num_samples']} images, "
-        f"max {fidelity['max_diff']}"
+        f"fidelity of the scaled JPEG decode: {fidelity['psnr_db']} dB PSNR against the exact decode on "
+        f"{fidelity['num_samples']} images, largest difference {fidelity['max_diff']}"
     )
     if fidelity["psnr_db_upper"] < LOW_FIDELITY_DB:
-        return f"warning: {line}: below {LOW_FIDELITY_DB:g} dB"
+        return f"warning: {line}: below {LOW_FIDELITY_DB:g} dB, fine detail differs from an exact decode"
     if fidelity["psnr_db"] < LOW_FIDELITY_DB:
-        return f"{line}, too few to tell it from {LOW_FIDELITY_DB:g} dB"
+        return f"{line}; too few images to tell whether it is below {LOW_FIDELITY_DB:g} dB"
     return line

@@ -51,7 +51,8 @@ def info(root: Path, as_json: bool = False) -> str:
     for name, split in manifest.splits.items():
         counts = np.array(split.class_counts)
         shards = f", {len(split.tars)} tar shards" if split.tars else ""
-        per_class = f"{counts.min():,} to {counts.max():,} a class"
+        least, most = counts.min(), counts.max()
+        per_class = f"{least:,} to {most:,} a class" if least < most else f"{most:,} a class"
         rows.append(
             (f"split {name}", f"{split.num_samples:,} samples, {per_class}, {split.num_skipped:,} skipped{shards}")
         )
@@ -81,6 +82,8 @@ def preview(root: Path, out: Path, split: str = "train", augment: object | None 
     from mlpdata.augment.augment import Augment, Batch
     from mlpdata.loader.loader import load
 
+    if out.suffix.lower() not in ("", ".png"):
+        raise Error(f"the contact sheet is a PNG: call it {out.with_suffix('.png')}, not {out}")
     loader = load(root, split, batch_size=1, shuffle=False, tier="stream")
     rng = np.random.default_rng(seed)
     present = np.unique(loader.labels)

@@ -108,8 +108,10 @@ def _lines(
         facts = _classes(manifest, split)["class_counts"]
         there = f"{(counts > 0).sum():,} of {len(counts):,} classes"
         yield f"{f'split {split}':<12} {info.num_samples:,} samples of {there}"
-        yield f"{'':<12} {facts['min']:,} to {facts['max']:,} a class, median {facts['median']:,.0f}"
-        if facts["min"] < facts["max"]:
+        if facts["min"] == facts["max"]:
+            yield f"{'':<12} {facts['max']:,} a class"
+        else:
+            yield f"{'':<12} {facts['min']:,} to {facts['max']:,} a class, median {facts['median']:,.0f}"
             order = np.argsort(counts, kind="stable")
             for word, some in (("fewest", order[:TOLD_CLASSES]), ("most", order[::-1][:TOLD_CLASSES])):
                 yield f"{'':<12} {word}: " + ", ".join(f"{names[c]} {counts[c]:,}" for c in some)
@@ -122,7 +124,8 @@ def _lines(
         title = ""
     for name, n in across.items():
         if n:
-            yield f"{'':<12} {name}: {n:,} samples of the first are in the second as well"
+            these, other = name.split(" in ")
+            yield f"{'':<12} leak: {n:,} {these} {'images' if n > 1 else 'image'} also in {other}"
     if n := found.num_labelled_differently():
         yield f"{'':<12} {n:,} of {len(found):,} groups of equal images have more than one label"
     for group in _named(root, manifest, found, TOLD_GROUPS):

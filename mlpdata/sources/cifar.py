@@ -151,7 +151,8 @@ class Cifar(Source):
     def _list_archive(self) -> None:
         with open(self.path, "rb") as f:
             if f.read(2) != b"\x1f\x8b":
-                raise Error(f"{self.path} is not a gzip archive; expected the authors' {self.layout.folder}.tar.gz")
+                name = self.layout.folder.replace("batches-py", "python")
+                raise Error(f"{self.path} is not a gzip archive; expected the authors' {name}.tar.gz")
         self._blob.complete(HOLD_BYTES)
         if self._blob.damage:
             raise Error(f"{self.path} is damaged: {self._blob.damage}; get it again")
