@@ -551,8 +551,11 @@ def test_classes_that_are_all_too_small_are_named(tmp_path, name):
     with pytest.raises(Error, match=r"no class has 500 images \(the largest is n01494475 with 6\)"):
         convert_quietly(dataset="imagenet21k", source=str(tmp_path / name), res=16, out=tmp_path / "out")
     with pytest.raises(Error, match="class n01440764 has 3 images: --val-per-class 3 leaves none of them for training"):
-        convert_quietly(dataset="imagenet21k", source=str(tmp_path / name), res=16, out=tmp_path / "out2",
+        convert_quietly(dataset="imagenet21k", source=str(tmp_path / name), res=16, out=tmp_path / "out",
                         min_class_size=0, val_per_class=3)  # fmt: skip
+    manifest, _ = convert_quietly(dataset="imagenet21k", source=str(tmp_path / name), res=16, out=tmp_path / "out",
+                                  min_class_size=4, val_per_class=1)  # fmt: skip
+    assert manifest.splits["val"].num_samples == manifest.num_classes == 4  # what came to nothing is not in the way
 
 
 def test_a_source_with_splits_of_its_own_keeps_them_and_that_is_said(tmp_path):

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # Each imports only from what stands before it: the ground, then one package a hop of the data.
 ORDER = [
     "errors", "splits", "labels", "system", "image", "augment", "fetch", "archive", "sources", "shards", "datasets",
-    "loader", "convert", "inspect", "trainer", "cli", "__main__",
+    "loader", "convert", "manifest", "plan", "inspect", "trainer", "cli", "__main__",
 ]  # fmt: skip
 PUBLIC = {"__version__", "Error", "load", "Loader", "Augment", "Batch"}
 

@@ -299,9 +299,11 @@ def _take_stock(plan: Plan) -> Found:
 
 def _check_skipped(plan: Plan, found: Found) -> None:
     if found.small and not any(counts.sum() for counts in found.class_counts.values()):
+        _abandon(plan)
         raise plan.class_filter.none_left(found.small)
     for split, counts in found.class_counts.items():
         if not counts.sum():
+            _abandon(plan)
             reason = f"; the first: {found.first_reason}" if found.first_reason else ""
             raise Error(f"split {split!r} is empty: none of its images could be read{reason}")
     skipped = sum(found.num_skipped.values())
@@ -315,6 +317,13 @@ def _check_skipped(plan: Plan, found: Found) -> None:
             f"{listing}. "
             "The same command with a larger share goes on from here"
         )
+
+
+def _abandon(plan: Plan) -> None:
+    """Remove the work that can come to nothing: it would only stand in the way of other options."""
+    shutil.rmtree(plan.work, ignore_errors=True)
+    with contextlib.suppress(OSError):  # something of somebody else's is in it
+        plan.root.rmdir()
 
 
 # --------------------------------------------------------------------------------------------------------- shards
