@@ -41,6 +41,7 @@ from mlpdata.convert.workdir import (
 from mlpdata.errors import Error, first_line, lacks_memory
 from mlpdata.shards import beton, card, remote
 from mlpdata.shards.manifest import Manifest, beton_path, index_path, skipped_path
+from mlpdata.sources import NothingLeft
 from mlpdata.system.engines import Engine, LocalEngine, RayEngine
 from mlpdata.system.files import sync_dir
 from mlpdata.system.progress import Progress
@@ -91,6 +92,9 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
                     return _run(plan, started, say)
         say(f"{plan.root} already holds exactly this: nothing to do (delete it to have it made again)")
         return Manifest.load(plan.root)
+    except NothingLeft:
+        _abandon(plan)
+        raise
     except KeyboardInterrupt:
         raise Error(f"stopped; what is done stays in {plan.work}: the same command goes on from here") from None
     except OSError as e:
@@ -299,13 +303,13 @@ def _take_stock(plan: Plan) -> Found:
 
 def _check_skipped(plan: Plan, found: Found) -> None:
     if found.small and not any(counts.sum() for counts in found.class_counts.values()):
-        _abandon(plan)
         raise plan.class_filter.none_left(found.small)
     for split, counts in found.class_counts.items():
         if not counts.sum():
-            _abandon(plan)
-            reason = f"; the first: {found.first_reason}" if found.first_reason else ""
-            raise Error(f"split {split!r} is empty: none of its images could be read{reason}")
+            if found.first_reason:
+                reason = f"none of its images could be read; the first: {found.first_reason}"
+                raise Error(f"split {split!r} is empty: {reason}")
+            raise NothingLeft(f"split {split!r} is empty: the source has no image of it")
     skipped = sum(found.num_skipped.values())
     total = skipped + sum(int(c.sum()) for c in found.class_counts.values())
     if skipped / total > plan.options.max_skipped:  # not multiplied: 0.29 * 100 is less than 29

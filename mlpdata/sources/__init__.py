@@ -62,6 +62,10 @@ def most_samples(res: int) -> int:
     return max(500, min(20_000, UNIT_PIXELS_BYTES // (3 * res * res)))
 
 
+class NothingLeft(Error):
+    """What was asked for leaves nothing to convert: the same command can never succeed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassFilter:
     """Which classes of an archive are taken, and what of them is held out."""
@@ -83,7 +87,7 @@ class ClassFilter:
         if num_images < self.min_class_size:
             return False
         if 0 < num_images <= self.val_per_class:
-            raise Error(
+            raise NothingLeft(
                 f"class {class_name} has {num_images:,} images: --val-per-class {self.val_per_class} leaves none of "
                 f"them for training; hold out fewer, or leave such classes out with --min-class-size "
                 f"{self.val_per_class + 1}"
@@ -94,7 +98,7 @@ class ClassFilter:
         """What to say where every class is too small. sizes: images of each."""
         largest = max(sizes, key=lambda name: (sizes[name], name), default=None)
         there = f"the largest is {largest} with {sizes[largest]:,}" if largest else "there is none"
-        return Error(f"no class has {self.min_class_size:,} images ({there}); lower --min-class-size")
+        return NothingLeft(f"no class has {self.min_class_size:,} images ({there}); lower --min-class-size")
 
     def split_of(self, class_name: str, names: list[str]) -> dict[str, str]:
         """The split of each image of one class, by file name; {} for a class that is too small. Raises as `takes`."""
