@@ -36,7 +36,7 @@ demo: setup
 	@echo "contact sheet: demo/shapes.png    curve: see the run directory above"
 
 test: setup interop
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: setup interop
 	$(BIN)/python -m pytest -m slow
