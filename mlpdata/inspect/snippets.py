@@ -48,7 +48,7 @@ from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 loader = Loader(
     {str(beton_path(root, split))!r},
     batch_size={BATCH_SIZE},
-    num_workers=2,
+    num_workers=1,  # as many as there are cores at most
     order=OrderOption.{"RANDOM" if split == "train" else "SEQUENTIAL"},
     drop_last=False,
     pipelines={{

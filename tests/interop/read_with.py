@@ -24,7 +24,7 @@ def read_ffcv(root, split, order="SEQUENTIAL", os_cache=True):
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
 
-    loader = Loader(str(root / f"{split}.beton"), batch_size=32, num_workers=2, order=OrderOption[order], seed=1,
+    loader = Loader(str(root / f"{split}.beton"), batch_size=32, num_workers=1, order=OrderOption[order], seed=1,
                     os_cache=os_cache, drop_last=False,
                     pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]})  # fmt: skip
     for images, labels in loader:
