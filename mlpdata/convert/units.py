@@ -119,7 +119,7 @@ def convert_unit(source: Source, recipe: Recipe, task: Task, folder: Path, key: 
                 small[sample.class_name] = sample.num_images
                 continue
             is_broken = isinstance(sample, Broken)
-            num_listed += not is_broken or sample.is_data
+            num_listed += not is_broken or sample.is_data or sample.is_counted
             split = sample.split or task.unit.split
             if split not in recipe.splits:
                 if split not in (*source.splits, task.unit.split):

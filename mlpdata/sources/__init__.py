@@ -34,6 +34,7 @@ class Broken:
     reason: str
     split: str = ""  # where it is not its unit's
     is_data: bool = True  # False: a file that is none of the data (sources.files.is_system); listed, and no more
+    is_counted: bool = False  # whether an exact Unit.num_samples has it in it although it is none of the data
 
 
 @dataclass(frozen=True, slots=True)

@@ -284,7 +284,7 @@ class _File:
         if not reason and len(data) < member.size:
             reason = f"is cut short: {member.size} bytes announced, {len(data)} there"
         if reason:
-            return Broken(self.origin, reason, self.split, self.is_data)
+            return Broken(self.origin, reason, self.split, self.is_data, is_counted=True)
         return Sample(self.key, data, label, self.origin, self.split)
 
 
