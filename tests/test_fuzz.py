@@ -1,6 +1,6 @@
 """Readers of files that others wrote: spoilt bytes are read, or are one Error of one line; never anything else.
 
-What is drawn is the same in every run. With many more examples: MLPDATA_FUZZ=5000 pytest tests/test_fuzz.py
+What is drawn is the same in every run; the slow test draws many more.
 """
 
 import functools
@@ -8,10 +8,16 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
-from conftest import encoded, picture, tar_bytes
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import SYNSETS, encoded, picture, tar_bytes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +27,10 @@ from mlpdata.archive import pickles, zipdir
 from mlpdata.archive.blob import PlainFile
 from mlpdata.image.jpeg import header
 from mlpdata.shards.manifest import Manifest
+from mlpdata.sources import Broken, Sample
+from mlpdata.sources.imagenet import ImageNetTars
+from mlpdata.sources.parquet import Parquet
+from trainer import checkpoint
 from trainer.recipe import load_recipe
 
 fuzz = settings(
@@ -141,3 +151,73 @@ def test_recipes(tmp_path_factory, edits):
         spoilt(b"name: tiny\ndata: {shards: x}\nmodel: {depth: 2, width: 64}\ntrain: {epochs: 2}\n", edits)
     )
     right_or_one_line(lambda: load_recipe(path))
+
+
+def read_all(source):
+    """Every sample of a source. What a unit promised has come, in samples or in words on what could not be read."""
+    found = []
+    for unit in source.units():
+        items = [item for item in source.samples(unit) if isinstance(item, Sample | Broken)]
+        counted = sum(isinstance(item, Sample) or item.is_data or item.is_counted for item in items)
+        assert not unit.exact or counted == unit.num_samples
+        found += [item for item in items if isinstance(item, Sample)]
+    assert len({(sample.split, sample.key) for sample in found}) == len(found)
+    assert all(0 <= sample.label < len(source.classes) for sample in found)
+    return found
+
+
+@functools.cache
+def tar_of_tars():
+    classes = {wnid: {f"{wnid}_{i}.JPEG": encoded(picture(20, 16, 10 * c + i)) for i in range(3)}
+               for c, wnid in enumerate(SYNSETS)}  # fmt: skip
+    return {data: wnid for wnid, of_class in classes.items() for data in of_class.values()}, tar_bytes(
+        {f"{wnid}.tar": tar_bytes(of_class) for wnid, of_class in classes.items()}
+    )
+
+
+@fuzz
+@given(EDITS)
+def test_tars_of_tars(tmp_path_factory, edits):
+    wnids, whole = tar_of_tars()
+    path = tmp_path_factory.mktemp("classes") / "x.tar"
+    path.write_bytes(spoilt(whole, edits))
+    source = right_or_one_line(lambda: ImageNetTars(path))
+    for sample in (right_or_one_line(lambda: read_all(source)) or []) if source else []:
+        name = source.classes[sample.label][0]
+        if sample.data in wnids and name in SYNSETS:  # else the class's own name was hit
+            assert name == wnids[sample.data]
+
+
+@fuzz
+@given(EDITS)
+def test_parquet_files(tmp_path_factory, edits):
+    folder = tmp_path_factory.mktemp("parquet")
+    rows = [{"image": {"bytes": files()[f"{i}.jpg"]}, "label": i % 2} for i in range(4)]
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), out, write_page_checksum=True)
+    (folder / "train-0.parquet").write_bytes(spoilt(out.getvalue(), edits))
+    source = right_or_one_line(lambda: Parquet(folder))
+    if source is not None:
+        right_or_one_line(lambda: read_all(source))
+
+
+@functools.cache
+def plain_checkpoint():
+    out = io.BytesIO()
+    torch.save({"linear_in.weight": torch.zeros(8, 12), "linear_in.bias": torch.zeros(8)}, out)
+    return out.getvalue()
+
+
+@fuzz
+@given(EDITS)
+def test_checkpoints(tmp_path_factory, edits):
+    path = tmp_path_factory.mktemp("checkpoint") / "x.pt"
+    path.write_bytes(spoilt(plain_checkpoint(), edits))
+    right_or_one_line(lambda: checkpoint.load(path))
+
+
+@pytest.mark.slow
+def test_many_more_examples():
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", __file__], env=os.environ | {"MLPDATA_FUZZ": "5000"},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
