@@ -156,7 +156,7 @@ def test_a_conversion_with_closed_streams_works(tmp_path, closed):
         for number in closed:
             os.close(number)
 
-    done = subprocess.run([*words, "--out", str(tmp_path / "out")], preexec_fn=close, timeout=300, check=False,
+    done = subprocess.run([*words, "--out", str(tmp_path / "out")], preexec_fn=close, timeout=900, check=False,
                           **({} if 2 in closed else {"stderr": subprocess.PIPE}))  # fmt: skip
     assert done.returncode == 0
     assert (tmp_path / "out" / "manifest.json").exists()

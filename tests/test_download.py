@@ -533,7 +533,7 @@ def start(server, folder):
 def test_two_processes_fetch_one_file_once(server, tmp_path):
     server.bytes_per_s = 3_000_000
     both = [start(server, tmp_path) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0] for process in both]
+    said = [process.communicate(timeout=900)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert server.sent == len(DATA)
     assert sum("another process is fetching a.bin" in text for text in said) <= 1

@@ -402,7 +402,7 @@ def test_a_directory_goes_to_the_hub_and_comes_back(serve, tmp_path, monkeypatch
     assert server.tree("me/shapes-16")[1] == tree
     assert len([r for r in server.requests if r[0] == "PUT"]) == uploads
     # Hugging Face's own library reads it from there.
-    done = subprocess.run([sys.executable, "-c", LOAD, "me/shapes-16"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", LOAD, "me/shapes-16"], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "train 1500" in done.stdout and "validation 1500" in done.stdout and "(16, 16)" in done.stdout
     # And so does ours, of which the second time nothing is copied.

@@ -22,7 +22,7 @@ def found():
         pytest.skip(reason)
     words = [PYTHON, ROOT / "tests" / "interop" / "augment_with.py"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=environment, text=True, capture_output=True, timeout=300, check=False)
+    done = subprocess.run(words, env=environment, text=True, capture_output=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -21,7 +21,7 @@ def test_transforms_of_torchvision_and_timm_are_right():
         pytest.skip(reason)
     words = [PYTHON, ROOT / "tests" / "interop" / "dataset_with.py"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=environment, text=True, capture_output=True, timeout=300, check=False)
+    done = subprocess.run(words, env=environment, text=True, capture_output=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert len(found) == 14 and all(found.values()), found

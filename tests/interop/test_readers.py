@@ -100,7 +100,7 @@ def seen(roots, tmp_path_factory):
         ]
         environment = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
         words = [PYTHON, ROOT / "tests" / "interop" / "read_with.py", library]
-        subprocess.run(words, input=json.dumps(todo), text=True, timeout=600, env=environment, check=True)
+        subprocess.run(words, input=json.dumps(todo), text=True, timeout=900, env=environment, check=True)
         results[library] = [np.load(job["out"]) for job in todo]
 
     def look_up(library, name, split, options):
@@ -169,7 +169,7 @@ def test_hugging_faces_datasets_knows_our_splits_and_classes(roots, tmp_path):
     code += "i = b(sys.argv[1]); print(json.dumps([i.info.features['cls'].names, sorted(i.config.data_files)]))"
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     words = [PYTHON, "-c", code, roots / "evil"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     names, found = json.loads(done.stdout)
     assert found == ["train", "validation"]
@@ -210,7 +210,7 @@ def test_snippets_run_as_they_are_printed(elsewhere, library, tmp_path):
         program = f"for code in {todo!r}:\n    exec(code, {{'__name__': '__main__'}})\n    print('=====')"
         words = [python, "-c", f"if __name__ == '__main__':\n  {program}"]
         done = subprocess.run(
-            words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+            words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
         seen = dict(zip([name for name in names if needs_us[name] == ours], done.stdout.split("====="), strict=False))

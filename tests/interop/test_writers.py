@@ -27,7 +27,7 @@ def written(tmp_path_factory):
         command, env={**os.environ, "PYTHONPATH": ""}, text=True, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
-        _, said = writer.communicate(timeout=90)
+        _, said = writer.communicate(timeout=900)
     except subprocess.TimeoutExpired:  # its parent waits for ever when a worker of it fails
         os.killpg(writer.pid, signal.SIGKILL)
         pytest.fail(f"ffcv's writer hangs: {writer.communicate()[1][-2000:]}")
