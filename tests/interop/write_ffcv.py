@@ -6,6 +6,7 @@ Runs in the interop environment, where mlpdata is not installed. Makes raw.beton
 with JSON, float, bytes and array fields before, between and behind) and sizes.beton (every image one row shorter).
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -54,3 +55,4 @@ if __name__ == "__main__":
         {"image": RGBImageField(write_mode="raw"), "label": IntField()},
         lambda i: (np.ascontiguousarray(images[i][: images.shape[1] - i % 8]), i % 10),
     )
+    os._exit(0)  # all is written; on one core a thread that upstream leaves behind keeps Python from ending
