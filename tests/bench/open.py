@@ -28,7 +28,7 @@ OPEN = """
 import json, resource, sys, time
 import numpy, pyarrow.parquet, mlpdata.shards.tar, mlpdata.shards.beton          # imports are not the opening
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-from mlpdata import index
+from mlpdata.shards import index
 started, cpu = time.perf_counter(), time.process_time()
 opened = index.open_split(sys.argv[1], "train", sys.argv[2])
 seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
