@@ -34,7 +34,7 @@ class DatasetSpec:
     has_real_labels: bool = False  # whether its val images have ReaL labels
     reads_urls: bool = False  # whether `open` takes the URL of an archive, to read it in place
     repository: str | None = None  # a copy on the Hugging Face Hub
-    hints: Callable[[], dict] = dict  # what is known of that copy: fields of sources.hub.Hints
+    hints: Callable[[], dict] = dict  # what is known of that copy: fields of sources.parquet.Hints
 
 
 ILSVRC = "https://image-net.org/data/ILSVRC/2012/"

@@ -89,12 +89,13 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
                         say(plan.filter_note)
                     for warning in plan.source.warnings:
                         say(f"warning: {warning}")
-                    return _run(plan, started, say)
+                    try:
+                        return _run(plan, started, say)
+                    except NothingLeft:
+                        _abandon(plan)  # while the lock is held: whoever comes next finds nothing of it
+                        raise
         say(f"{plan.root} already holds exactly this: nothing to do (delete it to have it made again)")
         return Manifest.load(plan.root)
-    except NothingLeft:
-        _abandon(plan)
-        raise
     except KeyboardInterrupt:
         raise Error(f"stopped; what is done stays in {plan.work}: the same command goes on from here") from None
     except OSError as e:
@@ -250,7 +251,7 @@ def _make_parts(plan: Plan, tasks: list[Task], engine: Engine, progress: Progres
 def _begin_anew(plan: Plan) -> None:
     """Remove what was assembled, as units are converted anew in which something does not decode that was deferred.
 
-    Of a large output so do the parts that were cut off: next they are found to be torn, and made again. That such an
+    In a large output, parts that were cut off are found to be torn next, and are made again. That such an
     image turns up is rare enough; looking for them first would cost every run as much as a quarter of its time.
     """
     plan.assembling.unlink(missing_ok=True)
