@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import encoded, make_cifar, make_folder, picture, run_cli
+from archives import encoded, make_cifar, make_folder, picture
+from conftest import run_cli
 from PIL import Image
 
 from mlpdata import cli

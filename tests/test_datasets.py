@@ -1,5 +1,5 @@
 import pytest
-from conftest import make_cifar
+from archives import make_cifar
 
 from mlpdata import Error, datasets
 

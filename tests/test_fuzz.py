@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SYNSETS, encoded, picture, tar_bytes
+from archives import SYNSETS, encoded, picture, tar_bytes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 

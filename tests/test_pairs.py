@@ -4,9 +4,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import SYNSETS, encoded, make_cifar, make_tinyimagenet, picture, read_jsonl, tar_bytes
-from test_download import make_stl10
-from test_sources_imagenet import make_ilsvrc
+from archives import SYNSETS, encoded, make_cifar, make_ilsvrc, make_stl10, make_tinyimagenet, picture, tar_bytes
+from conftest import read_jsonl
 
 from mlpdata import Error
 from mlpdata.cli import main

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import convert_quietly, encoded, make_cifar, make_folder, make_imagenet, picture, run_cli
+from archives import encoded, make_cifar, make_folder, make_imagenet, picture
+from conftest import convert_quietly, run_cli
 from PIL import Image
 
 import mlpdata

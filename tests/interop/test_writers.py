@@ -6,7 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import picture
+from archives import picture
 from test_readers import PYTHON, ROOT, need
 
 import mlpdata

@@ -8,8 +8,8 @@ import tarfile
 import time
 
 import pytest
-from conftest import SYNSETS, class_images, convert_quietly, encoded, make_imagenet, picture, tar_bytes
-from test_sources_imagenet import expected, filtered, read
+from archives import SYNSETS, class_images, encoded, expected, filtered, make_imagenet, picture, read, tar_bytes
+from conftest import convert_quietly
 
 from mlpdata import Error
 from mlpdata.sources import Broken, Sample

@@ -5,7 +5,8 @@ import json
 import tarfile
 
 import pytest
-from conftest import convert_quietly, encoded, picture, read_jsonl, tar_bytes
+from archives import encoded, picture, tar_bytes
+from conftest import convert_quietly, read_jsonl
 
 from mlpdata import Error, labels
 from mlpdata.shards.manifest import read_classes

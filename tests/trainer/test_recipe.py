@@ -101,7 +101,7 @@ def test_missing_file(tmp_path):
 def test_the_recipes_of_the_repository_are_valid():
     from pathlib import Path
 
-    paths = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+    paths = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
     assert len(paths) >= 2
     for path in paths:
         load_recipe(path)

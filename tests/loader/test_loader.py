@@ -10,7 +10,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import HANG_S, convert_quietly, make_folder, until
+from archives import make_folder
+from conftest import HANG_S, convert_quietly, until
 
 import mlpdata
 from mlpdata import Augment, Error

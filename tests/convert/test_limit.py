@@ -2,7 +2,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SYNSETS, convert_quietly, encoded, make_folder, make_imagenet, picture, sums, tar_bytes
+from archives import SYNSETS, encoded, make_folder, make_imagenet, picture, tar_bytes
+from conftest import convert_quietly, sums
 
 from mlpdata import Error
 from mlpdata.convert.limit import FIRST_WAVE, first_samples

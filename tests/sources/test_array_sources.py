@@ -9,8 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import make_cifar
-from test_download import make_stl10
+from archives import make_cifar, make_stl10
 
 from mlpdata import Error
 from mlpdata.sources import Broken, ClassFilter, cifar, downsampled

@@ -6,8 +6,8 @@ import pickle
 import tarfile
 
 import pytest
-from conftest import SYNSETS, convert_quietly, encoded, picture, tar_bytes
-from test_sources_imagenet import make_ilsvrc
+from archives import SYNSETS, encoded, make_ilsvrc, picture, tar_bytes
+from conftest import convert_quietly
 
 from mlpdata import Error
 from mlpdata.sources import Broken, ClassFilter, devkit

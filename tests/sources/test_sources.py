@@ -7,7 +7,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import REAL_DATA, WNIDS, encoded, make_cifar, make_tinyimagenet, picture
+from archives import WNIDS, encoded, make_cifar, make_tinyimagenet, picture
+from conftest import REAL_DATA
 
 from mlpdata import Error, datasets
 from mlpdata.archive.blob import PlainFile

@@ -9,17 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import (
-    Inline,
-    change_manifest,
-    convert_quietly,
-    encoded,
-    make_folder,
-    make_tinyimagenet,
-    picture,
-    relist,
-    run_cli,
-)
+from archives import encoded, make_folder, make_tinyimagenet, picture
+from conftest import Inline, change_manifest, convert_quietly, relist, run_cli
 
 import mlpdata
 from mlpdata import image

@@ -10,7 +10,8 @@ import warnings
 import numpy as np
 import pytest
 import simplejpeg
-from conftest import convert_quietly, encoded, picture
+from archives import encoded, picture
+from conftest import convert_quietly
 from PIL import Image
 
 import mlpdata

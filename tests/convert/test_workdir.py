@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Inline, convert_quietly, encoded, make_folder, picture, sums, tar_bytes
+from archives import encoded, make_folder, picture, tar_bytes
+from conftest import Inline, convert_quietly, sums
 
 from mlpdata import Error
 from mlpdata.convert import assembly, plan, run

@@ -1,5 +1,4 @@
 import gzip
-import io
 import json
 import multiprocessing as mp
 import os
@@ -9,23 +8,26 @@ import tarfile
 
 import numpy as np
 import pytest
-from conftest import (
+from archives import (
+    EVERYTHING,
     SYNSETS,
     bad_images,
     class_images,
-    convert_quietly,
     encoded,
+    expected,
+    filtered,
+    make_ilsvrc,
     make_imagenet,
     picture,
-    read_jsonl,
+    read,
     tar_bytes,
 )
-from scipy.io import savemat
+from conftest import convert_quietly, read_jsonl
 
 from mlpdata import Error, labels
 from mlpdata.archive import blob
 from mlpdata.shards.manifest import read_classes
-from mlpdata.sources import Broken, ClassFilter, TooSmall, imagenet, imagenet_listing
+from mlpdata.sources import Broken, ClassFilter, imagenet, imagenet_listing
 from mlpdata.sources.imagenet import ImageNetTars, recognise
 from mlpdata.sources.imagenet_detect import open_imagenet1k, open_imagenet21k
 from mlpdata.system import engines
@@ -36,35 +38,6 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
     # What reads a gzip stream first takes over what is patched here only when forked, whatever other tests imported.
     monkeypatch.setattr(engines, "process_context", lambda: mp.get_context("fork"))
-
-
-def read(source):
-    """{key: (bytes, class, split)} and the Broken, read as a worker does: from a pickled copy of the source."""
-    units, copy = source.units(), pickle.loads(pickle.dumps(source))
-    found, broken = {}, []
-    for unit in units:
-        for s in copy.samples(unit):
-            if isinstance(s, Broken):
-                broken.append(s)
-            elif not isinstance(s, TooSmall):
-                assert s.key not in found and "." not in s.key
-                found[s.key] = (s.data, source.classes[s.label][0], s.split or unit.split)
-    return found, broken
-
-
-def expected(classes, split="train"):
-    return {
-        name.removesuffix(".JPEG"): (data, wnid, split)
-        for wnid, files in classes.items()
-        for name, data in files.items()
-    }
-
-
-EVERYTHING = {"min_class_size": 0, "val_per_class": 0}  # not the data set's own filter
-
-
-def filtered(**options):
-    return ClassFilter(**options)
 
 
 # ------------------------------------------------------------------------------------------------ layouts, releases
@@ -357,27 +330,6 @@ def test_gzip_reads_at_offsets_what_zlib_reads(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------- ImageNet-1k
-
-
-def make_ilsvrc(folder, num_val=12, per_class=4):
-    """The three official files, small: returns the wnid of each val image."""
-    folder.mkdir()
-    make_imagenet(folder / "ILSVRC2012_img_train.tar", per_class=per_class)
-    truth = [SYNSETS[i * 3 % 5] for i in range(num_val)]
-    ids = {wnid: 40 - i for i, wnid in enumerate(SYNSETS)}  # not in the order of the wnids, as in the devkit
-    val = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": encoded(picture(50, 40, 900 + i)) for i in range(num_val)}
-    (folder / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(val))
-    rows = [(ids[w], w, 0) for w in SYNSETS] + [(1001, "n00001740", 5)]
-    synsets = np.array(rows, dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
-    meta = io.BytesIO()
-    savemat(meta, {"synsets": synsets.reshape(-1, 1)})
-    lines = "".join(f"{ids[w]}\n" for w in truth).encode()
-    devkit = {
-        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": lines,
-        "ILSVRC2012_devkit_t12/data/meta.mat": meta.getvalue(),
-    }
-    (folder / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(tar_bytes(devkit)))
-    return truth
 
 
 def test_ilsvrc_val_labels_and_real_labels(tmp_path):

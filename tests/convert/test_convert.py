@@ -15,10 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
-from conftest import (
+from archives import (
     SYNSETS,
-    Inline,
-    convert_quietly,
     damaged_inside,
     encoded,
     make_cifar,
@@ -26,11 +24,9 @@ from conftest import (
     make_imagenet,
     make_tinyimagenet,
     picture,
-    read_jsonl,
-    run_cli,
-    sums,
     tar_bytes,
 )
+from conftest import Inline, convert_quietly, read_jsonl, run_cli, sums
 from PIL import Image
 
 import mlpdata

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import Inline, change_manifest, convert_quietly, make_folder, relist, run_cli
+from archives import make_folder
+from conftest import Inline, change_manifest, convert_quietly, relist, run_cli
 
 import mlpdata
 from mlpdata.errors import Error

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import HANG_S, Gate, encoded, make_folder, picture, run_cli, sums, until
+from archives import encoded, make_folder, picture
+from conftest import HANG_S, Gate, run_cli, sums, until
 
 from mlpdata import Error
 from mlpdata.convert.assembly import State

@@ -7,7 +7,8 @@ import unicodedata
 
 import numpy as np
 import pytest
-from conftest import Inline, change_manifest, convert_quietly, encoded, picture, relist
+from archives import encoded, picture
+from conftest import Inline, change_manifest, convert_quietly, relist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont

@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import HANG_S, Gate, damaged_inside, encoded, picture, run_cli, sums, until
+from archives import damaged_inside, encoded, picture
+from conftest import HANG_S, Gate, run_cli, sums, until
 
 import mlpdata
 from mlpdata import Error

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import encoded, picture
+from archives import encoded, picture
 
 import mlpdata
 from mlpdata import Error

@@ -5,7 +5,8 @@ import pickle
 import socket
 
 import pytest
-from conftest import convert_quietly, encoded, make_folder, picture, read_jsonl
+from archives import encoded, make_folder, picture
+from conftest import convert_quietly, read_jsonl
 
 from mlpdata import Error
 from mlpdata.sources import Broken, ClassFilter, Sample, TooSmall, files, folder

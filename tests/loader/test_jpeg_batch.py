@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 import simplejpeg
-from conftest import convert_quietly, make_folder, run_cli
+from archives import make_folder
+from conftest import convert_quietly, run_cli
 from PIL import Image
 
 import mlpdata

@@ -18,7 +18,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import convert_quietly, encoded, make_cifar, picture, run_cli
+from archives import add_member, encoded, make_cifar, make_stl10, picture
+from conftest import convert_quietly, run_cli
 from servers import FileServer, cut, replaced, stall, status
 
 from mlpdata import Error, datasets
@@ -28,7 +29,7 @@ from mlpdata.fetch.download import Wanted, fetch
 from mlpdata.sources import stl10
 from mlpdata.system import engines
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
 OTHER = np.random.default_rng(1).bytes(2_500_000)
@@ -656,15 +657,9 @@ def tar_of_tars(tmp_path):
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w") as tar:
                 for i in range(8):
-                    add(tar, f"{wnid}_{i}.JPEG", encoded(picture(300, 200, 10 * c + i)))
-            add(outer, f"{wnid}.tar", inner.getvalue())
+                    add_member(tar, f"{wnid}_{i}.JPEG", encoded(picture(300, 200, 10 * c + i)))
+            add_member(outer, f"{wnid}.tar", inner.getvalue())
     return path
-
-
-def add(tar, name, data):
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
 
 
 def test_a_tar_behind_a_url_gives_the_same_directory_as_on_disk(tar_of_tars, tmp_path):
@@ -729,26 +724,6 @@ def test_another_archive_behind_a_url_is_fetched_to_the_cache(archive, tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------- STL-10
-
-
-def make_stl10(path, change=None):
-    """A small stl10_binary.tar.gz; returns {split: (uint8 (N, 96, 96, 3), labels from 0)}."""
-    rng = np.random.default_rng(5)
-    names = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
-    files, expected = {"class_names.txt": "\n".join(names).encode() + b"\n", "fold_indices.txt": b"0 1\n"}, {}
-    for theirs, ours, n in (("train", "train", 30), ("test", "val", 20)):
-        images, found = rng.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8), rng.integers(0, 10, n)
-        # In the file each channel is a plane of columns.
-        files[f"{theirs}_X.bin"] = images.transpose(0, 3, 2, 1).tobytes()
-        files[f"{theirs}_y.bin"] = (found + 1).astype(np.uint8).tobytes()
-        expected[ours] = (images, found)
-    files["unlabeled_X.bin"] = b"\0" * (3 * 96 * 96)
-    if change:
-        change(files)
-    with tarfile.open(path, "w:gz") as tar:
-        for name, data in files.items():
-            add(tar, f"stl10_binary/{name}", data)
-    return expected
 
 
 def test_stl10(tmp_path, monkeypatch):

@@ -1,15 +1,14 @@
 """ImageNet in other people's containers: WebDataset tars and Downsampled-ImageNet's batches."""
 
 import io
-import json
 import pickle
 import random
 import zipfile
 
 import numpy as np
 import pytest
-from conftest import convert_quietly, encoded, make_imagenet, picture, python2_pickle, tar_bytes
-from test_sources_imagenet import read
+from archives import encoded, make_imagenet, make_wds, picture, python2_pickle, read, tar_bytes
+from conftest import convert_quietly
 
 from mlpdata import Error, labels
 from mlpdata.archive import pickles
@@ -19,33 +18,6 @@ from mlpdata.sources.imagenet_detect import open_imagenet1k, open_imagenet21k
 NONE = ClassFilter()
 
 # ----------------------------------------------------------------------------------------------------- WebDataset
-
-
-def make_wds(folder, class_list, per_tar=10, num_tars=3, val=True, named=True, info=False):
-    """Tars as timm's mirrors have them; returns {key: (JPEG, wnid, split)}."""
-    folder.mkdir()
-    rng, want, table = random.Random(0), {}, {}
-    for split, files in {"train": num_tars, "validation": 1 if val else 0}.items():
-        names = [f"imagenet-{split}-{i:04d}.tar" for i in range(files)]
-        for name in names:
-            members = {}
-            for _ in range(per_tar):
-                label = rng.randrange(len(class_list))
-                wnid, number = class_list[label], len(want)
-                key = f"{wnid}_{number}" if named and split == "train" else f"{split}_{number:08d}"
-                image = encoded(picture(40, 30, number))
-                record = {"label": label, "width": 40, "height": 30}
-                if named:
-                    record["filename"] = f"{wnid}/{key}.JPEG"
-                members |= {f"{key}.cls": str(label).encode(), f"{key}.jpg": image}
-                members[f"{key}.json"] = json.dumps(record).encode()
-                want[key] = (image, wnid, "train" if split == "train" else "val")
-            (folder / name).write_bytes(tar_bytes(members))
-        table[split] = {"name": split, "num_samples": per_tar * files, "filenames": names}
-        table[split]["shard_lengths"] = [per_tar] * files
-    if info:
-        (folder / "_info.json").write_text(json.dumps({"splits": table}))
-    return want
 
 
 @pytest.mark.parametrize("list_name", ["fall11", "fall11-12k", "winter21-p"])

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import convert_quietly, encoded, make_cifar, picture, run_cli, tar_bytes
+from archives import encoded, make_cifar, make_wds, picture, tar_bytes
+from conftest import convert_quietly, run_cli
 from PIL import Image
 from servers import HubServer, cut, stall, status
-from test_sources_mirrors import make_wds
 
 import mlpdata
 from mlpdata import Error, labels
@@ -27,7 +27,7 @@ from mlpdata.sources import cifar
 from mlpdata.sources import parquet as hub_source
 from mlpdata.system import engines
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROWS = 30  # images a batch of the small CIFAR archives
 
 
