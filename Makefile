@@ -7,7 +7,7 @@ INTEROP_TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 INTEROP := .venv-interop/bin
 
-.PHONY: setup interop demo test test-slow lint clean
+.PHONY: setup interop demo test test-slow coverage lint clean
 
 setup: .venv/installed
 
@@ -44,6 +44,11 @@ test-slow: setup interop
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/basedpyright --level error
+
+coverage: setup
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov --cov-report=term:skip-covered
 
 clean:
 	rm -rf .venv .venv-interop build *.egg-info
