@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class Error(Exception):
     """A failure the user can act on; its text is one line: what, where, what to do. The command line exits with 1.
@@ -33,3 +36,21 @@ def first_line(error: BaseException | str) -> str:
 def lacks_memory(error: BaseException) -> bool:
     """Whether an exception says that the system gives no more memory, be it for the stack of a thread."""
     return isinstance(error, MemoryError) or str(error) == "can't start new thread"
+
+
+def cannot_read(name: object, error: OSError) -> Error:
+    """The Error for a file or folder that the system does not let us read.
+
+    >>> print(cannot_read("the folder a", PermissionError(13, "Permission denied")))
+    cannot read the folder a: Permission denied
+    """
+    return Error(f"cannot read {name}: {error.strerror or first_line(error)}")
+
+
+@contextlib.contextmanager
+def reading(name: object) -> Iterator[None]:
+    """Raise an OSError of the block as the Error of `cannot_read`."""
+    try:
+        yield
+    except OSError as e:
+        raise cannot_read(name, e) from None

@@ -20,7 +20,8 @@ from pathlib import Path
 import xxhash
 
 from mlpdata import splits
-from mlpdata.archive.blob import GzipFile, PlainFile, in_child
+from mlpdata.archive.blob import PlainFile
+from mlpdata.archive.gzip import GzipFile, in_child
 from mlpdata.archive.tarscan import Damage, Member, ReadAt, Special, scan
 from mlpdata.errors import Error
 from mlpdata.sources import keys

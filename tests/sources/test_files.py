@@ -4,7 +4,7 @@ import os
 import pytest
 
 from mlpdata import Error
-from mlpdata.archive.blob import GzipFile
+from mlpdata.archive.gzip import GzipFile
 from mlpdata.sources import Source, files
 
 

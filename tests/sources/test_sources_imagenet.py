@@ -25,7 +25,8 @@ from archives import (
 from conftest import convert_quietly, read_jsonl
 
 from mlpdata import Error, labels
-from mlpdata.archive import blob
+from mlpdata.archive.blob import open_blob
+from mlpdata.archive.gzip import GzipFile
 from mlpdata.shards.manifest import read_classes
 from mlpdata.sources import Broken, ClassFilter, imagenet, imagenet_listing
 from mlpdata.sources.imagenet import ImageNetTars, recognise
@@ -288,7 +289,7 @@ def test_a_gzip_stream_is_read_through_once_and_never_again(tmp_path, monkeypatc
         raise AssertionError("the stream was read through again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(blob.GzipFile, "_next_block", refuse)
+        patch.setattr(GzipFile, "_next_block", refuse)
         again = ImageNetTars(tmp_path / "w.tar.gz", cache=tmp_path / "cache")
         assert again.units() == first.units() and read(again) == (expected(classes), [])
         filtered_ = ImageNetTars(tmp_path / "w.tar.gz", filtered(val_per_class=1), cache=tmp_path / "cache")
@@ -300,7 +301,7 @@ def test_a_gzip_stream_is_read_through_once_and_never_again(tmp_path, monkeypatc
         assert read(ImageNetTars(tmp_path / "w.tar.gz", cache=tmp_path / "cache")) == (expected(classes), [])
     stat = os.stat(tmp_path / "w.tar.gz")
     os.utime(tmp_path / "w.tar.gz", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    monkeypatch.setattr(blob.GzipFile, "_next_block", refuse)
+    monkeypatch.setattr(GzipFile, "_next_block", refuse)
     with pytest.raises(RuntimeError, match="was read through again"):
         ImageNetTars(tmp_path / "w.tar.gz", cache=tmp_path / "cache")
 
@@ -315,7 +316,7 @@ def test_gzip_reads_at_offsets_what_zlib_reads(tmp_path):
     rng = np.random.default_rng(0)
     content = b"".join(rng.bytes(70_000) + b"JFIF" * 50 for _ in range(400))
     (tmp_path / "x.gz").write_bytes(gzip.compress(content[: 20 << 20]) + gzip.compress(content[20 << 20 :]))
-    file = blob.open_blob(tmp_path / "x.gz")
+    file = open_blob(tmp_path / "x.gz")
     at = 0
     while data := file.read_at(at, 512):  # forward, in leaps, before there is an index
         assert data == content[at : at + 512]

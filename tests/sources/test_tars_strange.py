@@ -389,9 +389,9 @@ def test_a_decompressor_that_dies_is_an_error(tmp_path, monkeypatch):
     import os
     import signal
 
-    from mlpdata.archive import blob
+    from mlpdata.archive.gzip import GzipFile
 
-    monkeypatch.setattr(blob.GzipFile, "_next_block", lambda self: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(GzipFile, "_next_block", lambda self: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(Error, match=r"killed by signal 9.*a\.tar\.gz"):
         open_(tmp_path, tar_bytes({"x.tar": b""}), packed=True)
 

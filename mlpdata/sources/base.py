@@ -1,0 +1,143 @@
+"""What every source of samples is made of: `Sample`, `Unit`, `ClassFilter`, and `Source` itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlpdata.errors import Error
+from mlpdata.sources.files import stamp
+
+UNIT_PIXELS_BYTES = 192 << 20  # with what is encoded of them, what a worker holds in memory
+
+
+@dataclass(slots=True)  # not frozen: that takes four times as long to make
+class Sample:
+    """One labelled image as the archive holds it."""
+
+    key: str  # unique in its split, stable from run to run; letters, digits, `_`, `-`, `/`; no dot
+    data: bytes | np.ndarray  # an encoded image, or pixels: uint8 (H, W, 3) RGB
+    label: int  # position in the source's class list
+    origin: str  # where it came from, for people: member path inside the archive, with [row] where there are rows
+    split: str = ""  # where it is not its unit's
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A sample that is listed in the archive and cannot be read from it, or a file that is none: both are listed."""
+
+    origin: str
+    reason: str
+    split: str = ""  # where it is not its unit's
+    is_data: bool = True  # False: a file that is none of the data (sources.files.is_system); listed, and no more
+    is_counted: bool = False  # whether an exact Unit.num_samples has it in it although it is none of the data
+
+
+@dataclass(frozen=True, slots=True)
+class TooSmall:
+    """A class that the class filter leaves out, as was found when it was read."""
+
+    class_name: str
+    num_images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A piece of an archive that any worker can read alone, and again."""
+
+    name: str  # unique in the run and equal in every run; letters, digits, `_`, `-`: it names a file
+    split: str
+    num_samples: int  # expected; 0 where only reading can tell
+    num_bytes: int  # to read from the archive, for the progress line
+    at: Any  # where the source finds it; picklable
+    exact: bool = False  # whether num_samples is a promise: so many come, Broken ones included, or the source changed
+    splits: tuple[str, ...] = ()  # what its samples may be of; (): its own split, or any of the source's `splits`
+
+
+def most_samples(res: int) -> int:
+    """How many samples a unit may have: a worker holds their pixels, res * res of them, until all are written."""
+    return max(500, min(20_000, UNIT_PIXELS_BYTES // (3 * res * res)))
+
+
+class NothingLeft(Error):
+    """What was asked for leaves nothing to convert: the same command can never succeed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFilter:
+    """Which classes of an archive are taken, and what of them is held out."""
+
+    min_class_size: int = 0  # classes with fewer images are left out
+    val_per_class: int = 0  # the first so many by name are the split `val`, as in the ImageNet-21k-P processing
+    classes: tuple[str, ...] | None = None  # only these, by name in the source, in this label order
+    is_default: bool = False  # nobody asked for it: it is the data set's own
+
+    def __bool__(self) -> bool:
+        return self != ClassFilter()
+
+    def beside_splits(self) -> ClassFilter:
+        """What is left of the filter for a source with splits of its own: one that nobody asked for gives way."""
+        return ClassFilter() if self.is_default else self
+
+    def takes(self, class_name: str, num_images: int) -> bool:
+        """Whether a class is large enough. Raises Error where what is held out leaves nothing of it for training."""
+        if num_images < self.min_class_size:
+            return False
+        if 0 < num_images <= self.val_per_class:
+            raise NothingLeft(
+                f"class {class_name} has {num_images:,} images: --val-per-class {self.val_per_class} leaves none of "
+                f"them for training; hold out fewer, or leave such classes out with --min-class-size "
+                f"{self.val_per_class + 1}"
+            )
+        return True
+
+    def none_left(self, sizes: dict[str, int]) -> Error:
+        """What to say where every class is too small. sizes: images of each."""
+        largest = max(sizes, key=lambda name: (sizes[name], name), default=None)
+        there = f"the largest is {largest} with {sizes[largest]:,}" if largest else "there is none"
+        return NothingLeft(f"no class has {self.min_class_size:,} images ({there}); lower --min-class-size")
+
+    def split_of(self, class_name: str, names: list[str]) -> dict[str, str]:
+        """The split of each image of one class, by file name; {} for a class that is too small. Raises as `takes`."""
+        if not self.takes(class_name, len(names)):
+            return {}
+        held_out = set(sorted(names)[: self.val_per_class])
+        return {name: "val" if name in held_out else "train" for name in names}
+
+
+class Source(ABC):
+    """An opened archive. Cheap to pickle: file handles are opened lazily, in each process.
+
+    The constructor raises mlpdata.Error, in one line, for a missing, truncated or wrong archive.
+    """
+
+    classes: list[tuple[str, str]]  # (name in the source, readable name), in label order
+    release: str  # which release of the data this is, recognised from the archive
+    codec: str  # what its samples are: "jpg", "png" (any other encoded image) or "array"
+    files: list[str]  # the files read, for the record and to notice that they changed
+    splits: tuple[str, ...] = ()  # every split, where samples of one unit go to several
+    warnings: tuple[str, ...] = ()  # what the user should know about the archive before the work starts
+    class_filter: ClassFilter = ClassFilter()  # what is applied of the one it was given
+    drops_empty_classes = False  # whether a filter may leave classes without samples, which are then left out
+
+    @abstractmethod
+    def units(self) -> list[Unit]:
+        """Every unit, in a fixed order, without reading the images. Called once, in the parent process."""
+
+    def stamps(self, without: str = "") -> dict[str, str]:
+        """What tells whether the files read are still those they were, by path; taken anew it is equal or they changed.
+
+        without: a folder that does not count, where it lies in one that is read: the shards that are made.
+        Of local files and folders only: what is read from a URL is checked as it is read. Raises Error for a folder
+        that cannot be read.
+        """
+        local = (path for path in self.files if not path.startswith(("http://", "https://", "hf:")))
+        return {path: stamp(path, without) for path in local}
+
+    @abstractmethod
+    def samples(self, unit: Unit) -> Iterator[Sample | Broken | TooSmall]:
+        """Read one unit. Damage costs only what is damaged: it yields Broken and goes on where that is possible."""
