@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from mlpdata import Error, __version__
+from mlpdata.choices import CODECS, ENGINES, FILTERS, FORMATS, MAX_RES, RESIZES
 from mlpdata.errors import UsageError, lacks_memory
 
 
@@ -169,11 +170,11 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
     "--source",
     help="Archive, directory, URL or hf:OWNER/NAME[@REVISION].  [default: the official archive, fetched if need be]",
 )
-@click.option("--res", type=click.IntRange(1, 1024), help="Pixels a side.  [default: the data set's own]")
-@click.option("--format", "format_", type=click.Choice(["beton", "tar", "both"]), default="both", show_default=True)
+@click.option("--res", type=click.IntRange(1, MAX_RES), help="Pixels a side.  [default: the data set's own]")
+@click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="both", show_default=True)
 @click.option(
     "--codec",
-    type=click.Choice(["auto", "raw", "jpg", "png"]),
+    type=click.Choice(["auto", *CODECS]),
     default="auto",
     show_default=True,
     help="How images are stored. auto: raw in the beton; in tars JPEG where the source is JPEG, else PNG.",
@@ -181,11 +182,11 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.option(
     "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Quality of JPEGs that are encoded."
 )
-@click.option("--resize", type=click.Choice(["squash", "crop", "longest"]), default="squash", show_default=True)
+@click.option("--resize", type=click.Choice(RESIZES), default="squash", show_default=True)
 @click.option(
     "--filter",
     "filter_",
-    type=click.Choice(["box", "bilinear", "bicubic", "lanczos"]),
+    type=click.Choice(FILTERS),
     default="box",
     show_default=True,
 )
@@ -217,7 +218,7 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 )
 @click.option(
     "--engine",
-    type=click.Choice(["local", "ray"]),
+    type=click.Choice(ENGINES),
     default="local",
     show_default=True,
     help="Where the work runs. ray: on a running Ray cluster, whose nodes all see --out and --source.",
@@ -249,7 +250,7 @@ def convert(dataset, source, res, format_, codec, quality, resize, filter_, out,
     mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --part 1/4
     mlpdata convert hub --source hf:uoft-cs/cifar10@main --res 32
     """
-    from mlpdata.convert.run import Options
+    from mlpdata.convert.options import Options
     from mlpdata.convert.run import convert as run
 
     atexit.register(gc.freeze)  # else Python looks through every object for garbage as it ends: a twentieth of a second
@@ -396,7 +397,7 @@ def preview(directory, out, augment, split):
 @click.option("--pixels", type=click.Choice(["rgb", "ycc420"]), default="rgb", show_default=True,
               help="How the resident tier holds them; ycc420 takes half the memory.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=1024, show_default=True)
-@click.option("--res", type=click.IntRange(1, 1024), help="Of the augmented images.  [default: the stored one]")
+@click.option("--res", type=click.IntRange(1, MAX_RES), help="Of the augmented images.  [default: the stored one]")
 @click.option("--threads", type=click.IntRange(min=1), help="That read and decode.  [default: the cores]")
 @click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="For each measurement.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON row.")

@@ -15,7 +15,8 @@ import pytest
 from archives import make_folder
 from hypothesis import HealthCheck, settings
 
-from mlpdata.convert.run import Options, convert
+from mlpdata.convert.options import Options
+from mlpdata.convert.run import convert
 
 # A slow machine is no failure.
 settings.register_profile("mlpdata", deadline=None, suppress_health_check=[HealthCheck.too_slow])

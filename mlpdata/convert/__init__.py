@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_FACE = {"convert": "run", "Options": "plan"}
+_FACE = {"convert": "run", "Options": "options"}
 
 
 def __getattr__(name):

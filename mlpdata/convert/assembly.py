@@ -26,6 +26,7 @@ from mlpdata import image
 from mlpdata.convert import parts, units
 from mlpdata.convert.parts import Part
 from mlpdata.convert.shuffle import Order
+from mlpdata.convert.sums import PixelSums, Summary
 from mlpdata.errors import Error
 from mlpdata.shards import beton, index_file, tar
 from mlpdata.shards.manifest import tar_path, work_path
@@ -127,7 +128,7 @@ class Made:
     num_samples: int
     num_bytes: int  # of the tar; 0 where there is none
     sha256: str  # of the tar
-    summary: units.Summary  # of the pixels that were decoded here
+    summary: Summary  # of the pixels that were decoded here
     beton_bytes: int = 0  # of its stretch of the beton, from its first sample on; 0 where there is none
     beton_check: str = ""  # XXH3-64 of them
 
@@ -223,7 +224,7 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
     rows, piece = rows[order], used[piece[order]]
     _refuse_duplicate_keys(rows, keys, sources)
     labels = state.label_map[rows["label"]].astype(np.int32)
-    sums = units.PixelSums() if task.split == state.recipe.training_split else None
+    sums = PixelSums() if task.split == state.recipe.training_split else None
     undecodable: set[int] = set()
     with contextlib.ExitStack() as stack:
         writers: list = []
@@ -244,7 +245,7 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
         for writer in writers:
             writer.finish()
     last = writers[-1]  # the index points into the tar where there is one
-    made = Made(task.name, len(rows), last.num_bytes, last.sha256, sums.result() if sums else units.Summary())
+    made = Made(task.name, len(rows), last.num_bytes, last.sha256, sums.result() if sums else Summary())
     if state.beton_codec:
         made = dataclasses.replace(made, **writers[0].stretch)
     columns = {"key": _text_array(keys), "source": _text_array(sources)}
@@ -325,7 +326,7 @@ def _refuse_duplicate_keys(rows: np.ndarray, keys: list[bytes], sources: list[by
 
 
 def _gather(
-    state: State, rows: np.ndarray, piece: np.ndarray, sums: units.PixelSums | None, undecodable: set[int]
+    state: State, rows: np.ndarray, piece: np.ndarray, sums: PixelSums | None, undecodable: set[int]
 ) -> dict[str, list | np.ndarray]:
     """The payloads of one block by kind, in order: (n, size) uint8 where all have one size, else n buffers.
 
@@ -490,7 +491,7 @@ def _read_journal(work: Path, name: str, plan_digest: str) -> pa.Table | None:
 
 def _made(table: pa.Table) -> Made:
     made = json.loads(table.schema.metadata[b"made"])
-    return Made(**{**made, "summary": units.Summary(**made["summary"])})
+    return Made(**{**made, "summary": Summary(**made["summary"])})
 
 
 class IndexWriter:

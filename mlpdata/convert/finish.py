@@ -15,9 +15,10 @@ import numpy as np
 
 import mlpdata
 from mlpdata.convert import assembly
+from mlpdata.convert.options import FORMATS
 from mlpdata.convert.parts import Part
-from mlpdata.convert.plan import FORMATS, Plan
-from mlpdata.convert.units import Summary
+from mlpdata.convert.plan import Plan
+from mlpdata.convert.sums import Summary
 from mlpdata.shards import card
 from mlpdata.shards.manifest import FORMAT_VERSION, Manifest, SplitInfo, beton_path, index_path, real_path, skipped_path
 from mlpdata.system.disk import ALIGN, aligned, open_direct, preadv

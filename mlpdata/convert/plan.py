@@ -15,10 +15,11 @@ import xxhash
 import mlpdata
 from mlpdata import datasets, image
 from mlpdata.archive.blob import fingerprint
+from mlpdata.convert.options import FORMATS, Options
 from mlpdata.convert.units import Recipe, Task
 from mlpdata.errors import Error
 from mlpdata.fetch import web
-from mlpdata.shards.manifest import FORMAT_VERSION, MAX_RES, work_path
+from mlpdata.shards.manifest import FORMAT_VERSION, work_path
 from mlpdata.sources import ClassFilter, Source, Unit, keys
 from mlpdata.splits import checked, find
 from mlpdata.system.threads import cores
@@ -26,74 +27,6 @@ from mlpdata.system.threads import cores
 DURABLE_FROM_BYTES = 2 << 30  # smaller outputs are not synced part by part: a power cut costs them seconds
 MEASURED = (16, 1024)  # fidelity is measured on one sample in 256, but on about this many at least and at most
 MAX_UNIT_NAME = 200  # bytes
-FORMATS = {"beton": ["beton"], "tar": ["tar"], "both": ["beton", "tar"]}
-CODECS = ("auto", "raw", "jpg", "png")
-ENGINES = ("local", "ray")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What `mlpdata convert` was asked for. Raises Error for values that make no sense."""
-
-    dataset: str
-    source: str | None = None
-    res: int | None = None  # pixels a side; None: the data set's own
-    format: str = "both"
-    codec: str = "auto"
-    quality: int = 90
-    resize: str = "squash"
-    filter: str = "box"
-    out: Path | str | None = None  # a string is a URL
-    splits: tuple[str, ...] = ()
-    workers: int | None = None  # None: the cores of this machine, or of the cluster
-    seed: int = 0
-    shard_size: int = 10_000
-    limit: int | None = None  # samples a split
-    max_skipped: float = 0.01
-    # Where neither is given, nor `classes`, the data set's own class filter applies.
-    min_class_size: int | None = None  # classes with fewer images are left out
-    val_per_class: int | None = None  # images of each class, first by name, that become the split `val`
-    image_column: str | None = None  # of parquet files; None: found from their features
-    label_column: str | None = None
-    classes: Path | None = None  # file whose lines begin with the names of the classes to take, in label order
-    engine: str = "local"
-    part: tuple[int, int] | None = None  # (K, N): convert only the K-th of N shares of the units, and stop there
-    assemble: bool = False  # go on only if all shares are there
-    quiet: bool = False
-
-    def __post_init__(self):
-        for name, allowed in (
-            ("format", FORMATS),
-            ("codec", CODECS),
-            ("resize", image.RESIZES),
-            ("filter", image.FILTERS),
-            ("engine", ENGINES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise Error(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        if self.res is not None and not 1 <= self.res <= MAX_RES:
-            raise Error(f"res must be from 1 to {MAX_RES} pixels, not {self.res}")
-        for name, low in (
-            ("shard_size", 1),
-            ("quality", 1),
-            ("min_class_size", 0),
-            ("val_per_class", 0),
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                raise Error(f"{name} must be at least {low}, not {getattr(self, name)}")
-        for name in ("limit", "workers"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise Error(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.max_skipped <= 1:
-            raise Error(f"max-skipped is a share from 0 to 1, not {self.max_skipped}")
-        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
-            raise Error(f"part is K/N with K from 1 to N, not {self.part[0]}/{self.part[1]}")
-        if self.limit is not None and (self.part is not None or self.assemble):
-            raise Error("--limit takes the first samples, which one machine counts: leave out --part and --assemble")
-        if self.part is not None and self.assemble:
-            raise Error("--part converts a share, --assemble finishes when all shares are there: give one of them")
-        if not 0 <= self.seed < 2**63:
-            raise Error(f"seed must be from 0 to 2^63 - 1, not {self.seed}")
 
 
 @dataclass(frozen=True)

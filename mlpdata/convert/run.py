@@ -22,9 +22,11 @@ import numpy as np
 from mlpdata.convert import assembly, shuffle
 from mlpdata.convert.finish import Found, Hasher, iter_skipped, seal
 from mlpdata.convert.limit import first_samples
+from mlpdata.convert.options import Options
 from mlpdata.convert.parts import Part, cut_off, lacks
-from mlpdata.convert.plan import Options, Plan, is_large, make_plan, size, splits_of
-from mlpdata.convert.units import Summary, Task
+from mlpdata.convert.plan import Plan, is_large, make_plan, size, splits_of
+from mlpdata.convert.sums import Summary
+from mlpdata.convert.units import Task
 from mlpdata.convert.workdir import (
     Lock,
     begin_again,

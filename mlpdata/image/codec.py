@@ -33,6 +33,8 @@ import PIL
 import simplejpeg
 from PIL import Image, ImageFile
 
+from mlpdata import choices
+from mlpdata.choices import RESIZES as RESIZES
 from mlpdata.errors import first_line
 from mlpdata.image import jpeg
 
@@ -48,13 +50,7 @@ FORMATS = {"JPEG": 8, "PNG": 8, "GIF": 8, "BMP": 8, "DIB": 8, "TIFF": 8, "PPM": 
 JPEG_BYTES, SCALED_JPEG_BYTES = 8, 16  # of a pixel that is decoded and resized: as uint8, and as float32
 COEFFICIENT_BYTES = 2
 MEASURED_PIXELS = 1 << 24  # images of more are not decoded once again to measure a scaled decode against
-RESIZES = ("squash", "crop", "longest")
-FILTERS = {
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+FILTERS = {name: Image.Resampling[name.upper()] for name in choices.FILTERS}
 # libjpeg-turbo decodes to any k/8, but only these have SIMD code: 3/8 takes longer than 4/8.
 SCALES = (1, 2, 4)
 # A scaled decode keeps at least this many source pixels for each target pixel, on both sides.

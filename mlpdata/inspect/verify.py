@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from mlpdata import image
-from mlpdata.convert import units
+from mlpdata.convert.sums import PixelSums, Summary
 from mlpdata.errors import Error
 from mlpdata.inspect.read_back import Stored, beton_samples, index_rows, tar_samples
 from mlpdata.shards import card, index_file
@@ -58,7 +58,7 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     num_problems: int = 0  # as many as there are; only the first are told
     class_counts: dict[str, np.ndarray] = field(default_factory=dict)  # split -> (classes,), by its index
-    summary: units.Summary = field(default_factory=units.Summary)  # of the training pixels that are stored exactly
+    summary: Summary = field(default_factory=Summary)  # of the training pixels that are stored exactly
 
     def note(self, text: str) -> None:
         self.num_problems += 1
@@ -264,7 +264,7 @@ def _check_samples(state: State, task: ShardTask) -> Findings:
     found.class_counts[task.split] = np.bincount(labels, minlength=manifest.num_classes)
     if len(set(rows["key"])) < len(rows["key"]):
         found.note(f"{index} has a key twice among {task}")
-    sums = units.PixelSums() if task.split == state.training_split else None
+    sums = PixelSums() if task.split == state.training_split else None
     sources: list[Iterator[Stored | None]] = []
     if manifest.splits[task.split].beton:
         path = beton_path(state.root, task.split)

@@ -21,13 +21,11 @@ import numpy as np
 from msgspec import Meta
 
 from mlpdata import splits
+from mlpdata.choices import CODECS, FILTERS, MAX_RES, RESIZES
 from mlpdata.errors import Error, first_line
-from mlpdata.image.codec import FILTERS, RESIZES
 from mlpdata.system.files import write_atomic
 
 FORMAT_VERSION = 1
-CODECS = ("raw", "jpg", "png")  # index.codec counts in this order; raw is uint8 RGB, rows top to bottom
-MAX_RES = 1024  # pixels a side
 # Bytes of a manifest or a class list, which are read at once. Those of ImageNet-21k have 1 MB, of 100,000 tars 20 MB.
 MAX_TEXT_BYTES = 32 << 20
 MAX_REAL = 1000  # true labels of one image; ReaL's have at most 9

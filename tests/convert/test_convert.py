@@ -33,8 +33,9 @@ import mlpdata
 from mlpdata import Error
 from mlpdata.convert import finish, run, units
 from mlpdata.convert.finish import Hasher
-from mlpdata.convert.plan import Options, make_plan
-from mlpdata.convert.units import Summary
+from mlpdata.convert.options import Options
+from mlpdata.convert.plan import make_plan
+from mlpdata.convert.sums import Summary
 from mlpdata.convert.workdir import Lock
 from mlpdata.datasets import SPECS
 from mlpdata.inspect.verify import verify

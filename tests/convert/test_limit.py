@@ -7,7 +7,7 @@ from conftest import convert_quietly, sums
 
 from mlpdata import Error
 from mlpdata.convert.limit import FIRST_WAVE, first_samples
-from mlpdata.convert.plan import Options
+from mlpdata.convert.options import Options
 from mlpdata.sources import Unit
 
 

@@ -11,7 +11,8 @@ from conftest import HANG_S, Gate, run_cli, sums, until
 
 from mlpdata import Error
 from mlpdata.convert.assembly import State
-from mlpdata.convert.plan import Options, make_plan
+from mlpdata.convert.options import Options
+from mlpdata.convert.plan import make_plan
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs ray: pip install 'mlpdata[ray]'", allow_module_level=True)
