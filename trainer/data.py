@@ -15,7 +15,7 @@ from torch import nn
 from mlpdata.augment.augment import Augment, Batch
 from mlpdata.errors import Error
 from mlpdata.loader.loader import Loader
-from mlpdata.loader.tiers import Plan
+from mlpdata.loader.order import EpochSteps
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.remote import local_copy
 from mlpdata.splits import HELD_OUT, canonical, find
@@ -166,7 +166,7 @@ class _Features:
     def __init__(self, features: torch.Tensor, labels: torch.Tensor):
         self._features, self._labels = features, labels
 
-    def batches(self, plan: Plan) -> Iterator[Batch]:
+    def batches(self, plan: EpochSteps) -> Iterator[Batch]:
         for step in plan.steps:
             ids = torch.from_numpy(plan.rows(step)).to(self._features.device)
             yield Batch(self._features.index_select(0, ids), self._labels.index_select(0, ids), ids)

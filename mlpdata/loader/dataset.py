@@ -11,10 +11,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mlpdata.errors import Error
-from mlpdata.loader.subset import shown
+from mlpdata.loader.options import shown
 
 
-class Samples(Dataset):
+class TorchDataset(Dataset):
     """Item i is (image, label int), in the order of Loader.labels; an i below 0 counts from the end.
 
     Without a transform an image is a uint8 (3, H, W) tensor, channels first as torch and torchvision expect them. A

@@ -9,11 +9,13 @@ number of them.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,135 +25,101 @@ from mlpdata.augment.pixels import from_ycc420
 from mlpdata.errors import Error
 from mlpdata.loader import state, tiers
 from mlpdata.loader.checksums import check_files
-from mlpdata.loader.order import Order
+from mlpdata.loader.options import LoadOptions, check_flag, merge, shown, whole
+from mlpdata.loader.order import EpochOrder, EpochSteps
 from mlpdata.loader.reader import Reader
-from mlpdata.loader.subset import choose, class_numbers, ids_of, is_whole, shown
+from mlpdata.loader.subset import choose, class_numbers, ids_of
 from mlpdata.shards import remote
 from mlpdata.shards.index import open_split
-from mlpdata.shards.manifest import MAX_RES, read_classes
+from mlpdata.shards.manifest import read_classes
 from mlpdata.system.memory import free_memory
 from mlpdata.system.threads import cores
 
 PSNR_SAMPLES = 512
-MAX_SEED = (1 << 63) - 1
-MAX_THREADS = 1024
-
-
-def load(root, split="train", batch_size=1024, device="cpu", **options):
-    """Open a split of a shard directory, a `.beton` file or WebDataset tars. Returns a Loader, which documents it all.
-
-    Raises mlpdata.Error for what is unfinished, damaged or lacks the split or format, and for wrong options.
-    """
-    return Loader(root, split, batch_size=batch_size, device=device, **options)
 
 
 class Loader:
-    """Iterating it is one epoch of Batches; `len` is their number.
+    """Open a split of a shard directory, a `.beton` file or WebDataset tars. `mlpdata.load(...)` is the same call.
 
-    Every `iter` begins the next epoch, however far the one before it went, unless a state was just loaded. Iterations
-    that run side by side do not disturb each other; `epoch` and `state_dict` tell where the one begun last is.
+    Iterating it is one epoch of Batches; `len` is their number. Every `iter` begins the next epoch, however far the one
+    before it went, unless a state was just loaded. Iterations that run side by side do not disturb each other; `epoch`
+    and `state_dict` say where the one that began last is.
 
     root:        shard directory, also as hf:OWNER/NAME or a URL, of which a verified copy is made in the cache; or a
                  `.beton` file of ours or of ffcv's own writer; or a WebDataset tar, a pattern of tars, or a directory
                  of nothing but tars.
     split:       its name; `val` and `test` stand for each other. Without meaning for single files.
-    batch_size:  samples a global batch.
+    batch_size:  samples in a global batch.
+    device:      where batches are wanted: "cpu", "cuda", "cuda:1", ...
     format:      "beton" or "tar"; None takes the beton where there is one.
-    image_column, label_column: which fields of a `.beton` file of others hold the image and the class. None: `image`
-                 and `label`, or else the only RGB image and the only int field there are, which a warning says.
-    augment:     mlpdata.Augment applied on the device; None leaves uint8 (N, H, W, 3).
-    shuffle:     a new order each epoch from (seed, epoch); else the order of the subset, or of the split.
-    seed:        of orders, draws and subsets: 0 to 2**63 - 1.
-    drop_last:   leave out a last batch that is not full. Else the ranks share it as evenly as it goes, and where it
-                 has fewer samples than there are ranks, some get a batch of none: every rank sees `len` batches.
-    infinite:    iterating never ends; epochs follow one another. `len` stays the batches of one.
-    subset:      only some samples: a count or a share (float), drawn at random by the seed; or a mask of booleans, one
-                 for each sample of the split; or a slice; or a list or array of ids, whose order and repetitions are
-                 kept. A sample that comes twice in an epoch is augmented alike both times. Together with classes: of
-                 the ids, those that have one of these labels.
-    classes:     only samples with these labels: numbers, or names in the source (wnids). Labels stay as they are.
-    relabel:     with classes: labels become the positions in that list, and num_classes its length.
-    res:         resize every image to res x res while it is read, for images of different sizes.
-    tier:        "resident", "pinned" or "stream" forces one; None chooses by size.
-    pixels:      "ycc420" keeps luma in full and chroma at half resolution in the resident tier: half the memory;
-                 tier_reason says what that costs on this very data. Batches without augment are RGB again.
-    check:       compare the split's files with the manifest's sha256 first (about a second a gigabyte and core).
-    num_threads: that read and decode; None takes the cores.
-    rank, world_size: this process takes its slice of each global batch; batch_size must be divisible. In the stream
-                 tier every rank reads all the blocks and decodes its own samples.
+    augment:     mlpdata.Augment, applied on the device; None gives the stored pixels, uint8 (N, H, W, 3).
+    shuffle:     each epoch has a new order, which follows from (seed, epoch); False: the order of the subset, or else
+                 of the split.
+    seed:        of orders, augmentation and subsets: 0 to 2**63 - 1.
+    drop_last:   leave out a last batch that is not full. False: the ranks share it as evenly as possible; if it has
+                 fewer samples than there are ranks, some ranks get an empty batch. Every rank sees `len` batches.
+    infinite:    iterating never ends: epochs follow one another. `len` stays the batches of one epoch.
+    subset:      load only some samples: a count or a share (float) of them, drawn at random by the seed; or a mask of
+                 booleans, one for each sample of the split; or a slice; or a list or array of ids, whose order and
+                 repetitions are kept. A sample that comes twice in an epoch is augmented alike both times. Together
+                 with classes: of the ids, those with one of these labels.
+    options:     the less common options, see LoadOptions. Each is also a keyword: load(root, tier="stream").
 
-    epoch: the number of the epoch under way; behind its last batch, and before the first iteration, of the next one.
-    wait_s: seconds the consumer waited for pixels so far, without the augmentation's own work. labels, ids: int64
-    (num_samples,), read-only, of the samples in their own order; an id is the place in the split, also where a subset
-    is loaded. tier, tier_reason: where the pixels are, and why.
+    epoch: the number of the current epoch; after its last batch, and before the first iteration, of the next one.
+    wait_s: seconds that the consumer has waited for pixels so far, without the augmentation's own work. labels, ids:
+    int64 (num_samples,), read-only, of the samples in their own order; an id is the sample's place in the split, also
+    where a subset is loaded. tier, tier_reason: where the pixels are, and why.
+
+    Raises mlpdata.Error for shards that are unfinished, damaged or lack the split or format, and for wrong options.
     """
 
     def __init__(
         self,
         root: str | Path,
         split: str = "train",
-        *,
-        batch_size: int,
+        batch_size: int = 1024,
         device: str | torch.device = "cpu",
+        *,
         format: str | None = None,
-        image_column: str | None = None,
-        label_column: str | None = None,
         augment: Augment | None = None,
         shuffle: bool = True,
         seed: int = 0,
         drop_last: bool = False,
         infinite: bool = False,
         subset: int | float | slice | Sequence[int] | Sequence[bool] | np.ndarray | torch.Tensor | None = None,
-        classes: Sequence[int | str] | None = None,
-        relabel: bool = False,
-        res: int | None = None,
-        tier: str | None = None,
-        pixels: str = "rgb",
-        check: bool = False,
-        num_threads: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        options: LoadOptions | None = None,
+        **more: Any,
     ):
-        flags = {"shuffle": shuffle, "drop_last": drop_last, "infinite": infinite, "relabel": relabel, "check": check}
-        for name, flag in flags.items():
-            if not isinstance(flag, (bool, np.bool_)):
-                raise Error(f"{name} is True or False, not {shown(flag)}")
-        batch_size, seed = _whole("batch_size", batch_size, 1), _whole("seed", seed, 0)
-        world_size, rank = _whole("world_size", world_size, 1), _whole("rank", rank, 0)
-        num_threads = None if num_threads is None else _whole("num_threads", num_threads, 1, MAX_THREADS)
-        res = None if res is None else _whole("res", res, 1, MAX_RES)
-        if batch_size % world_size:
-            raise Error(f"batch size {batch_size} is not divisible by the {world_size} processes")
-        if rank >= world_size:
-            raise Error(f"rank {rank} is not one of {world_size} processes, which count from 0")
+        for name, flag in {"shuffle": shuffle, "drop_last": drop_last, "infinite": infinite}.items():
+            check_flag(name, flag)
+        batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
+        options = merge(options, more, KEYWORDS)
+        if batch_size % options.world_size:
+            raise Error(f"batch size {batch_size} is not divisible by the {options.world_size} processes")
         if augment is not None and not isinstance(augment, Augment):
             raise Error(
                 f"augment is an mlpdata.Augment, not {shown(augment)}; dataset(transform) takes other transforms"
             )
-        if tier is not None and not (isinstance(tier, str) and tier in tiers.TIERS):
-            raise Error(f"tier {shown(tier)} is none of {', '.join(tiers.TIERS)}")
-        if not isinstance(pixels, str) or pixels not in tiers.PIXELS:
-            raise Error(f"pixels {shown(pixels)} is neither 'rgb' nor 'ycc420'")
         self.root, self.device = _local(root), _device(device)
         self._where = {"path": self.root.absolute(), "split": split, "format": format}
-        self._where |= {"image_column": image_column, "label_column": label_column}
+        self._where |= {"image_column": options.image_column, "label_column": options.label_column}
         opened = open_split(**self._where)
         self.manifest, self.split, self.num_classes = opened.manifest, opened.split, opened.num_classes
         self.batch_size, self.augment = batch_size, augment
         self.shuffle, self.seed, self.drop_last, self.infinite = bool(shuffle), seed, bool(drop_last), infinite
-        self.rank, self.world_size, self.wait_s = rank, world_size, 0.0
+        self.rank, self.world_size, self.wait_s = options.rank, options.world_size, 0.0
         self._opened, self.index = opened, opened.index
-        self._res = res
-        self._choose_samples(subset, classes, relabel)
-        self._reader = Reader(self.index, num_threads or cores(), res)
-        if check:
+        self._res = options.res
+        self._choose_samples(subset, options.classes, options.relabel)
+        self._reader = Reader(self.index, options.num_threads or cores(), options.res)
+        if options.check:
             if self.manifest is None:
                 raise Error(f"{root} has no manifest to check against")
             check_files(self.root, self.manifest, self.split, self._reader)
         self._place_ids: np.ndarray | None = None
         self._blocks: tuple[int, int] | None = None  # of the orders to come
-        self._open_tier(tier, pixels)
-        self.pixels = pixels if self.tier == "resident" else "rgb"
+        self._open_tier(options.tier, options.pixels)
+        self.pixels = options.pixels if self.tier == "resident" else "rgb"
         self._position = state.Position(0, 0, self._blocks)  # of the iteration that was begun last
         if drop_last and not len(self):
             raise Error(f"split {self.split!r} has {self.num_samples} samples, fewer than one batch of {batch_size}")
@@ -161,8 +129,6 @@ class Loader:
     def _choose_samples(self, subset, classes, relabel: bool) -> None:
         """Set labels and ids: all samples, or those asked for."""
         labels, allowed, self._classes = np.array(self.index.label, np.int64), None, None
-        if relabel and classes is None:
-            raise Error("relabel numbers the labels by the list of classes; give classes too")
         if classes is not None:
             numbers = class_numbers(classes, self.num_classes, self._class_names, self.root)
             order = np.argsort(numbers)
@@ -182,7 +148,7 @@ class Loader:
         """As the source calls them, in label order; none where there is no list of them."""
         return [name for name, _ in read_classes(self.root, self.manifest)] if self.manifest else []
 
-    def _open_tier(self, forced: str | None, pixels: str) -> None:
+    def _open_tier(self, forced: str, pixels: str) -> None:
         reader, n, ids = self._reader, self.num_samples, self._ids
         rgb_bytes = n * reader.image_bytes
         height, width, _ = reader.shape
@@ -280,11 +246,11 @@ class Loader:
         return out
 
     def dataset(self, transform=None):
-        """The same samples as a torch Dataset, for a DataLoader of your own: mlpdata.loader.dataset.Samples."""
-        from mlpdata.loader.dataset import Samples
+        """The same samples as a torch Dataset, for a DataLoader of your own: mlpdata.loader.dataset.TorchDataset."""
+        from mlpdata.loader.dataset import TorchDataset
 
         found = self._opened.digest, self._reader.stamps
-        return Samples(self._where, self._res, found, self._ids, self.labels, transform)
+        return TorchDataset(self._where, self._res, found, self._ids, self.labels, transform)
 
     # -------------------------------------------------------------------------------------------------- iterating
 
@@ -294,16 +260,16 @@ class Loader:
         rows = plan.to_rows(plan.order.take(0, self.num_samples))
         return rows if self._ids is None else self._ids[rows]
 
-    def _plan(self, epoch: int, blocks: tuple[int, int] | None, steps: range) -> tiers.Plan:
+    def _plan(self, epoch: int, blocks: tuple[int, int] | None, steps: range) -> EpochSteps:
         in_blocks = blocks is not None and self.shuffle
         if in_blocks and self._place_ids is None:
             # Blocks are of neighbours in the files; samples mostly lie there in their own order.
             places = self._reader.by_place(self._ids)
             self._place_ids = np.empty(0, np.int64) if places is None else places
         place_ids = self._place_ids if in_blocks and len(self._place_ids) else None
-        order = Order(self.num_samples, self.seed, epoch, self.shuffle, blocks)
-        following = Order(self.num_samples, self.seed, epoch + 1, self.shuffle, self._blocks)
-        return tiers.Plan(order, following, place_ids, self.batch_size, self.rank, self.world_size, steps)
+        order = EpochOrder(self.num_samples, self.seed, epoch, self.shuffle, blocks)
+        following = EpochOrder(self.num_samples, self.seed, epoch + 1, self.shuffle, self._blocks)
+        return EpochSteps(order, following, place_ids, self.batch_size, self.rank, self.world_size, steps)
 
     def __iter__(self) -> Iterator[Batch]:
         """Begin the next epoch, or go on from the state that was just loaded."""
@@ -385,11 +351,8 @@ class Loader:
         }
 
 
-def _whole(name: str, value, least: int, most: int = MAX_SEED) -> int:
-    if not is_whole(value) or not least <= value <= most:
-        limits = f"of {least} or more" if most == MAX_SEED else f"from {least} to {most}"
-        raise Error(f"{name} must be a whole number {limits}, not {shown(value)}")
-    return int(value)
+KEYWORDS = [p.name for p in inspect.signature(Loader).parameters.values() if p.kind != p.VAR_KEYWORD][4:]
+load = Loader  # what users write
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -424,7 +387,7 @@ def _device(name: str | torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
-def _choose_tier(rgb_bytes: int, resident_bytes: int, device: torch.device, forced: str | None) -> tuple[str, str]:
+def _choose_tier(rgb_bytes: int, resident_bytes: int, device: torch.device, forced: str) -> tuple[str, str]:
     """(tier, why), from the bytes of all pixels as RGB and as the resident tier would hold them."""
     host, share = free_memory(), tiers.SHARE
     if device.type == "cuda":
@@ -432,7 +395,7 @@ def _choose_tier(rgb_bytes: int, resident_bytes: int, device: torch.device, forc
     else:
         free, where = host, "memory"
     said = f"{resident_bytes / 1e9:.2f} GB of pixels, {free / 1e9:.1f} GB free in {where}"
-    if forced:
+    if forced != "auto":
         return forced, f"{forced}, as asked: {said}"
     if resident_bytes <= share * free:
         return "resident", f"resident: {said}"

@@ -6,6 +6,7 @@ It follows from (seed, epoch) alone and is the same on every machine and with ev
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def _feistel(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
     return (left << np.uint32(low)) | right
 
 
-class Order:
+class EpochOrder:
     """The numbers 0..n-1 in the order of one epoch.
 
     shuffle: else they come as they are.
@@ -112,3 +113,28 @@ def rank_share(start: int, stop: int, rank: int, world_size: int) -> tuple[int, 
     each, more = divmod(stop - start, world_size)
     begin = start + rank * each + min(rank, more)
     return begin, begin + each + (rank < more)
+
+
+@dataclass(frozen=True)
+class EpochSteps:
+    """Which samples this process takes in which step of an epoch. following: the order of the epoch after it."""
+
+    order: EpochOrder
+    following: EpochOrder
+    place_ids: np.ndarray | None  # (N,) row at each place in the files, where the order is one of places
+    batch_size: int
+    rank: int
+    world_size: int
+    steps: range
+
+    def span(self, step: int) -> tuple[int, int]:
+        """Places in the order that are this process's in a step."""
+        start = step * self.batch_size
+        return rank_share(start, min(self.order.n, start + self.batch_size), self.rank, self.world_size)
+
+    def rows(self, step: int) -> np.ndarray:
+        """The rows of a step, int64."""
+        return self.to_rows(self.order.take(*self.span(step)))
+
+    def to_rows(self, numbers: np.ndarray) -> np.ndarray:
+        return numbers if self.place_ids is None else self.place_ids[numbers]

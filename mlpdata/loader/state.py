@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlpdata.errors import Error
-from mlpdata.loader.subset import shown
+from mlpdata.loader.options import shown
 
 MAX_EPOCH = 1 << 31
 MAX_BLOCKS = 1 << 16  # a window

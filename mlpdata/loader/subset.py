@@ -8,21 +8,8 @@ import numpy as np
 import torch
 
 from mlpdata.errors import Error
+from mlpdata.loader.options import is_whole, shown
 from mlpdata.loader.order import permute
-
-
-def shown(value: object, length: int = 60) -> str:
-    """A value as one short line."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # a whole number of thousands of digits, or a foreign object
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= length else f"{text[:length]}..."
-
-
-def is_whole(value: object) -> bool:
-    """Whether a value is a whole number of Python or numpy; a bool is none."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def choose(n: int, subset, allowed: np.ndarray | None, seed: int) -> np.ndarray | None:

@@ -22,12 +22,10 @@ import torch
 
 from mlpdata.augment.augment import Batch
 from mlpdata.augment.pixels import from_ycc420, to_ycc420
-from mlpdata.loader.order import Order, rank_share
+from mlpdata.loader.order import EpochOrder, EpochSteps
 from mlpdata.loader.reader import Payloads, Reader, huge_empty
 from mlpdata.system.threads import Finish, ahead, done, finished
 
-TIERS = ("resident", "pinned", "stream")
-PIXELS = ("rgb", "ycc420")
 SHARE = 0.6  # of the free memory that a split may take
 AHEAD = 4  # batches that wait ready, or fewer
 AHEAD_BYTES = 512 << 20  # where these are more
@@ -35,31 +33,6 @@ LOAD_BYTES = 64 << 20  # of pixels read at a time into the resident tier
 BLOCK_BYTES = 4 << 20  # neighbours that the stream reads together: megabytes a seek instead of kilobytes
 WINDOW_BYTES = 128 << 20  # of blocks whose samples are shuffled among each other; two windows are in memory
 IDS = 1 << 16  # sent to a GPU at a time
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which samples this process takes in which step of an epoch. following: the order of the epoch after it."""
-
-    order: Order
-    following: Order
-    place_ids: np.ndarray | None  # (N,) row at each place in the files, where the order is one of places
-    batch_size: int
-    rank: int
-    world_size: int
-    steps: range
-
-    def span(self, step: int) -> tuple[int, int]:
-        """Places in the order that are this process's in a step."""
-        start = step * self.batch_size
-        return rank_share(start, min(self.order.n, start + self.batch_size), self.rank, self.world_size)
-
-    def rows(self, step: int) -> np.ndarray:
-        """The rows of a step, int64."""
-        return self.to_rows(self.order.take(*self.span(step)))
-
-    def to_rows(self, numbers: np.ndarray) -> np.ndarray:
-        return numbers if self.place_ids is None else self.place_ids[numbers]
 
 
 # --------------------------------------------------------------------------------------------------------- resident
@@ -79,7 +52,7 @@ class Resident:
         self._ids = None if ids is None else torch.from_numpy(ids).to(device)
         self._spare = Spare() if device.type == "cpu" else None
 
-    def batches(self, plan: Plan) -> Iterator[Batch]:
+    def batches(self, plan: EpochSteps) -> Iterator[Batch]:
         if self.device.type == "cpu":
             for step in plan.steps:
                 yield self._gather(torch.from_numpy(plan.rows(step)))
@@ -158,16 +131,16 @@ class Host:
         self.reader, self.device = reader, device
         self._labels, self._ids = labels, ids
 
-    def batches(self, plan: Plan) -> Iterator[Batch]:
+    def batches(self, plan: EpochSteps) -> Iterator[Batch]:
         if self.device.type == "cpu":
             spare = Spare()
             return ahead(finished(self._cpu_batch(spare, *item) for item in self._fills(plan)), self._depth(plan))
         return self._copied(plan, self._depth(plan))
 
-    def _depth(self, plan: Plan) -> int:
+    def _depth(self, plan: EpochSteps) -> int:
         return max(1, min(AHEAD, AHEAD_BYTES // (plan.batch_size // plan.world_size * self.reader.image_bytes)))
 
-    def _fills(self, plan: Plan) -> Iterator[tuple[np.ndarray, Callable[[np.ndarray], Finish]]]:
+    def _fills(self, plan: EpochSteps) -> Iterator[tuple[np.ndarray, Callable[[np.ndarray], Finish]]]:
         """(rows of a step, function that begins to fill an array (n, H, W, 3) with their pixels), step by step."""
         raise NotImplementedError
 
@@ -179,7 +152,7 @@ class Host:
         finish = fill(images.numpy())
         return Batch(images, torch.from_numpy(self._labels[rows]), torch.from_numpy(self.sample_ids(rows))), finish
 
-    def _copied(self, plan: Plan, depth: int) -> Iterator[Batch]:
+    def _copied(self, plan: EpochSteps, depth: int) -> Iterator[Batch]:
         side = torch.cuda.Stream(self.device)
 
         def fills():
@@ -250,7 +223,9 @@ class Stream(Host):
         self.direct = direct
         self._lock = threading.Lock()  # iterations may run side by side: what one took, no other one has
         self._idle: list[np.ndarray] = []  # window buffers of the epoch before: fresh memory costs its page faults
-        self._coming: tuple[Order, _Window] | None = None  # the next epoch's first window, read while this one ends
+        self._coming: tuple[EpochOrder, _Window] | None = (
+            None  # the next epoch's first window, read while this one ends
+        )
 
     def _fills(self, plan):
         spans = np.array([plan.span(step) for step in plan.steps], np.int64).reshape(-1, 2)
@@ -298,7 +273,9 @@ class Stream(Host):
             with self._lock:
                 self._idle += left
 
-    def _windows(self, plan: Plan, first: int, free: queue.SimpleQueue, there: _Window | None) -> Iterator[_Window]:
+    def _windows(
+        self, plan: EpochSteps, first: int, free: queue.SimpleQueue, there: _Window | None
+    ) -> Iterator[_Window]:
         """The windows of an epoch, the first of which may be there already. Then the next epoch's first is read."""
         start, _ = plan.span(0)
         next_first = int(np.searchsorted(plan.following.windows[:-1], start, side="right")) - 1

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from mlpdata.loader.dataset import Samples
+from mlpdata.loader.dataset import TorchDataset
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 20, 24, 3), dtype=np.uint8)  # no side equals another
 
@@ -27,7 +27,7 @@ class Reader:
 
 
 def samples(transform=None):
-    made = Samples({}, None, (), None, np.arange(6), transform)
+    made = TorchDataset({}, None, (), None, np.arange(6), transform)
     made._reader, made._pid = Reader(), os.getpid()
     return made
 

@@ -5,7 +5,7 @@ import pytest
 
 from mlpdata import Error
 from mlpdata.loader import order as epoch_module
-from mlpdata.loader.order import Order, permute, rank_share
+from mlpdata.loader.order import EpochOrder, permute, rank_share
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 65, 1000, 65_537])
@@ -38,8 +38,8 @@ def test_neighbours_come_from_everywhere():
 
 def test_order_stays_what_it_was():
     """A saved state must mean the same batches with the next version of anything."""
-    assert Order(10, seed=0, epoch=0).take(0, 10).tolist() == GOLDEN
-    assert Order(10, seed=0, epoch=0, blocks=(2, 3)).take(0, 10).tolist() == GOLDEN_BLOCKS
+    assert EpochOrder(10, seed=0, epoch=0).take(0, 10).tolist() == GOLDEN
+    assert EpochOrder(10, seed=0, epoch=0, blocks=(2, 3)).take(0, 10).tolist() == GOLDEN_BLOCKS
 
 
 GOLDEN = [9, 0, 2, 1, 3, 5, 8, 7, 4, 6]
@@ -50,9 +50,9 @@ GOLDEN_BLOCKS = [8, 4, 5, 1, 9, 0, 7, 3, 2, 6]
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_pieces_make_up_the_whole(monkeypatch, blocks, shuffle):
     monkeypatch.setattr(epoch_module, "PIECE", 100)
-    whole = Order(1503, 1, 2, shuffle, blocks).take(0, 1503)
+    whole = EpochOrder(1503, 1, 2, shuffle, blocks).take(0, 1503)
     assert np.array_equal(np.sort(whole), np.arange(1503))
-    order = Order(1503, 1, 2, shuffle, blocks)
+    order = EpochOrder(1503, 1, 2, shuffle, blocks)
     forward = [order.take(a, min(1503, a + 37)) for a in range(0, 1503, 37)]
     assert np.array_equal(np.concatenate(forward), whole)
     assert np.array_equal(order.take(20, 950), whole[20:950])  # and backward
@@ -61,7 +61,7 @@ def test_pieces_make_up_the_whole(monkeypatch, blocks, shuffle):
 
 
 def test_windows_hold_whole_blocks():
-    order = Order(1503, 0, 0, blocks=(10, 5))
+    order = EpochOrder(1503, 0, 0, blocks=(10, 5))
     windows = [order.window(k) for k in range(len(order.windows) - 1)]
     assert [len(w) for w in windows] == np.diff(order.windows).tolist()
     for w in windows[:-1]:
@@ -80,4 +80,4 @@ def test_ranks_share_without_gap_or_overlap():
 
 def test_more_samples_than_an_order_holds():
     with pytest.raises(Error, match="4294967296 samples"):
-        Order(1 << 32, 0, 0)
+        EpochOrder(1 << 32, 0, 0)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import mlpdata
 from mlpdata import Error
+from mlpdata.loader.options import LoadOptions
 from mlpdata.loader.subset import choose, class_numbers, ids_of
 
 N = 20
@@ -200,3 +201,19 @@ def test_paths_that_cannot_be(root):
     with pytest.raises(Error) as caught:
         mlpdata.load(root)
     assert "\n" not in str(caught.value)
+
+
+def test_less_common_options_come_in_a_record_or_by_name(shapes_dir):
+    record = LoadOptions(classes=[1, 2], tier="stream", num_threads=1)
+    loader = mlpdata.load(shapes_dir, batch_size=8, options=record)
+    by_name = mlpdata.load(shapes_dir, batch_size=8, classes=[1, 2], tier="stream", num_threads=1)
+    assert loader.tier == by_name.tier == "stream" and loader.ids.tolist() == by_name.ids.tolist()
+    assert mlpdata.load(shapes_dir, batch_size=8, options=record, tier=None).tier == "resident"
+    with pytest.raises(Error, match=r"no option 'teir'; did you mean 'tier'\?"):
+        mlpdata.load(shapes_dir, teir="stream")
+    with pytest.raises(Error, match=r"no option 'drop_first'; did you mean 'drop_last'\?"):
+        mlpdata.load(shapes_dir, drop_first=True)
+    with pytest.raises(Error, match="no option 'zzz'; it has .*subset.*num_threads"):
+        mlpdata.load(shapes_dir, zzz=1)
+    with pytest.raises(Error, match="options is an mlpdata.loader.options.LoadOptions"):
+        mlpdata.load(shapes_dir, options={"tier": "stream"})

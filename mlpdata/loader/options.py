@@ -1,0 +1,138 @@
+"""What `load` can be asked for: the only lists of its choices, and the record of its less common options.
+
+Nothing heavy is imported here: the command line takes its choices from these lists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from mlpdata.errors import Error
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Tier = Literal["auto", "resident", "pinned", "stream"]
+Pixels = Literal["rgb", "ycc420"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
+PIXELS: tuple[Pixels, ...] = get_args(Pixels)
+
+MAX_THREADS = 1024
+MAX_SEED = (1 << 63) - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LoadOptions:
+    """The less common options of `load`, which also takes each of them as a keyword. Raises Error for a wrong value.
+
+    classes:     load only the samples with these labels: numbers, or names in the source (wnids). Labels stay as they
+                 are.
+    relabel:     with classes: a label becomes its position in that list, and num_classes the list's length.
+    image_column, label_column: the fields of somebody else's `.beton` file that hold the image and the class. None:
+                 `image` and `label`, or else the only RGB image field and the only int field, with a warning.
+    res:         resize every image to res x res while it is read, for images of different sizes.
+    tier:        where the pixels are during an epoch; "auto" (or None) chooses by size. See mlpdata.loader.
+    pixels:      "ycc420" makes the resident tier store luma in full and chroma at half resolution: half the memory.
+                 tier_reason says what that costs on this very data. Batches without augment are RGB again.
+    check:       first compare the files of the split with the SHA-256 sums of the manifest (about a second a gigabyte
+                 and core).
+    num_threads: threads that read and decode; None: as many as there are cores.
+    rank, world_size: this process takes its slice of every global batch; batch_size must be divisible by world_size. In
+                 the stream tier every rank reads all blocks and decodes only its own samples.
+
+    >>> LoadOptions(tier="stream").num_threads is None
+    True
+    """
+
+    classes: Sequence[int | str] | np.ndarray | torch.Tensor | None = None
+    relabel: bool = False
+    image_column: str | None = None
+    label_column: str | None = None
+    res: int | None = None
+    tier: Tier | None = "auto"
+    pixels: Pixels = "rgb"
+    check: bool = False
+    num_threads: int | None = None
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self):
+        from mlpdata.shards.manifest import MAX_RES  # imports numpy and msgspec
+
+        for name in ("relabel", "check"):
+            check_flag(name, getattr(self, name))
+        if self.tier is None:
+            object.__setattr__(self, "tier", "auto")
+        for name, choices in (("tier", TIERS), ("pixels", PIXELS)):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in choices:
+                raise Error(f"{name} {shown(value)} is none of {', '.join(choices)}")
+        for name, least, most in (
+            ("res", 1, MAX_RES), ("num_threads", 1, MAX_THREADS), ("rank", 0, MAX_SEED), ("world_size", 1, MAX_SEED)
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None or name in ("rank", "world_size"):
+                object.__setattr__(self, name, whole(name, value, least, most))
+        if self.rank >= self.world_size:
+            raise Error(f"rank {self.rank} is not one of {self.world_size} processes, which count from 0")
+        if self.relabel and self.classes is None:
+            raise Error("relabel numbers the labels by the list of classes; give classes too")
+
+
+def merge(options: LoadOptions | None, named: Mapping[str, Any], others: Iterable[str] = ()) -> LoadOptions:
+    """Options, changed by those given by name. others: further names that the caller takes, for suggestions.
+
+    >>> merge(None, {"teir": "stream"})
+    Traceback (most recent call last):
+    mlpdata.errors.Error: load has no option 'teir'; did you mean 'tier'?
+    """
+    if options is not None and not isinstance(options, LoadOptions):
+        raise Error(f"options is an mlpdata.loader.options.LoadOptions, not {shown(options)}")
+    known = [f.name for f in dataclasses.fields(LoadOptions)]
+    for name in named:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *others], 1, 0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join([*others, *known])}"
+            raise Error(f"load has no option {name!r}; {hint}")
+    return dataclasses.replace(options or LoadOptions(), **named)
+
+
+def shown(value: object, length: int = 60) -> str:
+    """A value as one short line, for messages.
+
+    >>> shown([1, 2]), shown("x" * 100, 5)
+    ('[1, 2]', "'xxxx...")
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a whole number of thousands of digits, or a foreign object
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number of Python or numpy; a bool is none.
+
+    >>> is_whole(3), is_whole(3.0), is_whole(True)
+    (True, False, False)
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def whole(name: str, value: Any, least: int, most: int = MAX_SEED) -> int:
+    """A whole number from least to most as an int. Raises Error, with the option's name, for anything else."""
+    if not is_whole(value) or not least <= value <= most:
+        limits = f"of {least} or more" if most == MAX_SEED else f"from {least} to {most}"
+        raise Error(f"{name} must be a whole number {limits}, not {shown(value)}")
+    return int(value)
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise Error where a value is neither True nor False, of Python or numpy."""
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+        raise Error(f"{name} is True or False, not {shown(value)}")
