@@ -34,7 +34,7 @@ class DatasetSpec:
     has_real_labels: bool = False  # whether its val images have ReaL labels
     reads_urls: bool = False  # whether `open` takes the URL of an archive, to read it in place
     repository: str | None = None  # a copy on the Hugging Face Hub
-    hints: Callable[[], dict] = dict  # what is known of that copy: fields of sources.parquet.Hints
+    hints: Callable[[], dict] = dict  # what is known of that copy: fields of sources.parquet.ParquetHints
 
 
 ILSVRC = "https://image-net.org/data/ILSVRC/2012/"
@@ -309,7 +309,7 @@ def open_source(
         raise Error(f"{spec.name} is made on the spot and takes no --source")
     path = _locate(spec, given, say, quiet) if spec.wants_path else None
     if isinstance(path, hub.Repository) or (isinstance(path, Path) and path.is_dir()):
-        from mlpdata.sources.parquet import Hints, Parquet, holds_parquet
+        from mlpdata.sources.parquet import Parquet, ParquetHints, holds_parquet
 
         repository = isinstance(path, hub.Repository)
         if any(name.endswith(".parquet") for name in path.files) if repository else holds_parquet(path):
@@ -317,7 +317,7 @@ def open_source(
                 raise Error(f"class filters do not apply to {path}: it has splits and classes of its own")
             hints = {**spec.hints(), **({"image": image_column} if image_column else {})}
             hints |= {"label": label_column} if label_column else {}
-            return Parquet(path, Hints(**hints), splits=splits, limit=limit)
+            return Parquet(path, ParquetHints(**hints), splits=splits, limit=limit)
         if repository and not (spec.reads_urls or spec.open is _hub):
             raise Error(f"{path} holds no parquet files of {spec.title}")
     if image_column or label_column:

@@ -1,6 +1,6 @@
 """Other people's WebDataset tars, to be loaded as they are: which files a path means, and where samples lie.
 
-Tars are scanned once, header by header; what was found is kept in the user's cache, and holds as long as every file has
+Tars are scanned once, header by header. The index is kept in the user's cache and holds as long as every file has
 the same size and time of change. A sample that cannot be loaded is an Error: nothing here could list what is left out.
 """
 
@@ -19,8 +19,8 @@ from mlpdata.errors import Error
 from mlpdata.fetch.official import download_folder
 from mlpdata.image.codec import ImageError, probe
 from mlpdata.shards.manifest import CODECS, ShardIndex, manifest_path, work_path
-from mlpdata.sources.groups import Group, groups, image_of, label_of, other_images
-from mlpdata.sources.wdsinfo import list_tars, tell_splits
+from mlpdata.sources.wds_sample import TarSample, image_of, iter_samples, label_of, other_images
+from mlpdata.sources.wds_tars import list_tars, tell_splits
 from mlpdata.system.files import write_atomic
 
 JPG, OTHER = (CODECS.index(name) for name in ("jpg", "png"))  # whatever is no JPEG is decoded by Pillow, as PNGs are
@@ -96,8 +96,8 @@ def _scan_tar(path: Path, words: list[str]) -> dict[str, np.ndarray]:
     blob = PlainFile(path)
     rows: list[tuple] = []
     try:
-        for group in groups(blob):
-            if isinstance(group, Group):
+        for group in iter_samples(blob):
+            if isinstance(group, TarSample):
                 rows.append(_row(path, blob, group, words))
             elif group.is_data:
                 raise Error(f"{path} is damaged: {group.reason}")
@@ -109,7 +109,7 @@ def _scan_tar(path: Path, words: list[str]) -> dict[str, np.ndarray]:
     return {name: table[:, k].astype(kind) for k, (name, kind) in enumerate(COLUMNS.items())}
 
 
-def _row(path: Path, blob: PlainFile, group: Group, words: list[str]) -> tuple:
+def _row(path: Path, blob: PlainFile, group: TarSample, words: list[str]) -> tuple:
     sample = f"{path}: sample {group.name!r}"
     if group.strange:
         raise Error(f"{path}: {group.strange[0][0]} {group.strange[0][1]}; repack the tar")

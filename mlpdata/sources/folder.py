@@ -12,7 +12,18 @@ import xxhash
 
 from mlpdata import image, labels, splits
 from mlpdata.errors import Error
-from mlpdata.sources import Broken, ClassFilter, Sample, Source, TooSmall, Unit, files, keys, layout, most_samples
+from mlpdata.sources import (
+    Broken,
+    ClassFilter,
+    Sample,
+    Source,
+    TooSmall,
+    Unit,
+    files,
+    folder_layout,
+    keys,
+    most_samples,
+)
 from mlpdata.sources.files import is_folder, is_system, looks_like_image
 from mlpdata.sources.keys import shown
 
@@ -23,7 +34,7 @@ SAMPLED = 16  # files of a folder that are looked into where no name is an image
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class FileRange:
     """Files `start` to `stop`, in the order of their paths, of one class folder and all below it."""
 
     split: str
@@ -35,7 +46,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class FolderListing:
     """What lies in a class folder and below it."""
 
     names: list[str]  # paths of what is to become samples, sorted
@@ -50,8 +61,8 @@ class Listing:
 class Folder(Source):
     """Class sub-folders of images, which may lie in folders of their own there.
 
-    Which folders are splits and which are classes: see `layout`. Every file of a class is a sample whatever its name:
-    its content decides whether it is an image. Links are followed. What is left out is listed, and named in `warnings`.
+    `folder_layout` tells splits from classes. Every file of a class is a sample whatever its name: the content decides
+    whether it is an image. Links are followed. What is left out is listed, and named in `warnings`.
 
     No file is touched while listing, and no name is kept: a unit is a range of a class's paths, listed again by the
     worker. class_filter: see ClassFilter; but for `classes` it applies where there are no split folders.
@@ -76,7 +87,7 @@ class Folder(Source):
             raise Error(
                 f"no folder at {path}" if not self.path.exists() else f"{path} is a file, not a folder of classes"
             )
-        self._layout = layout.find(self.path, labelled or {})
+        self._layout = folder_layout.find(self.path, labelled or {})
         if self._layout.has_splits:
             self.class_filter = class_filter = class_filter.beside_splits()
         if (class_filter.min_class_size or class_filter.val_per_class) and self._layout.has_splits:
@@ -85,7 +96,7 @@ class Folder(Source):
         self._wanted = {splits.find(name, found) for name in only} - {None} or set(found)
         wanted = [folder for split in self._wanted for folder in self._layout.labelled.get(split, ())]
         self._class_of = {folder.below: folder.class_of for folder in wanted}  # of files without class folders
-        self._cached: tuple[str, Listing, list[str]] | None = None
+        self._cached: tuple[str, FolderListing, list[str]] | None = None
         self._num_jpegs = self._num_files = 0
         self._take_pieces(*self._list_classes())
         self.codec = "jpg" if self._num_jpegs > self._num_files / 2 else "png"
@@ -99,9 +110,9 @@ class Folder(Source):
 
     # --------------------------------------------------------------------------------------------------- listing
 
-    def _list_classes(self) -> tuple[list[str], list[tuple[Piece, int]]]:
+    def _list_classes(self) -> tuple[list[str], list[tuple[FileRange, int]]]:
         """(classes with images in any split, a piece and its number of images for each folder of a wanted split)."""
-        pieces: list[tuple[Piece, int]] = []
+        pieces: list[tuple[FileRange, int]] = []
         raw_names: dict[str, str] = {}
         filled: set[str] = set()
         for split, folders in self._layout.classes.items():
@@ -118,14 +129,14 @@ class Folder(Source):
                     self._refuse_splits_below(below, listing)
                     num_images = sum(map(looks_like_image, listing.names)) or self._num_without_suffix(below, listing)
                     self._count(listing)
-                    pieces.append((Piece(split, below, name, 0, len(listing.names), listing.digest), num_images))
+                    pieces.append((FileRange(split, below, name, 0, len(listing.names), listing.digest), num_images))
                 if num_images:
                     filled.add(name)
         empty = [name for name in raw_names if name not in filled]
         self._layout.leave_out(empty, "without images, so no class")
         return sorted(filled), [(piece, n) for piece, n in pieces if piece.class_name in filled]
 
-    def _take_pieces(self, names: list[str], pieces: list[tuple[Piece, int]]) -> None:
+    def _take_pieces(self, names: list[str], pieces: list[tuple[FileRange, int]]) -> None:
         """Settle the classes, and which folders are read."""
         asked = self.class_filter.classes
         known = set(names) or {name for class_of in self._class_of.values() for name in class_of.values()}
@@ -145,7 +156,7 @@ class Folder(Source):
                 listing = self._listing(folder.below)
                 self._say_what_is_missing(folder, listing)
                 self._count(listing)
-                self._pieces.append(Piece(split, folder.below, "", 0, len(listing.names), listing.digest))
+                self._pieces.append(FileRange(split, folder.below, "", 0, len(listing.names), listing.digest))
         there = {split: {p.class_name for p in self._pieces if p.split == split and p.stop} for split in self._wanted}
         for split in self._wanted:
             if not there[split]:
@@ -158,11 +169,11 @@ class Folder(Source):
             self._layout.warnings.append(f"{shown(self.path)} has one class only: {name}; is it the folder of classes?")
         self._refuse_equal_keys()
 
-    def _listing(self, below: str) -> Listing:
+    def _listing(self, below: str) -> FolderListing:
         """What lies in a folder, without touching any file; of files with labels, those of classes that are taken."""
-        found = Listing([], {}, [])
+        found = FolderListing([], {}, [])
         class_of = self._class_of.get(below)
-        known = (*layout.KNOWN_FILES, f"{below.rpartition('/')[2]}_boxes.txt")  # of TinyImageNet
+        known = (*folder_layout.KNOWN_FILES, f"{below.rpartition('/')[2]}_boxes.txt")  # of TinyImageNet
         for inside, entries in files.tree(str(self.path / below)):
             for entry in entries:
                 path = f"{inside}/{entry.name}" if inside else entry.name
@@ -181,11 +192,11 @@ class Folder(Source):
         name = class_of and class_of.get(path)
         return not name or name in self._labels
 
-    def _count(self, listing: Listing) -> None:
+    def _count(self, listing: FolderListing) -> None:
         self._num_files += len(listing.names)
         self._num_jpegs += sum(name.lower().endswith(JPEG_SUFFIXES) for name in listing.names)
 
-    def _num_without_suffix(self, below: str, listing: Listing) -> int:
+    def _num_without_suffix(self, below: str, listing: FolderListing) -> int:
         """How many images a folder may have where no name is an image's: all or none, by the first few."""
         for name in listing.names[:SAMPLED]:
             data = "" if name in listing.reasons else files.read_file(f"{self.path}/{below}/{name}")
@@ -193,7 +204,7 @@ class Folder(Source):
                 return len(listing.names)
         return 0
 
-    def _refuse_splits_below(self, below: str, listing: Listing) -> None:
+    def _refuse_splits_below(self, below: str, listing: FolderListing) -> None:
         inside = [head for head in _heads(listing) if splits.of_folder(head)]
         if len({splits.of_folder(head) for head in inside}) > 1:
             raise Error(
@@ -212,7 +223,7 @@ class Folder(Source):
                     f"{', '.join(map(shown, heads[:5]))}; if these are the classes, or splits, it has to be --source"
                 )
 
-    def _say_what_is_missing(self, labelled: layout.Labelled, listing: Listing) -> None:
+    def _say_what_is_missing(self, labelled: folder_layout.LabelledFolder, listing: FolderListing) -> None:
         """Of files with labels: those that are not there, and those whose class is not."""
         there, class_of = set(listing.names), labelled.class_of
         other = [file for file, name in class_of.items() if name not in self._labels]
@@ -247,7 +258,7 @@ class Folder(Source):
         total = sum(p.stop for p in self._pieces)
         most = min(most_samples(self._res), max(LEAST_IMAGES, total // UNITS))
         units: list[Unit] = []
-        group: list[Piece] = []
+        group: list[FileRange] = []
         count = 0
 
         def close():
@@ -288,17 +299,17 @@ class Folder(Source):
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken | TooSmall]:
         for piece in unit.at:
-            if isinstance(piece, Piece):
+            if isinstance(piece, FileRange):
                 yield from self._piece_samples(piece)
             else:
                 yield piece
 
-    def _piece_samples(self, piece: Piece) -> Iterator[Sample | Broken]:
+    def _piece_samples(self, piece: FileRange) -> Iterator[Sample | Broken]:
         listing, keys_ = self._listed(piece)
         names, reasons, folder = listing.names, listing.reasons, keys.text(piece.below)
         if piece.start == 0:
             for name in listing.system:
-                yield Broken(f"{folder}/{keys.text(name)}", layout.SYSTEM, is_data=False)
+                yield Broken(f"{folder}/{keys.text(name)}", folder_layout.SYSTEM, is_data=False)
         splits_of = self._splits_of(piece, names) if self.class_filter.val_per_class else {}
         label, class_of = self._labels.get(piece.class_name), self._class_of.get(piece.below, {})
         for name, key in zip(names[piece.start : piece.stop], keys_[piece.start : piece.stop], strict=True):
@@ -309,11 +320,11 @@ class Folder(Source):
             data = reasons.get(name) or files.read_file(f"{self.path}/{piece.below}/{name}")
             yield Broken(origin, data, split) if isinstance(data, str) else Sample(key, data, label, origin, split)
 
-    def _splits_of(self, piece: Piece, names: list[str]) -> dict[str, str]:
+    def _splits_of(self, piece: FileRange, names: list[str]) -> dict[str, str]:
         """What is held out of a class. Names decide, for it has to be known before the files are read."""
         return self.class_filter.split_of(piece.class_name, [name for name in names if looks_like_image(name)])
 
-    def _listed(self, piece: Piece) -> tuple[Listing, list[str]]:
+    def _listed(self, piece: FileRange) -> tuple[FolderListing, list[str]]:
         """(what lies in a folder, the keys of its names); the last one is kept for its next piece."""
         if self._cached is None or self._cached[0] != piece.below:
             listing = self._listing(piece.below)
@@ -326,7 +337,7 @@ class Folder(Source):
         return self._cached[1:]
 
 
-def _keys(piece: Piece, names: list[str]) -> list[str]:
+def _keys(piece: FileRange, names: list[str]) -> list[str]:
     """A key for each path in a class folder, in their order; no two are equal, nor are those of two classes."""
     start = f"{keys.part(piece.below.rpartition('/')[2])}/" if piece.class_name else ""
     found = []
@@ -337,6 +348,6 @@ def _keys(piece: Piece, names: list[str]) -> list[str]:
     return keys.distinct(found)
 
 
-def _heads(listing: Listing) -> list[str]:
+def _heads(listing: FolderListing) -> list[str]:
     """The folders that lie in a class folder."""
     return list(dict.fromkeys(name.partition("/")[0] for name in listing.names if "/" in name))

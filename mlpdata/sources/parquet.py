@@ -26,9 +26,10 @@ from mlpdata.archive.blob import PlainFile
 from mlpdata.archive.url import UrlFile
 from mlpdata.errors import Error, first_line
 from mlpdata.fetch.hub import Repository
-from mlpdata.sources import Broken, Sample, Source, Unit, columns, keys
-from mlpdata.sources.card import MAX_CARD_BYTES, Card
+from mlpdata.sources import Broken, Sample, Source, Unit, keys
+from mlpdata.sources import parquet_columns as columns
 from mlpdata.sources.files import IMAGE_SUFFIXES, is_folder, is_system, tree, why_no_file
+from mlpdata.sources.hub_card import MAX_CARD_BYTES, HubCard
 
 CARD = "README.md"
 SUFFIX = ".parquet"
@@ -48,7 +49,7 @@ READ_ERRORS = (OSError, pa.ArrowException, MemoryError, UnicodeDecodeError, Over
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hints:
+class ParquetHints:
     """What is known of a data set beyond what its files say."""
 
     image: str | None = None  # columns; None: found from the features
@@ -84,7 +85,7 @@ class Parquet(Source):
     def __init__(
         self,
         location: Repository | Path,
-        hints: Hints = Hints(),
+        hints: ParquetHints = ParquetHints(),
         splits: tuple[str, ...] = (),
         limit: int | None = None,
     ):
@@ -99,7 +100,7 @@ class Parquet(Source):
             raise Error(f"{self._where} holds no parquet files")
         stems = keys.distinct(re.sub(r"[^\w-]", "_", path[: -len(SUFFIX)]) for path in self._sizes)
         self._stems = dict(zip(self._sizes, map(keys.part, stems), strict=True))
-        card = Card(self._read_card() if CARD in every else "")
+        card = HubCard(self._read_card() if CARD in every else "")
         self._card_features = card.features()
         self._files = self._assign(card)
         self._kind, self._kind_from = columns.NOTHING, ""
@@ -122,7 +123,7 @@ class Parquet(Source):
 
     # --------------------------------------------------------------------------------------------------- listing
 
-    def _assign(self, card: Card) -> dict[str, list[str]]:
+    def _assign(self, card: HubCard) -> dict[str, list[str]]:
         """Our split -> its files in order: by the card's configuration, else by their names."""
         inside = f"{card.folder}/" if card.folder else ""
         paths = [path.removeprefix(inside) for path in self._sizes if path.startswith(inside)]
@@ -175,7 +176,7 @@ class Parquet(Source):
             path = self._files[split][0]
             with self._opened(path) as file:
                 schema = file.schema_arrow
-            tables.append(columns.Table(self._at(path), schema, columns.features(schema) or self._card_features))
+            tables.append(columns.FileSchema(self._at(path), schema, columns.features(schema) or self._card_features))
         self._image, self._label, said = columns.choose(tables, self._hints.image, self._hints.label)
         self._said += said
         for table in tables:

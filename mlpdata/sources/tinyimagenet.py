@@ -16,7 +16,7 @@ from mlpdata.errors import Error
 from mlpdata.sources import Broken, Sample, Source, Unit, keys
 from mlpdata.sources.files import IMAGE_SUFFIXES, is_system
 from mlpdata.sources.folder import Folder
-from mlpdata.sources.layout import ANNOTATIONS, SYSTEM, parse_annotations
+from mlpdata.sources.folder_layout import ANNOTATIONS, SYSTEM, parse_annotations
 
 ROOT = "tiny-imagenet-200"
 WNID = re.compile(r"n\d{8}")

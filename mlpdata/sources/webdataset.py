@@ -21,8 +21,17 @@ from mlpdata.fetch.hub import Repository
 from mlpdata.image.codec import MAX_IMAGE_BYTES
 from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, keys, most_samples
 from mlpdata.sources.files import IMAGE_SUFFIXES
-from mlpdata.sources.groups import LABELS, Blob, Group, groups, image_of, label_of, other_images, record_of
-from mlpdata.sources.wdsinfo import Tar, Tars, list_tars, open_tar, tell_splits
+from mlpdata.sources.wds_sample import (
+    LABELS,
+    Blob,
+    TarSample,
+    image_of,
+    iter_samples,
+    label_of,
+    other_images,
+    record_of,
+)
+from mlpdata.sources.wds_tars import SourceTar, TarList, list_tars, open_tar, tell_splits
 from mlpdata.system.progress import Progress
 
 WNID = re.compile(r"(?:^|/)(n\d{8})[_/]")
@@ -34,7 +43,7 @@ MAX_NUMBER = 21_841  # classes by number where the tars are not read through fir
 MAX_CLASSES = 1 << 20
 
 
-def find(path: Path | Repository) -> Tars | None:
+def find(path: Path | Repository) -> TarList | None:
     """The tars of a directory, of a pattern like `imagenet1k-train-*.tar`, or the one at `path`; None if they are none.
 
     They are told by the first samples of the first tars: a sample's class or JSON lies beside its image.
@@ -42,18 +51,18 @@ def find(path: Path | Repository) -> Tars | None:
     found = list_tars(path)
     for tar in found.tars[:LOOK]:
         blob = open_tar(path, tar.path)
-        sample = any(_is_sample(group) for group in islice(groups(blob), 4 * PEEK) if isinstance(group, Group))
+        is_webdataset = any(isinstance(s, TarSample) and _is_sample(s) for s in islice(iter_samples(blob), 4 * PEEK))
         blob.close()
-        if sample:
+        if is_webdataset:
             return found
     return None
 
 
-def _is_sample(group: Group) -> bool:
-    has_image = any(f".{e}".endswith(IMAGE_SUFFIXES) for e in group.members)
-    text = group.members.get("txt")
+def _is_sample(sample: TarSample) -> bool:
+    has_image = any(f".{e}".endswith(IMAGE_SUFFIXES) for e in sample.members)
+    text = sample.members.get("txt")
     is_caption = text is not None and text.size > MAX_TEXT_BYTES
-    return has_image and any(e in group.members for e in LABELS if e != "txt" or not is_caption)
+    return has_image and any(e in sample.members for e in LABELS if e != "txt" or not is_caption)
 
 
 @dataclass
@@ -80,7 +89,7 @@ class WebDataset(Source):
     """
 
     def __init__(
-        self, path: Path | Repository, tars: Tars, class_filter: ClassFilter, res: int, lists: tuple[str, ...]
+        self, path: Path | Repository, tars: TarList, class_filter: ClassFilter, res: int, lists: tuple[str, ...]
     ):
         self.path = path
         self.files = [str(path if isinstance(path, Repository) or path.exists() else tars.root)]
@@ -128,23 +137,23 @@ class WebDataset(Source):
         for tar in chosen:
             blob, found = self._blobs[tar.name], _Contents(tar.name)
             contents.append(found)
-            for group in islice(groups(blob), PEEK):
-                image = image_of(group)[0] if isinstance(group, Group) else None
+            for sample in islice(iter_samples(blob), PEEK):
+                image = image_of(sample)[0] if isinstance(sample, TarSample) else None
                 if image is None:
                     continue
-                if other_images(group, image):
+                if other_images(sample, image):
                     self._say_once(
-                        f"{self.path}: samples have several images: of {keys.line(group.name)} {image} is taken"
+                        f"{self.path}: samples have several images: of {keys.line(sample.name)} {image} is taken"
                     )
                 kinds.append(image.rpartition(".")[2])
-                size, count = size + group.members[image].size + 3 * BLOCK, count + 1
-                self._peeked_keys.append(group.name)
-                self._add(found, blob, group, has_labels=True)
-                number, wnid = label_of(blob, group)[0], self._wnid(blob, group)
+                size, count = size + sample.members[image].size + 3 * BLOCK, count + 1
+                self._peeked_keys.append(sample.name)
+                self._add(found, blob, sample, has_labels=True)
+                number, wnid = label_of(blob, sample)[0], self._wnid(blob, sample)
                 if type(number) is int and wnid:
                     pairs.add((number, wnid))
-                if type(number) is int and "json" in group.members:
-                    self._compare(number, blob, group)
+                if type(number) is int and "json" in sample.members:
+                    self._compare(number, blob, sample)
             blob.close()
         if not kinds:
             raise Error(f"{self.path}: {chosen[0].name} begins with no sample that has an image")
@@ -178,11 +187,11 @@ class WebDataset(Source):
         if not any(w.partition(" of ")[0] == line.partition(" of ")[0] for w in self._warnings):
             self._warnings.append(line)
 
-    def _compare(self, number: int, blob: Blob, group: Group) -> None:
-        label = (record_of(blob, group) or {}).get("label")
-        if "cls" in group.members and type(label) is int and label != number:
+    def _compare(self, number: int, blob: Blob, sample: TarSample) -> None:
+        label = (record_of(blob, sample) or {}).get("label")
+        if "cls" in sample.members and type(label) is int and label != number:
             self._say_once(
-                f"{self.path}: cls and json say different classes of samples: cls is taken of {keys.line(group.name)}"
+                f"{self.path}: cls and json say different classes of samples: cls is taken of {keys.line(sample.name)}"
             )
 
     def _read_through(self) -> list[_Contents]:
@@ -191,9 +200,9 @@ class WebDataset(Source):
         contents, has_labels = [], self._list is None
         for tar in self._tars:
             blob, found = self._blobs[tar.name], _Contents(tar.name)
-            for group in groups(blob):
-                if isinstance(group, Group):
-                    self._add(found, blob, group, has_labels)
+            for sample in iter_samples(blob):
+                if isinstance(sample, TarSample):
+                    self._add(found, blob, sample, has_labels)
             blob.close()
             tar.num_samples = found.num_samples
             contents.append(found)
@@ -201,12 +210,12 @@ class WebDataset(Source):
         progress.finish()
         return contents
 
-    def _add(self, found: _Contents, blob: Blob, group: Group, has_labels: bool) -> None:
+    def _add(self, found: _Contents, blob: Blob, sample: TarSample, has_labels: bool) -> None:
         found.num_samples += 1
-        found.hashes.append(xxhash.xxh3_64_intdigest(group.key.encode()))
-        found.splits.add(_folder_split(group.folder) or "")
+        found.hashes.append(xxhash.xxh3_64_intdigest(sample.key.encode()))
+        found.splits.add(_folder_split(sample.folder) or "")
         if has_labels:
-            value, _ = label_of(blob, group)
+            value, _ = label_of(blob, sample)
             if isinstance(value, str):
                 found.names[value] += 1
             elif value is not None and value >= 0:
@@ -249,7 +258,7 @@ class WebDataset(Source):
         names |= {self._ours[split or "train"] for name in self._inside for split in inside.get(name, everywhere)}
         self.splits = tuple(sorted(names, key=lambda split: (split != "train", split)))
 
-    def _unit_splits(self, tar: Tar) -> tuple[str, ...]:
+    def _unit_splits(self, tar: SourceTar) -> tuple[str, ...]:
         return self.splits if tar.name in self._inside else (self._ours[tar.split or "train"],)
 
     def _settle_keys(self, contents: list[_Contents]) -> None:
@@ -309,17 +318,19 @@ class WebDataset(Source):
         blob = self._blobs[name]
         blob.will_read(start, stop - start)
         shown = keys.line(name)
-        for group in groups(blob, start, stop):
-            if isinstance(group, Broken):
-                yield Broken(f"{shown}: {group.origin}" if group.origin else shown, group.reason, is_data=group.is_data)
+        for sample in iter_samples(blob, start, stop):
+            if isinstance(sample, Broken):
+                yield Broken(
+                    f"{shown}: {sample.origin}" if sample.origin else shown, sample.reason, is_data=sample.is_data
+                )
             else:
-                yield from self._sample(name, blob, group)
+                yield from self._sample(name, blob, sample)
         blob.close()
 
-    def _sample(self, name: str, blob: Blob, group: Group) -> Iterator[Sample | Broken]:
-        image, reason = image_of(group)
-        origin = keys.line(f"{name}/{group.name}.{image or 'jpg'}")
-        split, inside, own = "", _folder_split(group.folder), self._named.get(name)
+    def _sample(self, name: str, blob: Blob, sample: TarSample) -> Iterator[Sample | Broken]:
+        image, reason = image_of(sample)
+        origin = keys.line(f"{name}/{sample.name}.{image or 'jpg'}")
+        split, inside, own = "", _folder_split(sample.folder), self._named.get(name)
         if name in self._inside:
             split = self._ours.get(inside or "train", "")
             if split not in self.splits:
@@ -328,40 +339,42 @@ class WebDataset(Source):
         elif own and inside and inside != own:
             yield Broken(origin, f"lies in a folder of {inside}, in a tar that is of {own} by its name")
             return
-        label, why = self._label(blob, group)
+        label, why = self._label(blob, sample)
         if label is None and not why:
             return
-        reason = reason or why or ("" if group.stem else "has no key: its name begins with a dot")
-        if not reason and group.members[image].size > MAX_IMAGE_BYTES:
-            reason = f"has {group.members[image].size:,} bytes"
-        for strange, what in group.strange:
+        reason = reason or why or ("" if sample.stem else "has no key: its name begins with a dot")
+        if not reason and sample.members[image].size > MAX_IMAGE_BYTES:
+            reason = f"has {sample.members[image].size:,} bytes"
+        for strange, what in sample.strange:
             yield Broken(f"{keys.line(name)}/{strange}", what, split, is_data=False)
         if reason:
-            is_data = any(e in LABELS or f".{e}".endswith(IMAGE_SUFFIXES) for e in group.members) or bool(group.strange)
+            is_data = any(e in LABELS or f".{e}".endswith(IMAGE_SUFFIXES) for e in sample.members) or bool(
+                sample.strange
+            )
             yield Broken(origin, reason, split, is_data)
             return
-        for member in other_images(group, image):
+        for member in other_images(sample, image):
             what = f"is another image of its sample, of which {image} is taken"
             yield Broken(keys.line(f"{name}/{member.name}"), what, split, is_data=False)
-        member = group.members[image]
-        yield Sample(self._key(name, group), blob.read_at(member.offset, member.size), label, origin, split)
+        member = sample.members[image]
+        yield Sample(self._key(name, sample), blob.read_at(member.offset, member.size), label, origin, split)
 
-    def _key(self, name: str, group: Group) -> str:
-        key = group.key
+    def _key(self, name: str, sample: TarSample) -> str:
+        key = sample.key
         if name in self._repeats:
-            key = f"{key}-{group.start // BLOCK}"
+            key = f"{key}-{sample.start // BLOCK}"
         if self._prefixed:
             key = f"{'/'.join(map(keys.part, name[:-4].split('/')))}/{key}"
         return key
 
-    def _label(self, blob: Blob, group: Group) -> tuple[int | None, str]:
+    def _label(self, blob: Blob, sample: TarSample) -> tuple[int | None, str]:
         """(label, ""), (None, "") for a class that was not asked for, or (None, why there is none)."""
         if self._by_wnid:
-            wnid = self._wnid(blob, group)
+            wnid = self._wnid(blob, sample)
             if wnid not in self._names:
                 return None, f"is of class {wnid}, which is in no list" if wnid else "has no wnid"
             return self._labels.get(wnid), ""
-        value, why = label_of(blob, group)
+        value, why = label_of(blob, sample)
         if value is None:
             return None, why
         at = self._index.get(value if self._numbered or isinstance(value, str) else str(value))
@@ -374,10 +387,10 @@ class WebDataset(Source):
         last = self._list[-1] if self.drops_empty_classes else len(self._list) - 1
         return None, f"is of class {value}, beyond {last}"
 
-    def _wnid(self, blob: Blob, group: Group) -> str | None:
-        if match := WNID.search(group.name):
+    def _wnid(self, blob: Blob, sample: TarSample) -> str | None:
+        if match := WNID.search(sample.name):
             return match[1]
-        name = (record_of(blob, group) or {}).get("filename")
+        name = (record_of(blob, sample) or {}).get("filename")
         match = WNID.search(name) if isinstance(name, str) else None
         return match[1] if match else None
 

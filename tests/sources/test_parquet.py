@@ -11,8 +11,8 @@ from mlpdata import Error, datasets
 from mlpdata.fetch import hub
 from mlpdata.sources import Broken
 from mlpdata.sources import parquet as source
-from mlpdata.sources.card import Card
-from mlpdata.sources.parquet import Hints, Parquet
+from mlpdata.sources.hub_card import HubCard
+from mlpdata.sources.parquet import Parquet, ParquetHints
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -209,7 +209,7 @@ def test_names_of_a_list_are_taken_only_where_they_fit_it(tmp_path):
 
     wnids = labels.classes("ilsvrc2012")
     readable = [labels.readable(wnid) for wnid in wnids]
-    hints = Hints(classes=wnids)
+    hints = ParquetHints(classes=wnids)
     opened = Parquet(write(tmp_path, {"train.parquet": table([0, 999], names=readable)}), hints)
     assert [name for _, name in read(opened)[0]["train"]] == [wnids[0], wnids[999]]
     opened = Parquet(write(tmp_path, {"train.parquet": table([0, 999], names=sorted(readable))}), hints)
@@ -274,7 +274,7 @@ def test_the_choice_of_columns_is_said(tmp_path):
     twice = pa.Table.from_arrays([made["image"], made["label"], made["label"]], names=["image", "label", "label"])
     write(tmp_path / "d", {"train.parquet": twice})
     refused(tmp_path / "d", "which column holds the labels")
-    refused(tmp_path / "d", "has 2 columns called 'label'", hints=Hints(label="label"))
+    refused(tmp_path / "d", "has 2 columns called 'label'", hints=ParquetHints(label="label"))
 
 
 # ----------------------------------------------------------------------------------------------------------- splits
@@ -386,10 +386,10 @@ def test_class_names_of_a_card_are_text_as_it_stands():
     """YAML has `no` for false and 010 for 8; a class has a name."""
     names = "\n".join(f"        '{i}': {name}" for i, name in enumerate(("no", "010", "1e3", "2001-01-01", "~")))
     head = "dataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
-    assert Card(card(head + names.replace("        '", "          '") + "\n").decode()).features() == {
+    assert HubCard(card(head + names.replace("        '", "          '") + "\n").decode()).features() == {
         "label": {"_type": "ClassLabel", "names": ["no", "010", "1e3", "2001-01-01", "~"]}
     }
-    odd = Card(card(head + "          '0': x\n          '5': y\n").decode())
+    odd = HubCard(card(head + "          '0': x\n          '5': y\n").decode())
     assert odd.features()["label"]["names"] is None and "otherwise than 0, 1" in odd.problems[0]
 
 

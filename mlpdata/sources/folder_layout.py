@@ -28,7 +28,7 @@ KNOWN_FILES = ("wnids.txt", "words.txt", ANNOTATIONS, "ILSVRC2012_devkit_t12.tar
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledFolder:
     """A folder whose files have no class folders: something else says what they are."""
 
     below: str  # the folder, relative to the root
@@ -36,13 +36,13 @@ class Labelled:
 
 
 @dataclass
-class Layout:
+class FolderLayout:
     """What was found in a directory."""
 
     root: Path
     has_splits: bool = False
     classes: dict[str, list[str]] = field(default_factory=dict)  # split -> class folders, relative to the root
-    labelled: dict[str, list[Labelled]] = field(default_factory=dict)  # split -> folders without class folders
+    labelled: dict[str, list[LabelledFolder]] = field(default_factory=dict)  # split -> folders without class folders
     left_out: list[Broken] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -62,12 +62,12 @@ class Layout:
         self.left_out += [Broken(f"{text(name)}/", f"a folder {why}", is_data=False) for name in folders]
 
 
-def find(root: Path, labelled: Mapping[str, Mapping[str, str]]) -> Layout:
+def find(root: Path, labelled: Mapping[str, Mapping[str, str]]) -> FolderLayout:
     """Read the upper levels of a directory. labelled: split folder -> {file name: class}, where that is known.
 
     Raises Error where there is no class folder, and where splits and classes cannot be told apart.
     """
-    layout = Layout(root)
+    layout = FolderLayout(root)
     folders = _level(layout, "")
     split_of = _split_names(folders)
     others = [name for name in folders if name not in split_of]
@@ -127,13 +127,13 @@ def _by_words(name: str) -> str | None:
         return None
 
 
-def _read_split(layout: Layout, split: str, below: str, class_of: Mapping[str, str] | None) -> None:
+def _read_split(layout: FolderLayout, split: str, below: str, class_of: Mapping[str, str] | None) -> None:
     folder = layout.root / below
     if class_of is None and (folder / ANNOTATIONS).is_file():
         class_of = read_annotations(folder / ANNOTATIONS)
         below = f"{below}/images" if (folder / "images").is_dir() else below
     if class_of is not None:
-        layout.labelled.setdefault(split, []).append(Labelled(below, class_of))
+        layout.labelled.setdefault(split, []).append(LabelledFolder(below, class_of))
         return
     classes = _level(layout, below, split)
     if len(classes) == 1 and _is_same_split(classes[0], folder.name):
@@ -146,7 +146,7 @@ def _read_split(layout: Layout, split: str, below: str, class_of: Mapping[str, s
         layout.classes.setdefault(split, []).extend(f"{below}/{name}" for name in classes)
 
 
-def _level(layout: Layout, below: str, split: str = "") -> list[str]:
+def _level(layout: FolderLayout, below: str, split: str = "") -> list[str]:
     """The folders of a level that should hold nothing but folders; what else is there is listed."""
     folders, system, strays = [], [], []
     for entry in _entries(layout.root / below):

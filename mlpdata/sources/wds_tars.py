@@ -25,7 +25,7 @@ LEAST_SAMPLE_BYTES = 1024  # in a tar: two headers
 
 
 @dataclass
-class Tar:
+class SourceTar:
     """One tar of a source."""
 
     name: str  # its path below the source's root, with `/`
@@ -36,28 +36,28 @@ class Tar:
 
 
 @dataclass
-class Tars:
+class TarList:
     """The tars of a source, with what there is to say about them."""
 
     root: Path
-    tars: list[Tar] = field(default_factory=list)
+    tars: list[SourceTar] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
-def list_tars(path: Path | Repository) -> Tars:
+def list_tars(path: Path | Repository) -> TarList:
     """The tars of a directory and its split folders, of a pattern, of a repository, or the one at `path`.
 
     Those of a repository are given by their paths in it. Raises Error for a folder that cannot be read.
     """
     if isinstance(path, Repository):
         names = sorted(name for name in path.files if _is_tar(name))
-        return Tars(Path(), [Tar(name, Path(name), None) for name in names], _packed(str(path), path.files))
+        return TarList(Path(), [SourceTar(name, Path(name), None) for name in names], _packed(str(path), path.files))
     if os.path.isdir(path):
         names = _names_below(path)
-        tars = [Tar(name, path / name, None) for name in names if _is_tar(name)]
-        return Tars(path, tars, _packed(str(path), names))
+        tars = [SourceTar(name, path / name, None) for name in names if _is_tar(name)]
+        return TarList(path, tars, _packed(str(path), names))
     root, found = matching(path)
-    return Tars(root, [Tar(p.relative_to(root).as_posix(), p, None) for p in found if p.is_file()])
+    return TarList(root, [SourceTar(p.relative_to(root).as_posix(), p, None) for p in found if p.is_file()])
 
 
 def _is_tar(name: str) -> bool:
@@ -107,7 +107,7 @@ def open_tar(path: Path | Repository, tar: Path) -> PlainFile | UrlFile:
     return PlainFile(tar)
 
 
-def tell_splits(path: Path | Repository, found: Tars) -> None:
+def tell_splits(path: Path | Repository, found: TarList) -> None:
     """Give every tar its split and, where it is known, its number of samples. Raises Error."""
     info = found.root / INFO
     there = info.as_posix() in path.files if isinstance(path, Repository) else info.is_file()

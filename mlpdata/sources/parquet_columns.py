@@ -22,7 +22,7 @@ NOTHING = "nothing"  # a column of nulls, of whatever kind the others are
 
 
 @dataclass(frozen=True)
-class Table:
+class FileSchema:
     """The columns of one file. features: by column, as `features` has them."""
 
     path: str
@@ -45,7 +45,7 @@ def features(schema: pa.Schema) -> dict[str, dict]:
 # --------------------------------------------------------------------------------------------------------- choosing
 
 
-def choose(tables: Sequence[Table], image: str | None, label: str | None) -> tuple[str, str, list[str]]:
+def choose(tables: Sequence[FileSchema], image: str | None, label: str | None) -> tuple[str, str, list[str]]:
     """(image column, label column, what to say of the choice): as asked for, else by feature, else by name.
 
     tables: of one file of each split, the most telling first: where a column is in the first of them it is taken from
@@ -56,7 +56,7 @@ def choose(tables: Sequence[Table], image: str | None, label: str | None) -> tup
     return found, _choose_label(tables, label, found, said), said
 
 
-def _choose_image(tables: Sequence[Table], asked: str | None, said: list[str]) -> str:
+def _choose_image(tables: Sequence[FileSchema], asked: str | None, said: list[str]) -> str:
     if asked is not None:
         return _asked(tables, asked)
     for table in tables:
@@ -75,7 +75,7 @@ def _choose_image(tables: Sequence[Table], asked: str | None, said: list[str]) -
     raise Error(f"{tables[0].path}: which column holds the images, --image-column has to say; {_has(tables[0])}")
 
 
-def _choose_label(tables: Sequence[Table], asked: str | None, image: str, said: list[str]) -> str:
+def _choose_label(tables: Sequence[FileSchema], asked: str | None, image: str, said: list[str]) -> str:
     if asked is not None:
         return _asked(tables, asked)
     for table in tables:
@@ -90,7 +90,7 @@ def _choose_label(tables: Sequence[Table], asked: str | None, image: str, said: 
     raise Error(f"{tables[0].path}: which column holds the labels, --label-column has to say; {_has(tables[0])}")
 
 
-def _asked(tables: Sequence[Table], name: str) -> str:
+def _asked(tables: Sequence[FileSchema], name: str) -> str:
     if not any(name in table.schema.names for table in tables):
         raise Error(f"{tables[0].path} has no column {name!r}; {_has(tables[0])}")
     return name
@@ -104,7 +104,7 @@ def field(schema: pa.Schema, name: str, path: str) -> pa.DataType | None:
     return schema.field(places[0]).type if places else None
 
 
-def _unique(table: Table) -> list[str]:
+def _unique(table: FileSchema) -> list[str]:
     """Names of columns that name one column each."""
     times = Counter(table.schema.names)
     return [name for name in table.schema.names if times[name] == 1]
@@ -121,11 +121,11 @@ def _first(names: Sequence[str]) -> str | None:
     return names[0] if names else None
 
 
-def _type(table: Table, name: str) -> pa.DataType:
+def _type(table: FileSchema, name: str) -> pa.DataType:
     return table.schema.field(name).type
 
 
-def _has(table: Table) -> str:
+def _has(table: FileSchema) -> str:
     return f"it has {_listed(table.schema.names)}" if table.schema.names else "it has none"
 
 

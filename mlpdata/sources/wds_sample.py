@@ -34,7 +34,7 @@ Blob = PlainFile | UrlFile
 
 
 @dataclass(slots=True)
-class Group:
+class TarSample:
     """One sample: its members by lower-case extension, and those that cannot be read, with what they are."""
 
     folder: str
@@ -54,7 +54,7 @@ class Group:
         return "/".join(map(keys.part, parts))
 
 
-def groups(blob: Blob, start: int = 0, stop: int | None = None) -> Iterator[Group | Broken]:
+def iter_samples(blob: Blob, start: int = 0, stop: int | None = None) -> Iterator[TarSample | Broken]:
     """Samples of a range of a tar, the whole tar without one, and what else is to be told.
 
     Ranges that meet have nothing in common and leave nothing out: a sample belongs to the range in which it begins, but
@@ -83,7 +83,7 @@ def groups(blob: Blob, start: int = 0, stop: int | None = None) -> Iterator[Grou
             if last:
                 return
             skipping = skipping and current is None
-            current = Group(folder, stem, item.start)
+            current = TarSample(folder, stem, item.start)
         last = last or item.offset - BLOCK >= stop
         extension = extension.lower()
         if isinstance(item, Special):
@@ -97,12 +97,12 @@ def groups(blob: Blob, start: int = 0, stop: int | None = None) -> Iterator[Grou
         yield current
 
 
-def image_of(group: Group) -> tuple[str | None, str]:
+def image_of(sample: TarSample) -> tuple[str | None, str]:
     """(extension of the image, "") of a sample, or (None, why there is none)."""
-    named = [e for e in group.members if f".{e}".endswith(IMAGE_SUFFIXES)]
+    named = [e for e in sample.members if f".{e}".endswith(IMAGE_SUFFIXES)]
     simple = [e for e in named if "." not in e]
     if not named:  # its content decides
-        named = [e for e in group.members if e not in LABELS and e.rpartition(".")[2] not in (*LABELS, *OTHER)]
+        named = [e for e in sample.members if e not in LABELS and e.rpartition(".")[2] not in (*LABELS, *OTHER)]
     if simple:
         return next((e for e in PREFERRED if e in simple), simple[0]), ""
     if len(named) == 1:
@@ -113,19 +113,19 @@ def image_of(group: Group) -> tuple[str | None, str]:
     )
 
 
-def other_images(group: Group, chosen: str) -> list[Member]:
+def other_images(sample: TarSample, chosen: str) -> list[Member]:
     """The images of a sample that were not chosen."""
-    return [m for e, m in group.members.items() if e != chosen and f".{e}".endswith(IMAGE_SUFFIXES)]
+    return [m for e, m in sample.members.items() if e != chosen and f".{e}".endswith(IMAGE_SUFFIXES)]
 
 
-def label_of(blob: Blob, group: Group) -> tuple[int | str | None, str]:
+def label_of(blob: Blob, sample: TarSample) -> tuple[int | str | None, str]:
     """(number or name of the class, "") of a sample, or (None, why there is none)."""
-    extension = next((e for e in LABELS if e in group.members), None)
+    extension = next((e for e in LABELS if e in sample.members), None)
     if extension is None:
         return None, "has no class"
-    member = group.members[extension]
+    member = sample.members[extension]
     if extension == "json":
-        return _json_label(record_of(blob, group))
+        return _json_label(record_of(blob, sample))
     if member.size > MAX_LABEL_BYTES:
         return None, f"has a class of {member.size:,} bytes ({extension})"
     text = blob.read_at(member.offset, member.size).decode("utf-8-sig", "surrogateescape").strip()
@@ -167,9 +167,9 @@ def _find(record: dict, depth: int) -> tuple[str, object] | None:
     return found[0] if len(found) == 1 else None
 
 
-def record_of(blob: Blob, group: Group) -> dict | None:
+def record_of(blob: Blob, sample: TarSample) -> dict | None:
     """The JSON object of a sample; {} without one, None where it cannot be read."""
-    member = group.members.get("json")
+    member = sample.members.get("json")
     if member is None:
         return {}
     if member.size > MAX_JSON_BYTES:

@@ -22,7 +22,7 @@ LOADER = getattr(
 )  # every scalar is text: `no` stays a class's name, and no tag acts
 
 
-class Card:
+class HubCard:
     """The YAML header of a card.
 
     problems: what of it is not as it should be, a line each.
