@@ -378,14 +378,14 @@ def preview(directory, out, augment, split):
     \b
     mlpdata preview shards/cifar10-32 -o cifar10.png --augment recipes/cifar10-small.yaml
     """
-    from mlpdata.inspect import info
+    from mlpdata.inspect.preview import preview as run
 
     recipe_augment = None
     if augment:
         from trainer.recipe import load_recipe
 
         recipe_augment = load_recipe(augment, []).augment
-    click.echo(info.preview(directory, out, split, recipe_augment))
+    click.echo(run(directory, out, split, recipe_augment))
 
 
 @main.command()
@@ -480,9 +480,9 @@ def scaling(runs, out):
 @main.command()
 def doctor():
     """What is installed, which image library is really loaded, what is missing."""
-    from mlpdata.inspect import info
+    from mlpdata.inspect.doctor import doctor as run
 
-    report, well = info.doctor()
+    report, well = run()
     click.echo(report)
     if not well:
         sys.exit(1)

@@ -1,7 +1,5 @@
-"""The former place of `mlpdata.shards.manifest`, for scripts that import it."""
+"""The former place of `mlpdata.shards.manifest` and of the class list, for scripts that import it."""
 
-import sys
-
-from mlpdata.shards import manifest
-
-sys.modules[__name__] = manifest
+from mlpdata.shards.classes import *  # noqa: F403
+from mlpdata.shards.manifest import *  # noqa: F403
+from mlpdata.shards.text import *  # noqa: F403

@@ -20,9 +20,10 @@ from torch import nn
 from mlpdata.augment.augment import Augment
 from mlpdata.errors import Error
 from mlpdata.loader.loader import Loader
-from mlpdata.shards import card, index_file
-from mlpdata.shards.manifest import Manifest, read_classes
-from mlpdata.shards.manifest import read_real as read_real_file
+from mlpdata.shards import card, index
+from mlpdata.shards.classes import read_classes
+from mlpdata.shards.classes import read_real as read_real_file
+from mlpdata.shards.manifest import Manifest
 from mlpdata.splits import find
 from trainer import runs
 from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of
@@ -221,7 +222,7 @@ def read_real(root: Path, manifest: Manifest, split: str) -> np.ndarray | None:
     labels = read_real_file(root, manifest, split)
     if labels is None:
         return None
-    rows = [labels.get(key, []) for key in index_file.keys(root, manifest, split)]
+    rows = [labels.get(key, []) for key in index.keys(root, manifest, split)]
     out = np.full((len(rows), max(1, max(map(len, rows), default=0))), -1, np.int64)
     for row, there in zip(out, rows, strict=True):
         row[: len(there)] = there
@@ -230,7 +231,7 @@ def read_real(root: Path, manifest: Manifest, split: str) -> np.ndarray | None:
 
 def write_predictions(path: Path, result: Result, loader: Loader) -> None:
     """A parquet row a sample, in the order of the split: key, label, the best classes and their probabilities."""
-    keys = index_file.keys(loader.root, loader.manifest, loader.split)
+    keys = index.keys(loader.root, loader.manifest, loader.split)
     table = pa.table(
         {
             "key": keys,

@@ -28,7 +28,8 @@ from mlpdata.convert.parts import Part
 from mlpdata.convert.shuffle import Order
 from mlpdata.convert.sums import PixelSums, Summary
 from mlpdata.errors import Error
-from mlpdata.shards import beton, index_file, tar
+from mlpdata.shards import beton, tar
+from mlpdata.shards.index import SCHEMA
 from mlpdata.shards.manifest import tar_path, work_path
 from mlpdata.sources import Source
 from mlpdata.system.disk import Buffers, Writer
@@ -253,11 +254,11 @@ def write_shard(state: State, task: ShardTask) -> Made | Undecodable:
         numbers = _number_array(pa.int32(), np.zeros(len(rows)))
         columns[name] = pa.DictionaryArray.from_arrays(numbers, _text_array([value.encode()]))
     numbers = {"label": labels, "offset": np.concatenate(last.offsets), "bytes": rows[f"{_kind(last.codec)}_bytes"]}
-    for field in index_file.SCHEMA:
+    for field in SCHEMA:
         if field.name not in columns:
             values = numbers[field.name] if field.name in numbers else rows[field.name]
             columns[field.name] = _number_array(field.type, values)
-    index = pa.Table.from_arrays([columns[name] for name in index_file.SCHEMA.names], schema=index_file.SCHEMA)
+    index = pa.Table.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     _write_journal(journal_path(state.work, task.name), index, made, task, state.plan_digest)
     return made
 
@@ -500,8 +501,8 @@ class IndexWriter:
     def __init__(self, path: Path, work: Path, plan_digest: str):
         self._path, self._work, self._tmp = path, work, work / f"{path.name}.tmp"
         self._plan_digest = plan_digest
-        repeating = [name for name in index_file.SCHEMA.names if name not in UNIQUE]
-        self._writer = pq.ParquetWriter(self._tmp, index_file.SCHEMA, compression="zstd", use_dictionary=repeating)
+        repeating = [name for name in SCHEMA.names if name not in UNIQUE]
+        self._writer = pq.ParquetWriter(self._tmp, SCHEMA, compression="zstd", use_dictionary=repeating)
 
     def add(self, name: str) -> None:
         """Append the rows of a shard that is made."""

@@ -16,8 +16,9 @@ import numpy as np
 from mlpdata import image
 from mlpdata.archive.tarscan import Damage, Member, scan
 from mlpdata.errors import Error, first_line
-from mlpdata.shards import beton, index_file, tar
-from mlpdata.shards.manifest import Manifest, open_file
+from mlpdata.shards import beton, index, tar
+from mlpdata.shards.manifest import Manifest
+from mlpdata.shards.text import open_file
 
 WINDOW_BYTES = 8 << 20  # read at a time
 TEXT, NUMBERS = ("key", "file", "codec"), ("label", "width", "height", "offset", "bytes", "digest")
@@ -37,13 +38,13 @@ class Stored:
 
 def index_rows(root: Path, manifest: Manifest, split: str, first: int, n: int) -> Rows:
     """Rows of a split's index: TEXT as lists, NUMBERS as arrays. Raises Error."""
-    with index_file.opened(root, manifest, split) as table:
+    with index.opened(root, manifest, split) as table:
         ends = np.cumsum([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])
         start, stop = (int(np.searchsorted(ends, row, side="right")) for row in (first, first + n - 1))
         rows = table.read_row_groups(list(range(start, stop + 1)), columns=[*TEXT, *NUMBERS])
         rows = rows.slice(first - (int(ends[start - 1]) if start else 0), n)
-        numbers = {name: index_file.integers(rows[name].combine_chunks()) for name in NUMBERS}
-        return numbers | {name: index_file.texts(rows[name]) for name in TEXT}
+        numbers = {name: index.integers(rows[name].combine_chunks()) for name in NUMBERS}
+        return numbers | {name: index.texts(rows[name]) for name in TEXT}
 
 
 class _Window:

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from mlpdata.errors import Error
-from mlpdata.shards import index_file
-from mlpdata.shards.manifest import Manifest, json_text, read_classes, short_names, shown
+from mlpdata.shards import index
+from mlpdata.shards.classes import read_classes, short_names
+from mlpdata.shards.manifest import Manifest
+from mlpdata.shards.text import json_text, shown
 
 TOLD_GROUPS = 5
 MAX_GROUPS = 10_000  # that --json lists
@@ -137,7 +139,7 @@ def _find_duplicates(root: Path, manifest: Manifest) -> Duplicates:
     digests, labels = [], []
     for split in manifest.splits:
         for column, name in ((digests, "digest"), (labels, "label")):
-            column.append(index_file.column(root, manifest, split, name))
+            column.append(index.column(root, manifest, split, name))
     first_rows = np.cumsum([0, *map(len, digests)])
     digests, labels = np.concatenate(digests), np.concatenate(labels).astype(np.int64)
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= manifest.num_classes:
@@ -165,13 +167,13 @@ def _named(root: Path, manifest: Manifest, found: Duplicates, most: int) -> Iter
         first, stop = found.first_rows[i : i + 2]
         here = wanted[(wanted >= first) & (wanted < stop)]
         at = int(first)
-        with index_file.opened(root, manifest, split) as table:
+        with index.opened(root, manifest, split) as table:
             for g in range(table.num_row_groups):
                 n = table.metadata.row_group(g).num_rows
                 inside = here[(here >= at) & (here < at + n)]
                 if len(inside):
                     column = table.read_row_group(g, columns=["key"]).column("key")
-                    keys.update(zip(inside.tolist(), index_file.texts(column.take(inside - at)), strict=True))
+                    keys.update(zip(inside.tolist(), index.texts(column.take(inside - at)), strict=True))
                 at += n
     for g, group in enumerate(groups):
         labels = found.labels[found.starts[g] : found.starts[g + 1]].tolist()

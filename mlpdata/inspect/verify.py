@@ -20,25 +20,20 @@ from mlpdata import image
 from mlpdata.convert.sums import PixelSums, Summary
 from mlpdata.errors import Error
 from mlpdata.inspect.read_back import Stored, beton_samples, index_rows, tar_samples
-from mlpdata.shards import card, index_file
+from mlpdata.shards import card, index
+from mlpdata.shards.classes import read_classes, read_real
 from mlpdata.shards.manifest import (
-    MAX_TEXT_BYTES,
     Manifest,
     Skipped,
     beton_path,
     classes_path,
     index_path,
     info_path,
-    open_file,
-    parse_json,
-    read_classes,
-    read_real,
-    read_text,
     real_path,
-    shown,
     skipped_path,
     work_path,
 )
+from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json, read_text, shown
 from mlpdata.system.engines import LocalEngine
 from mlpdata.system.progress import Progress
 from mlpdata.system.threads import cores
@@ -196,7 +191,7 @@ def _tasks(state: State, total: Findings) -> Iterator[FileTask | ShardTask]:
             yield FileTask(info.beton)
     for split, info in manifest.splits.items():
         try:
-            with index_file.opened(state.root, manifest, split) as file:
+            with index.opened(state.root, manifest, split) as file:
                 groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
         except Error as e:
             total.note(str(e))
@@ -249,7 +244,7 @@ def _check_file(state: State, task: FileTask) -> Findings:
 
 def _check_samples(state: State, task: ShardTask) -> Findings:
     manifest, found = state.manifest, Findings()
-    index = index_path(state.root, task.split).name
+    file = index_path(state.root, task.split).name
     try:
         rows = index_rows(state.root, manifest, task.split, task.first, task.num_samples)
     except Error as e:
@@ -259,11 +254,11 @@ def _check_samples(state: State, task: ShardTask) -> Findings:
     bad = (labels < 0) | (labels >= manifest.num_classes) | (sizes < 1).any(axis=1) | (sizes > manifest.res).any(axis=1)
     if bad.any():
         i = int(bad.argmax())
-        found.note(f"{index}: sample {rows['key'][i]} has label {labels[i]} and {sizes[i, 0]} x {sizes[i, 1]} pixels")
+        found.note(f"{file}: sample {rows['key'][i]} has label {labels[i]} and {sizes[i, 0]} x {sizes[i, 1]} pixels")
         return found
     found.class_counts[task.split] = np.bincount(labels, minlength=manifest.num_classes)
     if len(set(rows["key"])) < len(rows["key"]):
-        found.note(f"{index} has a key twice among {task}")
+        found.note(f"{file} has a key twice among {task}")
     sums = PixelSums() if task.split == state.training_split else None
     sources: list[Iterator[Stored | None]] = []
     if manifest.splits[task.split].beton:

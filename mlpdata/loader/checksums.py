@@ -11,8 +11,9 @@ import xxhash
 
 from mlpdata.errors import Error
 from mlpdata.loader.reader import Reader
-from mlpdata.shards import index_file
-from mlpdata.shards.manifest import Manifest, open_file
+from mlpdata.shards import index
+from mlpdata.shards.manifest import Manifest
+from mlpdata.shards.text import open_file
 
 ROWS = 4096  # compared at a time
 
@@ -50,7 +51,7 @@ def _first_changed(root: Path, manifest: Manifest, split: str, reader: Reader, f
     if not reader.all_raw:
         return None
     try:
-        digests = index_file.column(root, manifest, split, "digest")
+        digests = index.column(root, manifest, split, "digest")
     except Error:  # it has changed as well
         return None
     ids = np.flatnonzero(np.broadcast_to(reader.index.file == file, len(reader.index)))

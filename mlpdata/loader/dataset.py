@@ -75,7 +75,7 @@ class TorchDataset(Dataset):
         """A Reader of this process."""
         if self._reader is None or self._pid != os.getpid():
             from mlpdata.loader.reader import Reader
-            from mlpdata.shards.index import open_split
+            from mlpdata.shards.open import open_split
 
             opened = open_split(**self._where)
             reader = Reader(opened.index, 1, self._res)

@@ -1,6 +1,6 @@
 """Shards to batches on a device: `load` and the `Loader` that it returns.
 
-One index serves every format (mlpdata.shards.index), so tars have random access too. Where the pixels are while an
+One index serves every format (mlpdata.shards.open), so tars have random access too. Where the pixels are while an
 epoch runs is a tier, chosen by size and said aloud (mlpdata.loader.tiers). The order of an epoch follows from (seed,
 epoch) alone (mlpdata.loader.order); ranks take equal slices of each global batch, so its sequence is the same for any
 number of them.
@@ -30,8 +30,8 @@ from mlpdata.loader.order import EpochOrder, EpochSteps
 from mlpdata.loader.reader import Reader
 from mlpdata.loader.subset import choose, class_numbers, ids_of
 from mlpdata.shards import remote
-from mlpdata.shards.index import open_split
-from mlpdata.shards.manifest import read_classes
+from mlpdata.shards.classes import read_classes
+from mlpdata.shards.open import open_split
 from mlpdata.system.memory import free_memory
 from mlpdata.system.threads import cores
 

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from mlpdata import labels
-from mlpdata.shards.manifest import Manifest, card_path, classes_path, classes_text, info_path, json_text, printable
+from mlpdata.shards.classes import classes_text
+from mlpdata.shards.manifest import Manifest, card_path, classes_path, info_path
 from mlpdata.shards.tar import EXTENSIONS
+from mlpdata.shards.text import json_text, printable
 from mlpdata.sources import keys
 from mlpdata.splits import on_hub
 

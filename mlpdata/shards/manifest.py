@@ -6,30 +6,23 @@ name, synced and renamed. Nothing else in the code base builds a path inside a s
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import os
 import re
 import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
-import msgspec
 import numpy as np
 from msgspec import Meta
 
 from mlpdata import splits
 from mlpdata.choices import CODECS, FILTERS, MAX_RES, RESIZES
 from mlpdata.errors import Error, first_line
+from mlpdata.shards.text import conform, json_text, parse_json, read_text
 from mlpdata.system.files import write_atomic
 
 FORMAT_VERSION = 1
-# Bytes of a manifest or a class list, which are read at once. Those of ImageNet-21k have 1 MB, of 100,000 tars 20 MB.
-MAX_TEXT_BYTES = 32 << 20
-MAX_REAL = 1000  # true labels of one image; ReaL's have at most 9
-MAX_SHOWN = 120  # characters of a name that are shown
 FILE_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -238,162 +231,6 @@ class Manifest:
         except (ValueError, Error) as e:
             raise Error(f"{name} is damaged ({first_line(e)}); get or convert it again") from None
         return manifest
-
-
-# --------------------------------------------------------------------------------------------------- text and JSON
-
-
-def open_file(path: Path) -> BinaryIO:
-    """Open a regular file to read. Raises OSError; a FIFO or a device is refused: its reader may wait for ever."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return os.fdopen(fd, "rb")
-
-
-def read_text(path: Path) -> bytes:
-    """A file of at most MAX_TEXT_BYTES. Raises Error."""
-    try:
-        with open_file(path) as f:
-            data = f.read(MAX_TEXT_BYTES + 1)
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the path
-        reason = getattr(e, "strerror", None) or first_line(e)
-        raise Error(f"cannot read {path}: {reason}; get or convert it again") from None
-    if len(data) > MAX_TEXT_BYTES:
-        raise Error(f"{path} is damaged: it has more than {MAX_TEXT_BYTES >> 20} MB; get or convert it again")
-    return data
-
-
-def parse_json(data: bytes, name: object, kind: Any) -> Any:
-    """JSON of a type, as msgspec knows types: no key twice, no NaN, no bool for a number. Raises Error.
-
-    name: what the message calls it.
-    """
-    try:
-        raw = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
-    except (ValueError, RecursionError) as e:
-        raise Error(f"{name} is damaged ({first_line(e)}); get or convert it again") from None
-    return conform(raw, kind, name)
-
-
-def conform(raw: object, kind: Any, name: object) -> Any:
-    """A value as the type it has to be of. Raises Error, in which it is called by `name`."""
-    try:
-        return msgspec.convert(raw, kind)
-    except (msgspec.ValidationError, ValueError, RecursionError) as e:
-        raise Error(f"{name} is damaged ({first_line(e):.200}); get or convert it again") from None
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("it has a key twice")
-    return found
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"it has {constant} for a number")
-
-
-def json_text(value: object, indent: int | None = None) -> str:
-    """JSON, one line where it is not indented, whatever a reader takes for the end of a line.
-
-    >>> print(json_text({"café": "a\\u2028b\\udce9"}), end="")
-    {"café": "a\\u2028b\\udce9"}
-    """
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return "".join(_with_escapes(line, lambda c: json.dumps(c)[1:-1]) + "\n" for line in text.split("\n"))
-
-
-def shown(text: str) -> str:
-    """A name for people to read: a terminal takes nothing in it for a command, and it is not endless.
-
-    >>> print(shown("caf\\u202eé\\x1b[2J"))
-    caf\\u202eé\\x1b[2J
-    """
-    return printable(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "...")
-
-
-def printable(text: str) -> str:
-    """A text with whatever is not printable as Python writes it in strings."""
-    return _with_escapes(text, _escape)
-
-
-def _with_escapes(text: str, escape) -> str:
-    return text if text.isprintable() else "".join(c if c.isprintable() else escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
-
-
-# -------------------------------------------------------------------------------------------------------- classes
-
-
-def classes_text(classes: list[tuple[str, str]]) -> str:
-    """`classes.txt`: one class a line, name in the source and, where it differs, TAB, readable name.
-
-    Ordinary names stand as they are. Backslashes, and what is unprintable or may be taken for the end of a name or a
-    line, are written as Python writes them in strings.
-
-    >>> classes_text([("n01440764", "tench, Tinca tinca"), ("café", "café"), ("a\\tb", "a\\tb")])
-    'n01440764\\ttench, Tinca tinca\\ncafé\\na\\\\tb\\n'
-    """
-    rows = ((name,) if readable in (name, "") else (name, readable) for name, readable in classes)
-    return "".join("\t".join(map(_escaped, row)) + "\n" for row in rows)
-
-
-def read_classes(root: str | Path, manifest: Manifest | None = None) -> list[tuple[str, str]]:
-    """(name in the source, readable name) of every class, in label order.
-
-    manifest: the list has to be the one it names. Raises Error.
-    """
-    path = classes_path(Path(root))
-    data = read_text(path)
-    try:
-        lines = [line.split("\t") for line in data.decode().removesuffix("\n").split("\n")] if data else []
-        if any(len(line) > 2 for line in lines):
-            raise ValueError("a line has more than two names")
-        classes = [(_unescaped(line[0]), _unescaped(line[-1] or line[0])) for line in lines]
-    except ValueError as e:
-        raise Error(f"cannot read {path}: {first_line(e)}; get or convert it again") from None
-    if manifest is not None and hashlib.sha256(data).hexdigest() != manifest.classes_sha256:
-        raise Error(f"{path} is not the class list that the manifest names; get or convert it again")
-    if manifest is not None and len(classes) != manifest.num_classes:
-        raise Error(f"{path} lists {len(classes):,} classes, the manifest {manifest.num_classes:,}; convert again")
-    return classes
-
-
-def read_real(root: str | Path, manifest: Manifest, split: str) -> dict[str, list[int]] | None:
-    """{key: labels} of a split whose images have several true labels each; None where they have not. Raises Error."""
-    path = real_path(Path(root), split)
-    if path.name not in manifest.files:
-        return None
-    found = parse_json(read_text(path), path, dict[str, Annotated[list[Count], Meta(max_length=MAX_REAL)]])
-    if max(map(max, filter(None, found.values())), default=0) >= manifest.num_classes:
-        raise Error(f"{path} has labels of more than {manifest.num_classes:,} classes; get or convert it again")
-    return found
-
-
-def short_names(classes: list[tuple[str, str]]) -> list[str]:
-    """What tables call the classes: the first of a synset's names.
-
-    >>> short_names([("n01440764", "tench, Tinca tinca"), ("a", ", b")])
-    ['tench', 'a']
-    """
-    return [shown(readable.split(",")[0].strip() or name) for name, readable in classes]
-
-
-def _escaped(name: str) -> str:
-    return printable(name.replace("\\", "\\\\"))
-
-
-def _unescaped(text: str) -> str:
-    if "\\" not in text:
-        return text
-    escape = r"\\(?:\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
-    return re.sub(escape, lambda match: match[0].encode().decode("unicode_escape"), text)
 
 
 # ---------------------------------------------------------------------------------------------------------- index

@@ -22,7 +22,8 @@ from mlpdata.errors import Error, first_line
 from mlpdata.fetch import hub
 from mlpdata.fetch.download import ByteProgress, Wanted, fetch_alone, only_one
 from mlpdata.fetch.official import download_folder
-from mlpdata.shards.manifest import MAX_TEXT_BYTES, FileEntry, Manifest, manifest_path, work_path
+from mlpdata.shards.manifest import FileEntry, Manifest, manifest_path, work_path
+from mlpdata.shards.text import MAX_TEXT_BYTES
 from mlpdata.system.files import sync_dir
 
 BLOCK_BYTES = 8 << 20

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mlpdata.errors import Error
-from mlpdata.shards import index_file
+from mlpdata.shards import index
 from mlpdata.shards.manifest import CODECS, Manifest, ShardIndex
 
 BLOCK = 512
@@ -150,7 +150,7 @@ def open_index(root: Path, manifest: Manifest, split: str) -> ShardIndex:
     root, info = Path(root), manifest.splits[split]
     if not info.tars:
         raise Error(f"{root} has no tar shards of split {split!r}; convert with --format tar or both")
-    with index_file.opened(root, manifest, split) as table:
+    with index.opened(root, manifest, split) as table:
         column = _read_columns(table)
     return ShardIndex(
         files=[root / name for name in info.tars],
@@ -176,15 +176,15 @@ def _read_columns(table: pq.ParquetFile) -> dict[str, np.ndarray]:
         column[name] = np.empty(n, dtype) if constant is None else np.broadcast_to(np.dtype(dtype).type(constant), (n,))
     to_read = [name for name in column if column[name].strides != (0,)]
     at = 0
-    for batch in table.iter_batches(index_file.READ_ROWS, columns=to_read) if to_read else ():
+    for batch in table.iter_batches(index.READ_ROWS, columns=to_read) if to_read else ():
         part = slice(at, at + len(batch))
         for name in to_read:
             values = batch.column(name)
             if name == "codec":
                 numbers = np.array([_codec_number(c) for c in values.dictionary.to_pylist()], np.uint8)
-                column[name][part] = numbers[index_file.integers(values.indices)]
+                column[name][part] = numbers[index.integers(values.indices)]
             else:
-                column[name][part] = index_file.integers(values)
+                column[name][part] = index.integers(values)
         at = part.stop
     return column
 

@@ -28,9 +28,9 @@ OPEN = """
 import json, resource, sys, time
 import numpy, pyarrow.parquet, mlpdata.shards.tar, mlpdata.shards.beton          # imports are not the opening
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-from mlpdata.shards import index
+from mlpdata.shards.open import open_split
 started, cpu = time.perf_counter(), time.process_time()
-opened = index.open_split(sys.argv[1], "train", sys.argv[2])
+opened = open_split(sys.argv[1], "train", sys.argv[2])
 seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert len(opened.index) == int(sys.argv[3])
@@ -48,7 +48,7 @@ def make(root: Path) -> None:
     beton.create(path, plan, "raw", sizes, side, side, labels)
     lengths = [min(SHARD, N - at) for at in range(0, N, SHARD)]
     tars = [tar_path(root, "train", k) for k in range(len(lengths))]
-    from mlpdata.shards.index_file import SCHEMA
+    from mlpdata.shards.index import SCHEMA
 
     with pq.ParquetWriter(index_path(root, "train"), SCHEMA, compression="zstd") as writer:
         for k, (tar, n) in enumerate(zip(tars, lengths, strict=True)):

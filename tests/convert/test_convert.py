@@ -40,7 +40,8 @@ from mlpdata.convert.workdir import Lock
 from mlpdata.datasets import SPECS
 from mlpdata.inspect.verify import verify
 from mlpdata.shards import beton
-from mlpdata.shards.manifest import Manifest, read_classes
+from mlpdata.shards.classes import read_classes
+from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import Broken, ClassFilter, Sample, Unit, folder, shapes
 from mlpdata.system.progress import Progress, duration
 

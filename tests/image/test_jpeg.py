@@ -8,6 +8,7 @@ import tarfile
 import warnings
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 from archives import encoded, picture
@@ -306,7 +307,7 @@ def test_what_is_converted_is_what_is_read(tmp_path, options):
             assert any(source.endswith(f"a/{i}.jpg") for source in skipped), name
     assert len(whole) + len(skipped) == len(images)
     verify.verify(out)
-    rows = mlpdata.shards.index.tar.pq.read_table(out / "train.index.parquet").to_pylist()
+    rows = pq.read_table(out / "train.index.parquet").to_pylist()
     assert {row["key"] for row in rows} == set(whole)
     for format_ in ("tar", "beton") if options["format"] == "both" else (options["format"],):
         loaded, _ = mlpdata.load(out, format=format_).arrays()

@@ -11,7 +11,7 @@ from conftest import Inline, change_manifest, convert_quietly, relist, run_cli
 import mlpdata
 from mlpdata.errors import Error
 from mlpdata.inspect import info, snippets, stats, verify
-from mlpdata.shards import card, index_file
+from mlpdata.shards import card, index
 from mlpdata.shards.manifest import Manifest
 
 
@@ -107,7 +107,7 @@ def test_any_mixture_of_duplicates_is_counted(photos_dir, tmp_path, seed):
 def test_a_split_without_samples(photos_dir, tmp_path, monkeypatch):
     root = tmp_path / "copy"
     shutil.copytree(photos_dir, root)
-    pq.write_table(index_file.SCHEMA.empty_table(), root / "extra.index.parquet")
+    pq.write_table(index.SCHEMA.empty_table(), root / "extra.index.parquet")
     (root / "extra.beton").write_bytes(b"")
     raw = json.loads((root / "manifest.json").read_text())
     extra = {"num_samples": 0, "num_skipped": 0, "class_counts": [0] * 3, "beton": "extra.beton",

@@ -330,7 +330,7 @@ def test_subsets_and_classes_keep_ids_and_pixels(shapes_dir, tier):
         assert np.array_equal(np.sort(loader.order(3)), np.sort(loader.ids))
     kept = mlpdata.load(shapes_dir, "train", 64, tier=tier, classes=[3, 1])
     assert set(kept.labels.tolist()) == {1, 3} and kept.num_classes == mlpdata.load(shapes_dir).num_classes
-    name = mlpdata.shards.manifest.read_classes(shapes_dir)[3][0]
+    name = mlpdata.shards.classes.read_classes(shapes_dir)[3][0]
     renamed = mlpdata.load(shapes_dir, "train", 64, tier=tier, classes=[name, 1], relabel=True)
     assert renamed.num_classes == 2 and np.array_equal(renamed.labels, np.where(kept.labels == 3, 0, 1))
     assert torch.cat([b.labels for b in renamed]).sum() == (kept.labels == 1).sum()

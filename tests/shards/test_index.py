@@ -10,7 +10,8 @@ from archives import encoded, picture
 
 import mlpdata
 from mlpdata import Error
-from mlpdata.shards import beton, foreign, index
+from mlpdata.shards import beton, foreign
+from mlpdata.shards.open import open_split
 
 # -------------------------------------------------------------------------------------------------- foreign betons
 
@@ -436,6 +437,6 @@ def test_opening_a_million_samples_is_a_matter_of_moments(tmp_path):
     sizes, pixels = np.full(n, 12288), np.full(n, 64)
     beton.create(path, beton.layout(sizes), "raw", sizes, pixels, pixels, np.arange(n) % 1000)
     started = time.process_time()
-    opened = index.open_split(path)
+    opened = open_split(path)
     assert len(opened.index) == n and opened.num_classes == 1000
     assert time.process_time() - started < 20  # a hundredth of this where nothing else runs

@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 import mlpdata
 from mlpdata.errors import Error
-from mlpdata.inspect import info, snippets, stats, verify
+from mlpdata.inspect import info, preview, snippets, stats, verify
 from mlpdata.shards import manifest
-from mlpdata.shards.manifest import Manifest, classes_text, read_classes
+from mlpdata.shards.classes import classes_text, read_classes
+from mlpdata.shards.manifest import Manifest
 from mlpdata.sources.files import is_system
 from mlpdata.splits import canonical
 
@@ -170,9 +171,9 @@ def test_a_contact_sheet_of_classes_of_any_name(shapes_dir, tmp_path, monkeypatc
     change_manifest(
         root, classes_sha256=json.loads((root / "manifest.json").read_text())["files"]["classes.txt"]["sha256"]
     )
-    info.preview(root, tmp_path / "a.png")
+    preview.preview(root, tmp_path / "a.png")
     monkeypatch.setattr(ImageDraw.ImageDraw, "getfont", lambda self: ImageFont.load_default_imagefont())  # no FreeType
-    info.preview(root, tmp_path / "b.png")
+    preview.preview(root, tmp_path / "b.png")
     assert Image.open(tmp_path / "a.png").size == Image.open(tmp_path / "b.png").size
 
 

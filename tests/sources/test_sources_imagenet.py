@@ -27,7 +27,7 @@ from conftest import convert_quietly, read_jsonl
 from mlpdata import Error, labels
 from mlpdata.archive.blob import open_blob
 from mlpdata.archive.gzip import GzipFile
-from mlpdata.shards.manifest import read_classes
+from mlpdata.shards.classes import read_classes
 from mlpdata.sources import Broken, ClassFilter, imagenet, imagenet_listing
 from mlpdata.sources.imagenet import ImageNetTars, recognise
 from mlpdata.sources.imagenet_detect import open_imagenet1k, open_imagenet21k

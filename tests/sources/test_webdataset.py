@@ -9,7 +9,7 @@ from archives import encoded, picture, tar_bytes
 from conftest import convert_quietly, read_jsonl
 
 from mlpdata import Error, labels
-from mlpdata.shards.manifest import read_classes
+from mlpdata.shards.classes import read_classes
 from mlpdata.sources import Broken, ClassFilter
 from mlpdata.sources.webdataset import WebDataset, find
 
