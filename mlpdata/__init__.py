@@ -5,7 +5,7 @@ from mlpdata.errors import Error
 __version__ = "0.1.1"
 __all__ = ["Augment", "Batch", "Error", "Loader", "__version__", "load"]
 
-_LAZY = {"load": "loader.loader", "Loader": "loader.loader", "Batch": "augment.augment", "Augment": "augment.augment"}
+_LAZY = {"load": "loader.loader", "Loader": "loader.loader", "Batch": "augment.batch", "Augment": "augment.augment"}
 
 
 def __getattr__(name):

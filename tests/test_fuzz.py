@@ -25,7 +25,7 @@ import mlpdata
 from mlpdata import Error
 from mlpdata.archive import pickles, zipdir
 from mlpdata.archive.blob import PlainFile
-from mlpdata.image.jpeg import header
+from mlpdata.image.jpeg import header_of
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import Broken, Sample
 from mlpdata.sources.imagenet import ImageNetTars
@@ -121,8 +121,8 @@ def test_zips(tmp_path_factory, edits):
 @given(EDITS)
 def test_jpeg_headers(edits):
     data = spoilt(files()["0.jpg"], edits)
-    found = header(data)
-    assert found is None or (found.width > 0 and found.height > 0)
+    header = header_of(data)
+    assert header is None or (header.width > 0 and header.height > 0)
 
 
 @fuzz

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mlpdata.augment.augment import Augment, Batch
+from mlpdata.augment.augment import Augment
+from mlpdata.augment.batch import Batch
 from mlpdata.errors import Error
 from mlpdata.loader.loader import Loader
 from mlpdata.loader.order import EpochSteps

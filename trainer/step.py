@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mlpdata.augment.augment import Batch
+from mlpdata.augment.batch import Batch
 from trainer.world import World
 
 NEVER = 1 << 62

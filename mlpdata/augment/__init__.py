@@ -1,14 +1,5 @@
 """A batch to an augmented batch, on its device."""
 
-from __future__ import annotations
+from mlpdata.system.lazy import lazy_names
 
-_FACE = {"Augment": "augment", "Batch": "augment"}
-
-
-def __getattr__(name):
-    # Looked up when asked for: modules of this package are imported by others, which need not load all of it.
-    if name in _FACE:
-        from importlib import import_module
-
-        return getattr(import_module(f"{__name__}.{_FACE[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, {"Augment": "augment", "Augmentation": "settings", "Batch": "batch"})

@@ -20,11 +20,12 @@ from typing import NamedTuple
 import torch
 
 from mlpdata.augment import draws
+from mlpdata.augment.batch import Batch
+from mlpdata.augment.chroma import to_rgb
 from mlpdata.augment.draws import Draws
 from mlpdata.augment.pixels import (
     blend,
     cover,
-    from_ycc420,
     gather,
     grey,
     grey_mean,
@@ -33,12 +34,9 @@ from mlpdata.augment.pixels import (
     products,
     size_of,
     spread,
-    to_rgb,
-    to_ycc420,
     turned,
 )
-
-__all__ = ["Augment", "Batch", "from_ycc420", "to_ycc420"]
+from mlpdata.augment.settings import Augmentation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = ("nchw", "channels_last", "flat")
@@ -48,24 +46,6 @@ CHUNK = 32  # eager
 CHUNK_BYTES = 4 << 20  # compiled
 FEW = 3  # images: as many run as they are, for the compiler would make a version of their own for them
 COMPILE_PAYS_S = 30.0  # of eager work on the CPU before it is worth the compiler's 10 to 20 seconds
-
-
-@dataclass(slots=True)
-class Batch:
-    """N samples on the device.
-
-    images: uint8 (N, H, W, 3), or what the augmentation made of them. labels, ids: int64 (N,); an id is the sample's
-    position in its split. mix_labels, mix_lam: the partner's label, int64 (N,), and the own label's weight, float32
-    (N,); None without mixup or cutmix. chroma: None, or uint8 (N, ceil(H/2), ceil(W/2), 2), Cb and Cr as `to_ycc420`
-    makes them; images is then the luma, uint8 (N, H, W, 1).
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    ids: torch.Tensor
-    mix_labels: torch.Tensor | None = None
-    mix_lam: torch.Tensor | None = None
-    chroma: torch.Tensor | None = None
 
 
 class _Plan(NamedTuple):
@@ -80,70 +60,20 @@ class _Plan(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augment:
-    """What is done to a batch, in this order. Without random parts it is the evaluation transform.
+class Augment(Augmentation):
+    """Augments batches as its settings say. Without random parts it is the evaluation transform.
 
-    res:        output pixels a side; None keeps the stored size.
-    crop_scale: share of the area a random crop takes, (low, high); None for no crop.
-    crop_ratio: width over height of a crop, (low, high), drawn log-uniformly.
-    pad:        pixels of black put around the image, of which a window of its own size is then taken at random.
-                Excludes crop_scale.
-    flip:       mirror every other image at random.
-    brightness, contrast, saturation: a factor from max(0, 1 - x) to 1 + x, as torchvision's ColorJitter, but always in
-                this order.
-    cutout:     side of a square around a random output pixel that is set to the mean (0 after normalising).
-    erase:      probability of torchvision's RandomErasing: a box of 2 to 33% of the area, set to the mean.
-    mixup:      alpha of Beta(alpha, alpha); 0 for none. One weight a sample, where the paper draws one a batch: the
-                same distribution, and independent of how batches are cut. The partner is the batch's neighbour.
-    cutmix:     alpha of the share that stays of the image, the rest being a box out of the neighbour. With mixup too,
-                each pair of neighbours takes either, at even odds.
-    mean, std:  per channel, on the scale of 0 to 1; None leaves values from 0 to 1.
-    dtype:      of the output. layout: "nchw", "channels_last" (in memory), "flat" (N, 3 * R * R), channels first.
-    compile:    True and False force or forbid torch.compile, with the same results; None compiles at once for a GPU,
-                on the CPU after half a minute of work. Where compiling fails, a warning says so once.
+    dtype:  of the output, one of DTYPES.
+    layout: "nchw", "channels_last" (in memory), or "flat" (N, 3 * R * R), channels first.
 
     Test-time crops are the same thing: crop k of a sample is what `apply` makes of it as epoch k.
     """
 
-    res: int | None = None
-    crop_scale: tuple[float, float] | None = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    pad: int = 0
-    flip: bool = True
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    cutout: int = 0
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
     dtype: str = "float32"
     layout: str = "nchw"
-    compile: bool | None = None
 
     def __post_init__(self):
-        for name in ("crop_scale", "crop_ratio", "mean", "std"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))  # lists do not hash
-        if self.res is not None and self.res < 1:
-            raise ValueError(f"res must be positive, not {self.res}")
-        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale must be (low, high) with 0 < low <= high <= 1, not {self.crop_scale}")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ValueError(f"crop_ratio must be (low, high) with 0 < low <= high, not {self.crop_ratio}")
-        for name in ("pad", "brightness", "contrast", "saturation", "cutout", "erase", "mixup", "cutmix"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative: {getattr(self, name)}")
-        if self.pad and self.crop_scale is not None:
-            raise ValueError("pad and crop_scale exclude each other: set one of them to 0 or null")
-        if self.erase > 1:
-            raise ValueError(f"erase is a probability, not {self.erase}")
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std come together")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std must be positive, not {self.std}")
+        super().__post_init__()
         if self.dtype not in DTYPES or self.layout not in LAYOUTS:
             raise ValueError(f"dtype is one of {', '.join(DTYPES)}, layout of {', '.join(LAYOUTS)}")
 

@@ -8,7 +8,6 @@ float32 holds exactly: gathers, passes and matrix products give the same bits.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 GREY = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
 
@@ -130,34 +129,3 @@ def grey_mean(planes) -> torch.Tensor:
 def blend(planes, other, share) -> list[torch.Tensor]:
     share = share.view(-1, 1, 1)
     return [(share * c + (1 - share) * other).clamp(0, 255) for c in planes]
-
-
-# ---------------------------------------------------------------------------------------------------------- chroma
-
-
-def to_ycc420(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Luma at full and chroma at half resolution: 1.5 bytes a pixel instead of 3.
-
-    images: uint8 (N, H, W, 3). Returns uint8 (N, H, W, 1) and (N, ceil(H/2), ceil(W/2), 2), Cb and Cr: full-range
-    BT.601 as in JPEG (JFIF 1.02), chroma the mean of two by two pixels. Takes 40 bytes a pixel on the way: go by parts.
-    """
-    r, g, b = images.permute(3, 0, 1, 2).float()
-    y = 0.299 * r + 0.587 * g + 0.114 * b
-    chroma = torch.stack((128 + (b - y) / 1.772, 128 + (r - y) / 1.402), 1)
-    height, width = images.shape[1:3]
-    chroma = F.avg_pool2d(F.pad(chroma, (0, width % 2, 0, height % 2), mode="replicate"), 2)
-    luma, chroma = (t.round_().clamp_(0, 255).to(torch.uint8) for t in (y, chroma))
-    return luma.unsqueeze(3), chroma.permute(0, 2, 3, 1).contiguous()
-
-
-def from_ycc420(luma: torch.Tensor, chroma: torch.Tensor) -> torch.Tensor:
-    """Back to uint8 (N, H, W, 3), chroma upsampled bilinearly; the inverse of to_ycc420 but for what that left out."""
-    height, width = luma.shape[1:3]
-    c = F.interpolate(chroma.permute(0, 3, 1, 2).float() - 128, scale_factor=2, mode="bilinear", align_corners=False)
-    planes = to_rgb(luma[..., 0].float(), *c[:, :, :height, :width].unbind(1))
-    return torch.stack(planes, 3).round_().to(torch.uint8)
-
-
-def to_rgb(y, cb, cr) -> list[torch.Tensor]:
-    rgb = (y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb)
-    return [c.clamp(0, 255) for c in rgb]

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mlpdata.augment.augment import Augment, Batch
-from mlpdata.augment.pixels import to_ycc420
+from mlpdata.augment.augment import Augment
+from mlpdata.augment.batch import Batch
+from mlpdata.augment.chroma import to_ycc420
 from mlpdata.loader import jpeg_batch
 from mlpdata.loader.loader import Loader
 from mlpdata.shards.manifest import CODECS

@@ -22,7 +22,8 @@ def preview(root: Path, out: Path, split: str = "train", augment: object | None 
     """
     import torch
 
-    from mlpdata.augment.augment import Augment, Batch
+    from mlpdata.augment.augment import Augment
+    from mlpdata.augment.batch import Batch
     from mlpdata.loader.loader import load
 
     if out.suffix.lower() not in ("", ".png"):

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlpdata.augment.augment import Augment, Batch
-from mlpdata.augment.pixels import from_ycc420
+from mlpdata.augment.augment import Augment
+from mlpdata.augment.batch import Batch
+from mlpdata.augment.chroma import from_ycc420
 from mlpdata.errors import Error
 from mlpdata.loader import state, tiers
 from mlpdata.loader.checksums import check_files

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mlpdata.augment.augment import Batch
-from mlpdata.augment.pixels import from_ycc420, to_ycc420
+from mlpdata.augment.batch import Batch
+from mlpdata.augment.chroma import from_ycc420, to_ycc420
 from mlpdata.loader.order import EpochOrder, EpochSteps
 from mlpdata.loader.reader import Payloads, Reader, huge_empty
 from mlpdata.system.threads import Finish, ahead, done, finished

@@ -17,7 +17,8 @@ from mlpdata import splits
 from mlpdata.archive.blob import PlainFile
 from mlpdata.errors import Error
 from mlpdata.fetch.official import download_folder
-from mlpdata.image.codec import ImageError, probe
+from mlpdata.image.codec import probe
+from mlpdata.image.limits import ImageError
 from mlpdata.shards.manifest import CODECS, ShardIndex, manifest_path, work_path
 from mlpdata.sources.wds_sample import TarSample, image_of, iter_samples, label_of, other_images
 from mlpdata.sources.wds_tars import list_tars, tell_splits

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mlpdata.errors import Error, first_line
-from mlpdata.image.codec import MAX_PIXELS
+from mlpdata.image.limits import MAX_PIXELS
 from mlpdata.shards import beton, foreign, tar
 from mlpdata.shards.manifest import CODECS, Manifest, ShardIndex, beton_path
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import xxhash
 
 from mlpdata.errors import Error, first_line
-from mlpdata.image.codec import MAX_IMAGE_BYTES
+from mlpdata.image.limits import MAX_IMAGE_BYTES
 
 KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 MAX_LINKS = 1_000  # to one folder; links to folders of links are 2^n paths

@@ -11,7 +11,7 @@ from mlpdata import splits as split_names
 from mlpdata.archive.blob import open_blob
 from mlpdata.archive.tarscan import Damage, Member, scan
 from mlpdata.errors import Error
-from mlpdata.image.codec import MAX_IMAGE_BYTES
+from mlpdata.image.limits import MAX_IMAGE_BYTES
 from mlpdata.sources import Broken, ClassFilter, Sample, TooSmall, Unit
 from mlpdata.sources.devkit import DEVKIT, VAL_NAME, Devkit, read_devkit
 from mlpdata.sources.files import is_system

@@ -19,7 +19,7 @@ from mlpdata import splits as split_names
 from mlpdata.archive.blob import open_blob
 from mlpdata.archive.tarscan import SPECIAL, Damage, Member, ReadAt, Special
 from mlpdata.errors import Error
-from mlpdata.image.codec import MAX_IMAGE_BYTES
+from mlpdata.image.limits import MAX_IMAGE_BYTES
 from mlpdata.sources import Broken, ClassFilter, Sample, Source, TooSmall, Unit, keys, most_samples
 from mlpdata.sources.devkit import DEVKIT, val_labels
 from mlpdata.sources.files import is_system, looks_like_image

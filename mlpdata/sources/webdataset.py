@@ -18,7 +18,7 @@ from mlpdata import splits as split_names
 from mlpdata.archive.tarscan import BLOCK
 from mlpdata.errors import Error
 from mlpdata.fetch.hub import Repository
-from mlpdata.image.codec import MAX_IMAGE_BYTES
+from mlpdata.image.limits import MAX_IMAGE_BYTES
 from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, keys, most_samples
 from mlpdata.sources.files import IMAGE_SUFFIXES
 from mlpdata.sources.wds_sample import (

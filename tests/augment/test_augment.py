@@ -13,7 +13,7 @@ from PIL import Image
 
 from mlpdata import Augment, Batch
 from mlpdata.augment import draws
-from mlpdata.augment.augment import from_ycc420, to_ycc420
+from mlpdata.augment.chroma import from_ycc420, to_ycc420
 from mlpdata.augment.draws import FLIP, MIXUP, Draws, uniform
 
 

@@ -27,7 +27,9 @@ import torch
 import torch.nn.functional as F
 
 from mlpdata.augment import draws
-from mlpdata.augment.augment import Augment, Batch, to_ycc420
+from mlpdata.augment.augment import Augment
+from mlpdata.augment.batch import Batch
+from mlpdata.augment.chroma import to_ycc420
 from mlpdata.augment.draws import Draws
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.23)

@@ -11,7 +11,10 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageFile
 
-from mlpdata.image import codec as image
+from mlpdata import image
+from mlpdata.choices import FILTERS, RESIZES
+from mlpdata.image import pillow
+from mlpdata.image.resize import BAND, _bands, area_mean
 
 
 def photo(width, height, seed=0):
@@ -28,8 +31,8 @@ def encoded(pixels, kind, **options):
     return out.getvalue()
 
 
-@pytest.mark.parametrize("rule", image.RESIZES)
-@pytest.mark.parametrize("filter_", image.FILTERS)
+@pytest.mark.parametrize("rule", RESIZES)
+@pytest.mark.parametrize("filter_", FILTERS)
 def test_resize_equals_pillow_on_the_exact_decode(rule, filter_):
     pixels = photo(100, 60)
     resize = image.Resize(32, rule, filter_)
@@ -39,13 +42,13 @@ def test_resize_equals_pillow_on_the_exact_decode(rule, filter_):
         "crop": ((20, 0, 80, 60), (32, 32)),
         "longest": ((0, 0, 100, 60), (32, 19)),
     }[rule]
-    expected = Image.fromarray(pixels).resize(size, image.FILTERS[filter_], box=box)
+    expected = Image.fromarray(pixels).resize(size, Image.Resampling[filter_.upper()], box=box)
     assert source == (100, 60)
     assert np.array_equal(seen, np.asarray(expected))
 
 
-@pytest.mark.parametrize("rule", image.RESIZES)
-@pytest.mark.parametrize("filter_", image.FILTERS)
+@pytest.mark.parametrize("rule", RESIZES)
+@pytest.mark.parametrize("filter_", FILTERS)
 def test_scaled_decode_is_close_to_the_exact_one(rule, filter_):
     data = encoded(photo(500, 375), "JPEG", quality=92)
     resize = image.Resize(64, rule, filter_)
@@ -78,7 +81,7 @@ def test_area_mean_weighs_every_pixel_by_what_is_covered_of_it(shape, box, size)
     (h, w), (width, height) = shape, size
     down, across = weights(h, box[1], box[3], height), weights(w, box[0], box[2], width)
     expected = np.einsum("yh,xw,hwc->yxc", down, across, pixels, optimize=True)
-    seen = image.area_mean(pixels, box, size)
+    seen = area_mean(pixels, box, size)
     assert seen.dtype == np.uint8 and seen.shape == (height, width, 3)
     # Rounding the result takes 0.5, and weights in 256ths of some four pixels each way up to 2 of 255.
     assert np.abs(seen - expected).max() < 2 and np.abs(seen - expected).mean() < 0.5
@@ -87,8 +90,8 @@ def test_area_mean_weighs_every_pixel_by_what_is_covered_of_it(shape, box, size)
     for whole, (n, start, stop, m) in zip(
         exact, ((h, box[1], box[3], height), (w, box[0], box[2], width)), strict=True
     ):
-        for first, a, b, band in image._bands(n, start, stop, m, 1):
-            whole[first : first + image.BAND, a:b] = band
+        for first, a, b, band in _bands(n, start, stop, m, 1):
+            whole[first : first + BAND, a:b] = band
         assert (whole.sum(axis=1) == 256).all() and (whole >= 0).all()
     sums = np.einsum("yh,xw,hwc->yxc", *exact, pixels.astype(np.int64), optimize=True)
     assert np.array_equal(seen, (sums + (1 << 15)) >> 16)
@@ -103,17 +106,17 @@ def test_no_product_of_area_mean_is_large_enough_for_threads(monkeypatch):
         matmul(a, b, out=out)
 
     monkeypatch.setattr(np, "matmul", recorded)
-    image.area_mean(np.zeros((900, 1200, 3), np.uint8), (0, 0, 1200, 900), (300, 400))
+    area_mean(np.zeros((900, 1200, 3), np.uint8), (0, 0, 1200, 900), (300, 400))
     assert 1 << 16 < max(sizes) <= 1 << 18
 
 
 def test_area_mean_keeps_what_has_one_colour():
     for value in (0, 1, 127, 254, 255):
-        seen = image.area_mean(np.full((97, 131, 3), value, np.uint8), (0, 0, 131, 97), (64, 64))
+        seen = area_mean(np.full((97, 131, 3), value, np.uint8), (0, 0, 131, 97), (64, 64))
         assert (seen == value).all()
 
 
-@pytest.mark.parametrize("rule", image.RESIZES)
+@pytest.mark.parametrize("rule", RESIZES)
 def test_what_is_kept_is_what_resizing_leaves_alone(rule):
     resize, sizes = image.Resize(5, rule), range(1, 12)
     for width, height in ((w, h) for w in sizes for h in sizes):
@@ -282,7 +285,7 @@ def test_whatever_a_plugin_raises_is_a_reason(error, where, monkeypatch):
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(*((Image, "open", fails) if where == "open" else (image, "to_rgb", fails)))
+    monkeypatch.setattr(*((Image, "open", fails) if where == "open" else (pillow, "to_rgb", fails)))
     with pytest.raises(image.ImageError, match=r"^cannot decode: ") as caught:
         image.decode(encoded(RGB, "PNG"), image.Resize(16))
     assert "\n" not in str(caught.value)
@@ -328,7 +331,7 @@ def bombs():
 
 @pytest.mark.parametrize("name", bombs())
 def test_a_declared_size_whose_decoding_takes_gigabytes_is_not_decoded(name, monkeypatch):
-    monkeypatch.setattr(image, "to_rgb", None)
+    monkeypatch.setattr(pillow, "to_rgb", None)
     data = bombs()[name]
     with pytest.raises(image.ImageError, match=r"declares \d+ x \d+ pixels; at most"):
         image.decode(data, image.Resize(32))
@@ -374,7 +377,7 @@ def test_pillows_settings_are_ours_while_we_decode_and_the_users_again_behind(mo
             image.decode(cut, image.Resize(32))
         # Transparency in bytes, which Pillow warns about; and one thread in it while another one comes and goes.
         palette = encoded(Image.fromarray(RGB).quantize(8), "PNG", transparency=bytes(range(8)))
-        with image._pillow:
+        with pillow.pillow_settings:
             image.decode(palette, image.Resize(16))
             assert not ImageFile.LOAD_TRUNCATED_IMAGES
         with pytest.raises(UserWarning):

@@ -16,9 +16,8 @@ from conftest import convert_quietly
 from PIL import Image
 
 import mlpdata
-from mlpdata import Error
-from mlpdata.image import codec as image
-from mlpdata.image import jpeg
+from mlpdata import Error, image
+from mlpdata.image import jpeg, pillow
 from mlpdata.inspect import read_back, verify
 from mlpdata.loader import jpeg_batch
 from mlpdata.loader import reader as reader_module
@@ -370,7 +369,7 @@ def with_scans(data, n):
 )
 def test_jpegs_that_would_cost_minutes_or_gigabytes_are_refused_before_they_are_decoded(data, reason, monkeypatch):
     monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
-    monkeypatch.setattr(image, "to_rgb", None)
+    monkeypatch.setattr(pillow, "to_rgb", None)
     with pytest.raises(image.ImageError, match=reason):
         image.decode(data, RESIZE)
 
@@ -379,7 +378,7 @@ def test_the_header_of_a_jpeg_with_a_large_one_is_read():
     """The first scan marker may stand in a thumbnail, before the image's own header."""
     for more in (EXTRAS["thumbnail"], segment(APP1, bytes(60_000))):
         data = BASE[:2] + more + BASE[2:]
-        head = jpeg.header(data)
+        head = jpeg.header_of(data)
         assert (head.width, head.height, head.frame, head.is_clean) == (SIZE, SIZE, 0xC0, False)
         assert image.probe(data) == (SIZE, SIZE, True)
-    assert jpeg.header(BASE[:100]) is None and jpeg.header(b"\xff\xd8\xff") is None
+    assert jpeg.header_of(BASE[:100]) is None and jpeg.header_of(b"\xff\xd8\xff") is None

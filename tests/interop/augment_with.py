@@ -11,7 +11,8 @@ from torchvision.transforms import RandomErasing, RandomResizedCrop
 from torchvision.transforms.v2 import CutMix
 
 from mlpdata.augment import draws
-from mlpdata.augment.augment import Augment, Batch
+from mlpdata.augment.augment import Augment
+from mlpdata.augment.batch import Batch
 from mlpdata.augment.draws import Draws, uniform
 
 SEED, EPOCH, N = 7, 3, 48
