@@ -154,12 +154,13 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
     mlpdata download imagenet1k --cookies cookies.txt --to /data
     """
     from mlpdata import datasets
-    from mlpdata.fetch import official, web
+    from mlpdata.fetch import official
+    from mlpdata.fetch.login import Login, parse_headers
 
     spec = datasets.get(dataset)
     if not spec.archives:
         raise Error(f"{spec.name} has no archive to download")
-    login = web.Login(headers=web.parse_headers(headers), cookies=cookies) if headers or cookies else None
+    login = Login(headers=parse_headers(headers), cookies=cookies) if headers or cookies else None
     folder = to or official.download_folder()
     official.download(spec.archives, folder, only=only, login=login, dry_run=dry_run, say=click.echo, quiet=quiet)
 

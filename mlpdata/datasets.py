@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlpdata.errors import Error, UsageError
-from mlpdata.fetch import hub, web
+from mlpdata.fetch import http, hub
 from mlpdata.fetch.download import fetch
 from mlpdata.fetch.official import ACCOUNT, Archive, download_folder, fetch_url, missing
 from mlpdata.sources import ClassFilter, Source
@@ -329,7 +329,7 @@ def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | st
     """What is to be read: a path, the URL of an archive to be read in place, or a repository."""
     if given and hub.is_repository(given):
         return hub.open_repository(given)
-    if given and web.is_url(given):
+    if given and http.is_url(given):
         if spec.reads_urls:
             return given
         return fetch_url(given, say, quiet)  # such archives are read here and there
@@ -355,10 +355,10 @@ def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | st
         if (download_folder() / archive.name).exists():
             return download_folder() / archive.name
     first = spec.archives[0]
-    if first.wanted().urls and not first.login:
+    if first.remote_file().urls and not first.login:
         say(f"{first.name} is not there yet: fetching it into {download_folder()}")
         try:
-            return fetch(first.wanted(), download_folder(), say=say, quiet=quiet)
+            return fetch(first.remote_file(), download_folder(), say=say, quiet=quiet)
         except Error as e:
             raise Error(f"{e}; or put {first.facts} into {download_folder()}, or pass its path as --source") from None
     copy = f"; its copy on the Hub, --source hf:{spec.repository}, wants an account there" if spec.repository else ""

@@ -64,7 +64,7 @@ class Inline:
     def __exit__(self, *_):
         pass
 
-    def map(self, function, tasks, tick=None):
+    def map(self, function, tasks, progress=None, amount=None):
         return ((task, function(self.state, task)) for task in tasks)
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 
 from mlpdata import cli
 from mlpdata.cli import main
-from mlpdata.system.progress import Progress
 from mlpdata.system.threads import cores
 
 ROOT = Path(__file__).parents[1]
@@ -162,26 +161,6 @@ def test_a_conversion_with_closed_streams_works(tmp_path, closed):
     assert done.returncode == 0
     assert (tmp_path / "out" / "manifest.json").exists()
     assert run_cli("verify", tmp_path / "out").returncode == 0
-
-
-def test_a_progress_line_that_nobody_reads_stops_nothing(monkeypatch):
-    class Gone:
-        def isatty(self):
-            return False
-
-        def write(self, text):
-            raise BrokenPipeError
-
-        def flush(self):
-            raise BrokenPipeError
-
-    for stream in (Gone(), None):
-        monkeypatch.setattr(sys, "stderr", stream)
-        progress = Progress("converting", 10)
-        progress._say()
-        progress.add(5)
-        progress.finish()
-        assert progress.done == 5
 
 
 def test_cores_where_the_system_does_not_say(monkeypatch):

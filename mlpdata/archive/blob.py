@@ -10,7 +10,7 @@ import xxhash
 from mlpdata.archive.gzip import GzipFile
 from mlpdata.archive.url import UrlFile
 from mlpdata.errors import Error, cannot_read, reading
-from mlpdata.fetch import web
+from mlpdata.fetch import http
 
 END_BYTES = 1 << 20
 
@@ -63,7 +63,7 @@ Blob = PlainFile | GzipFile | UrlFile
 
 def open_blob(path: Path | str) -> Blob:
     """Open by content, not by name. Raises Error where the file cannot be read."""
-    if web.is_url(str(path)):
+    if http.is_url(str(path)):
         blob = UrlFile(str(path))
         if blob.read_at(0, 2) == b"\x1f\x8b":
             raise Error(f"{path} is a gzip stream, which cannot be read in place; download it first")
@@ -80,7 +80,7 @@ def fingerprint(path: str) -> dict:
     """
     if path.startswith("hf:") or os.path.isdir(path):
         return {}
-    blob = UrlFile(path) if web.is_url(path) else PlainFile(Path(path))
+    blob = UrlFile(path) if http.is_url(path) else PlainFile(Path(path))
     ends = blob.read_at(0, END_BYTES) + blob.read_at(max(0, blob.size - END_BYTES), END_BYTES)
     blob.close()
     return {"bytes": blob.size, "xxh3_of_ends": xxhash.xxh3_64_hexdigest(ends)}

@@ -6,7 +6,9 @@ import contextlib
 import os
 
 from mlpdata.errors import Error
-from mlpdata.fetch import web
+from mlpdata.fetch import http
+from mlpdata.fetch.login import Login
+from mlpdata.fetch.retry import Backoff, TransientError, retry
 
 NEAR_BYTES = 64 << 10  # the least that is asked of a server: a header, and what may follow it
 PIECE_BYTES = 16 << 20  # the most that is asked of a server at once
@@ -23,7 +25,7 @@ class UrlFile:
 
     compressed = False
 
-    def __init__(self, url: str, login: web.Login = web.Login(), size: int | None = None):  # noqa: B008 - it is frozen
+    def __init__(self, url: str, login: Login = Login(), size: int | None = None):  # noqa: B008 - it is frozen
         self.path, self._login = url, login
         self._session, self._pid, self._tag = None, 0, ""
         self._near, self._near_at, self._ahead = b"", 0, NEAR_BYTES
@@ -72,12 +74,12 @@ class UrlFile:
 
     def _fetch(self, start: int, stop: int) -> bytes:
         """Exactly the bytes `start` to `stop`, over as many connections as it takes."""
-        pauses, data = web.Pauses(self.path), bytearray()
+        pauses, data = Backoff(self.path), bytearray()
         while len(data) < stop - start:
             try:
                 with contextlib.closing(self._get(start + len(data), stop)) as answer:
                     if answer.size not in (None, self.size):
-                        raise web.Changed
+                        raise http.FileChangedError
                     if answer.response.status_code != 206 and stop - start < self.size:
                         raise Error(f"{self.path}: {NO_RANGES}")
                     for chunk in answer.chunks():
@@ -86,10 +88,10 @@ class UrlFile:
                         if len(data) >= stop - start:  # a server may send on for ever
                             break
                 if len(data) < stop - start:
-                    raise web.Passing("the connection was cut")
-            except web.Passing as e:
+                    raise TransientError("the connection was cut")
+            except TransientError as e:
                 pauses.after(e)
-            except web.Changed:
+            except http.FileChangedError:
                 raise Error(f"{self.path} has changed on the server while it was read; start again") from None
         return bytes(data[: stop - start])
 
@@ -108,9 +110,9 @@ class UrlFile:
                 self._near = bytes(begun[:NEAR_BYTES])
                 return answer.size
 
-        return web.persist(self.path, ask)
+        return retry(self.path, ask)
 
-    def _get(self, start: int, stop: int) -> web.Answer:
+    def _get(self, start: int, stop: int) -> http.Response:
         if self._session is None or self._pid != os.getpid():  # a connection must not be shared with a fork
             self._session, self._pid = self._login.session(self.path), os.getpid()
-        return web.get(self._session, self.path, start, stop, self._tag)
+        return http.get(self._session, self.path, start, stop, self._tag)

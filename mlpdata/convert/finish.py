@@ -24,7 +24,7 @@ from mlpdata.shards.manifest import FORMAT_VERSION, Manifest, SplitInfo, beton_p
 from mlpdata.system.disk import ALIGN, aligned, open_direct, preadv
 from mlpdata.system.engines import Engine
 from mlpdata.system.files import sync_dir
-from mlpdata.system.threads import ahead
+from mlpdata.system.threads import prefetch
 
 HASH_BYTES = 4 << 20  # read at a time
 
@@ -86,7 +86,7 @@ class Hasher:
             if fd is None:
                 fd = os.open(self._path, os.O_RDONLY)
             try:
-                for chunk in ahead(self._chunks(fd), 1):
+                for chunk in prefetch(self._chunks(fd), 1):
                     self._digest.update(chunk)
             finally:
                 os.close(fd)

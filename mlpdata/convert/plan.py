@@ -18,7 +18,7 @@ from mlpdata.archive.blob import fingerprint
 from mlpdata.convert.options import FORMATS, Options
 from mlpdata.convert.units import Recipe, Task
 from mlpdata.errors import Error
-from mlpdata.fetch import web
+from mlpdata.fetch import http
 from mlpdata.shards.manifest import FORMAT_VERSION, work_path
 from mlpdata.sources import ClassFilter, Source, Unit, keys
 from mlpdata.splits import checked, find
@@ -165,9 +165,9 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
 
 def _source_files(source: Source, stamps: dict[str, str]) -> dict[str, dict]:
     """What the manifest says of the files read: by name, and by as much of the path as tells them apart."""
-    names = {path: web.file_name(path) for path in source.files}
+    names = {path: http.file_name(path) for path in source.files}
     if len(set(names.values())) < len(names):
-        above = os.path.commonpath(names) if not any(map(web.is_url, names)) else ""
+        above = os.path.commonpath(names) if not any(map(http.is_url, names)) else ""
         names = {path: os.path.relpath(path, above) if above else path for path in names}
     found = {}
     for path, name in names.items():
@@ -272,11 +272,3 @@ def _command(
     words += [f"--label-column {options.label_column}"] if options.label_column else []
     words += [f"--classes {Path(options.classes).name}"] if options.classes else []
     return " ".join(words)
-
-
-def size(num_bytes: float) -> str:
-    """Bytes for people: 12 bytes, 3.4 kB, 145 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
-            return f"{num_bytes:,.0f} {unit}" if num_bytes >= 10 or unit == "bytes" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000

@@ -24,7 +24,7 @@ from mlpdata.convert.finish import Found, Hasher, iter_skipped, seal
 from mlpdata.convert.limit import first_samples
 from mlpdata.convert.options import Options
 from mlpdata.convert.parts import Part, cut_off, lacks
-from mlpdata.convert.plan import Plan, is_large, make_plan, size, splits_of
+from mlpdata.convert.plan import Plan, is_large, make_plan, splits_of
 from mlpdata.convert.sums import Summary
 from mlpdata.convert.units import Task
 from mlpdata.convert.workdir import (
@@ -46,6 +46,7 @@ from mlpdata.shards.manifest import Manifest, beton_path, index_path, skipped_pa
 from mlpdata.sources import NothingLeft
 from mlpdata.system.engines import Engine, LocalEngine, RayEngine
 from mlpdata.system.files import sync_dir
+from mlpdata.system.format import format_bytes
 from mlpdata.system.progress import Progress
 
 LOW_FIDELITY_DB = 35.0  # warned of, unless so few images were measured that chance explains it
@@ -174,14 +175,14 @@ def _announce(plan: Plan) -> str:
     beton_bytes, tar_bytes = plan.estimate
     files = []
     if plan.beton_codec:
-        files.append(f"beton ({plan.beton_codec}, about {size(beton_bytes)})")
+        files.append(f"beton ({plan.beton_codec}, about {format_bytes(beton_bytes)})")
     if plan.tar_codec:
-        files.append(f"tar ({plan.tar_codec}, about {size(tar_bytes)})")
+        files.append(f"tar ({plan.tar_codec}, about {format_bytes(tar_bytes)})")
     n = plan.num_expected
     count = f"{n:,} images" if n else "an unknown number of images"
     return (
         f"{plan.spec.title}, {plan.source.release}: {count} to {plan.res} px in {plan.root}: "
-        f"{' and '.join(files)}; the work needs at most about {size(plan.peak_bytes)} of disk"
+        f"{' and '.join(files)}; the work needs at most about {format_bytes(plan.peak_bytes)} of disk"
     )
 
 
@@ -194,21 +195,19 @@ def _convert_parts(plan: Plan, engine: Engine, say, again: bool) -> None:
     todo = [task for task in plan.share if task.unit.name not in done]
     if plan.options.assemble and todo and not again:
         raise Error(_missing(plan, todo))
-    progress = _progress(plan, plan.share)
-    if done and not again:
-        say(f"going on: {len(done)} of {len(plan.share)} units are done")
-        for task in plan.share:
-            if part := done.get(task.unit.name):
-                progress.resume(sum(part.counts.values()), task.unit.num_bytes, part.num_skipped)
-    _make_parts(plan, todo, engine, progress)
-    progress.finish()
+    with _progress(plan, plan.share) as progress:
+        if done and not again:
+            say(f"going on: {len(done)} of {len(plan.share)} units are done")
+            for task in plan.share:
+                if part := done.get(task.unit.name):
+                    progress.resume(*_amount(task, part))
+        _make_parts(plan, todo, engine, progress)
 
 
 def _first_samples(plan: Plan) -> Plan:
     """Convert just what --limit wants. Returns the plan with the units it took and how many samples of each."""
-    progress = _progress(plan, [])
     holds = [tuple(s for s in splits_of(plan.source, task.unit) if s in plan.splits) for task in plan.tasks]
-    with _engine(plan) as engine:
+    with _engine(plan) as engine, _progress(plan, []) as progress:
 
         def convert(tasks: list[Task]) -> list[dict[str, int]]:
             done = _parts_found(plan, tasks, engine)
@@ -216,14 +215,12 @@ def _first_samples(plan: Plan) -> Plan:
             return [done[task.unit.name].counts for task in tasks]
 
         tasks = first_samples([task.unit for task in plan.tasks], holds, plan.options.limit, convert)
-    progress.finish()
     return replace(plan, tasks=tasks)
 
 
 def _progress(plan: Plan, tasks: list[Task]) -> Progress:
-    progress = Progress("converting", plan.num_expected, quiet=plan.options.quiet)
-    progress.num_bytes_expected = sum(task.unit.num_bytes for task in tasks)
-    return progress
+    total_bytes = sum(task.unit.num_bytes for task in tasks)
+    return Progress("converting", plan.num_expected, quiet=plan.options.quiet, total_bytes=total_bytes)
 
 
 def _parts_found(plan: Plan, tasks: list[Task], engine: Engine) -> dict[str, assembly.PartFound]:
@@ -231,23 +228,23 @@ def _parts_found(plan: Plan, tasks: list[Task], engine: Engine) -> dict[str, ass
     may_be_cut = begun_with(plan) is not None
     there = [task for task in tasks if assembly.part_path(plan.work, task.unit.name).exists()]
     checks = [assembly.CheckPart(task, may_be_cut) for task in there]
-    found = {}
-    progress = Progress("checking", len(checks), unit="units", quiet=plan.options.quiet)
-    for check, part in engine.map(assembly.check_part, checks, progress.tick):
-        progress.add(1)
-        if part is not None:
-            found[check.task.unit.name] = part
-    progress.finish()
-    return found
+    with Progress("checking", len(checks), unit="units", quiet=plan.options.quiet) as progress:
+        parts = engine.map(assembly.check_part, checks, progress)
+        return {check.task.unit.name: part for check, part in parts if part is not None}
 
 
 def _make_parts(plan: Plan, tasks: list[Task], engine: Engine, progress: Progress) -> dict[str, assembly.PartFound]:
-    made = {}
-    for task, part in engine.map(assembly.convert_task, tasks, progress.tick):
-        made[task.unit.name] = part
-        progress.add(sum(part.counts.values()), task.unit.num_bytes, part.num_skipped)
+    made = {task.unit.name: part for task, part in engine.map(assembly.convert_task, tasks, progress, _amount)}
     sync_dir(plan.parts)
     return made
+
+
+def _shard_amount(task: assembly.ShardTask, result: assembly.Made | assembly.Undecodable) -> tuple[int, int]:
+    return (len(task), result.num_bytes) if isinstance(result, assembly.Made) else (0, 0)
+
+
+def _amount(task: Task, part: assembly.PartFound) -> tuple[int, int, int]:
+    return sum(part.counts.values()), task.unit.num_bytes, part.num_skipped
 
 
 def _begin_anew(plan: Plan) -> None:
@@ -366,13 +363,9 @@ def _assemble(plan: Plan, engine: Engine, found: Found) -> Assembled:
     np.save(plan.work / assembly.LABELS, found.label_map)
     tasks = [task for split in sorted(plan.splits) for task in _shard_tasks(plan, split, durable, found.label_map)]
     there = [task for task in tasks if assembly.journal_path(plan.work, task.name).exists()]
-    progress = Progress("checking", len(there), unit="shards", quiet=plan.options.quiet)
-    made: dict[str, assembly.Made] = {}
-    for task, result in engine.map(assembly.check_made, there, progress.tick):
-        progress.add(1)
-        if result is not None:
-            made[task.name] = result
-    progress.finish()
+    with Progress("checking", len(there), unit="shards", quiet=plan.options.quiet) as progress:
+        results = engine.map(assembly.check_made, there, progress)
+        made: dict[str, assembly.Made] = {task.name: result for task, result in results if result is not None}
     if lacking := _lacking(plan, [task for task in tasks if task.name not in made]):
         return Assembled(lacking=lacking)
     undecodable: set[int] = set()
@@ -399,14 +392,14 @@ def _assemble(plan: Plan, engine: Engine, found: Found) -> Assembled:
                 cut = behind
 
         move_on()
-        for task, result in engine.map(assembly.write_shard, [t for t in tasks if t.name not in made], progress.tick):
+        stack.enter_context(progress)
+        todo = [task for task in tasks if task.name not in made]
+        for task, result in engine.map(assembly.write_shard, todo, progress, _shard_amount):
             if isinstance(result, assembly.Undecodable):
                 undecodable |= result.parts
                 continue
             made[task.name] = result
-            progress.add(len(task), result.num_bytes)
             move_on()
-        progress.finish()
         if undecodable:
             return Assembled(undecodable=undecodable)
         for index in indexes.values():
@@ -485,7 +478,7 @@ def _say_done(plan: Plan, manifest: Manifest, found: Found, seconds: float, say)
     omitted += [f"{skipped:,} skipped"] if skipped or not left_out else []
     omitted += [f"{left_out:,} {'files' if left_out > 1 else 'file'} left out"] if left_out else []
     say(
-        f"done: {n:,} images ({counts}), {', '.join(omitted)}, {size(num_bytes)} in {plan.root}, "
+        f"done: {n:,} images ({counts}), {', '.join(omitted)}, {format_bytes(num_bytes)} in {plan.root}, "
         f"{seconds:.1f} s, {n / seconds:,.0f} images/s"
     )
 

@@ -16,10 +16,11 @@ import xxhash
 
 from mlpdata.convert.assembly import SHARDS
 from mlpdata.convert.parts import keyed_check
-from mlpdata.convert.plan import Plan, largest, size
+from mlpdata.convert.plan import Plan, largest
 from mlpdata.errors import Error, first_line
 from mlpdata.shards.manifest import Manifest, manifest_path
 from mlpdata.system.files import sync_dir, write_atomic
+from mlpdata.system.format import format_bytes
 
 WAIT_S = 2.0  # for the workers of a run that was just killed: they hold its lock for a moment
 
@@ -147,8 +148,9 @@ def check_space(plan: Plan, payload_bytes: int | None = None) -> None:
                 there += sum(e.stat(follow_symlinks=False).st_blocks * 512 for e in entries)
     if need > free + there:
         raise Error(
-            f"no space for {plan.root}: at its largest the work takes about {size(need)}, "
-            f"{size(free + there)} are free or in use by it already; the same command goes on when there is more"
+            f"no space for {plan.root}: at its largest the work takes about {format_bytes(need)}, "
+            f"{format_bytes(free + there)} are free or in use by it already; the same command goes on when there is "
+            "more"
         )
 
 

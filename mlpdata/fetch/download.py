@@ -19,9 +19,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mlpdata.errors import Error, first_line
-from mlpdata.fetch import web
+from mlpdata.fetch import http
+from mlpdata.fetch.login import Login
+from mlpdata.fetch.retry import ATTEMPTS, Backoff, TransientError, retry
 from mlpdata.system.files import sync_dir, write_atomic
-from mlpdata.system.progress import Progress, duration
+from mlpdata.system.progress import Progress
 
 SLOW_AFTER_S, SLOW_BYTES_PER_S = 5.0, 4e6  # one connection this slow after so long gets company
 CONNECTIONS = 4  # at most, to one server
@@ -34,7 +36,7 @@ SPARE_BYTES = 1 << 30  # of the disk, left free by a body whose end nobody knows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class RemoteFile:
     """A file to be fetched."""
 
     name: str
@@ -43,7 +45,7 @@ class Wanted:
     md5: str | None = None
     sha256: str | None = None
 
-    def at(self, *urls: str) -> Wanted:
+    def from_urls(self, *urls: str) -> RemoteFile:
         """The same file from elsewhere."""
         return replace(self, urls=urls)
 
@@ -54,9 +56,9 @@ class Wanted:
 
 
 def fetch(
-    wanted: Wanted,
+    wanted: RemoteFile,
     folder: Path,
-    login: web.Login = web.Login(),  # noqa: B008 - it is frozen
+    login: Login = Login(),  # noqa: B008 - it is frozen
     say: Callable[[str], None] = lambda line: None,
     quiet: bool = False,
 ) -> Path:
@@ -70,11 +72,11 @@ def fetch(
         login.session(wanted.urls[0]).close()  # a login that cannot be read is no matter of mirrors
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with only_one(folder / f".{wanted.name}.lock", say):
+        with exclusive(folder / f".{wanted.name}.lock", say):
             if path.exists():
                 _check(path, wanted, f"{path} is there, but", quiet)
                 return path
-            fetch_alone(wanted, path, login, say, quiet)
+            fetch_unlocked(wanted, path, login, say, quiet)
     except OSError as e:
         raise Error(f"cannot write {e.filename or path}: {e.strerror or e}") from None
     except KeyboardInterrupt:
@@ -83,7 +85,7 @@ def fetch(
 
 
 @contextlib.contextmanager
-def only_one(lock_path: Path, say):
+def exclusive(lock_path: Path, say):
     """Hold a file's lock; the system takes it back from a process that dies."""
     from filelock import FileLock, Timeout  # here, as most commands fetch nothing
 
@@ -99,7 +101,7 @@ def only_one(lock_path: Path, say):
         lock.release()
 
 
-def fetch_alone(wanted: Wanted, path: Path, login: web.Login, say, quiet: bool = False) -> None:
+def fetch_unlocked(wanted: RemoteFile, path: Path, login: Login, say, quiet: bool = False) -> None:
     """The same for a caller who sees to it that nobody else fetches the file, which is not there yet."""
     failures: list[Error] = []
     for url in wanted.urls:
@@ -113,7 +115,7 @@ def fetch_alone(wanted: Wanted, path: Path, login: web.Login, say, quiet: bool =
     raise Error("; ".join(map(str, failures)))
 
 
-def _fetch_from(url: str, wanted: Wanted, path: Path, login: web.Login, say, quiet: bool) -> None:
+def _fetch_from(url: str, wanted: RemoteFile, path: Path, login: Login, say, quiet: bool) -> None:
     for attempt in (1, 2):
         transfer = _Transfer(wanted, url, path, login, say, quiet)
         resumed = transfer.run()
@@ -131,7 +133,7 @@ def _fetch_from(url: str, wanted: Wanted, path: Path, login: web.Login, say, qui
         return
 
 
-def _check(path: Path, wanted: Wanted, what: str, quiet: bool) -> None:
+def _check(path: Path, wanted: RemoteFile, what: str, quiet: bool) -> None:
     """Raise Error where a file has another size or checksum than the one wanted."""
     size = path.stat().st_size
     if wanted.num_bytes is not None and size != wanted.num_bytes:
@@ -139,32 +141,13 @@ def _check(path: Path, wanted: Wanted, what: str, quiet: bool) -> None:
     if wanted.checksum is None:
         return
     kind, digest = wanted.checksum
-    found, progress = (
-        hashlib.new(kind, usedforsecurity=False),
-        ByteProgress(f"checking {wanted.name}", size, quiet=quiet),
-    )
-    with open(path, "rb") as f:
+    found = hashlib.new(kind, usedforsecurity=False)
+    with open(path, "rb") as f, Progress(f"checking {wanted.name}", size, "bytes", quiet) as progress:
         while block := f.read(4 << 20):
             found.update(block)
             progress.add(len(block))
-    progress.finish()
     if found.hexdigest() != digest:
         raise Error(f"{what} has {kind.upper()} {found.hexdigest()} instead of {digest}")
-
-
-class ByteProgress(Progress):
-    """Progress in bytes."""
-
-    def line(self) -> str:
-        rate = (self.done - self._already) / max(time.monotonic() - self._start, 1e-6)
-        parts = [f"{self.title}: {self.done / 1e6:,.1f} MB"]
-        if self.total:
-            parts[0] = f"{self.title}: {self.done / 1e6:,.1f} of {self.total / 1e6:,.1f} MB"
-            parts[0] += f" ({min(1.0, self.done / self.total):.0%})"
-        parts.append(f"{rate / 1e6:,.2f} MB/s")
-        if self.total and rate > 0:
-            parts.append(f"{duration(max(0.0, (self.total - self.done) / rate))} left")
-        return ", ".join(parts)
 
 
 # -------------------------------------------------------------------------------------------------------- transfer
@@ -212,7 +195,7 @@ class _Endless(Error):
 class _Transfer:
     """One URL into one part file."""
 
-    def __init__(self, wanted: Wanted, url: str, path: Path, login: web.Login, say, quiet: bool):
+    def __init__(self, wanted: RemoteFile, url: str, path: Path, login: Login, say, quiet: bool):
         self._wanted, self._url, self._login, self._say, self._quiet = wanted, url, login, say, quiet
         self.part = path.with_name(f"{path.name}.part")
         self._journal_path = path.with_name(f"{path.name}.part.json")
@@ -230,16 +213,16 @@ class _Transfer:
 
     def run(self) -> bool:
         """Fetch what is missing. Returns whether some of it had been there before. Raises Error."""
-        for _ in range(web.ATTEMPTS):
+        for _ in range(ATTEMPTS):
             try:
                 return self._run_once()
-            except web.Changed as e:
+            except http.FileChangedError as e:
                 self._say(f"{self._url}: {e}; starting again")
                 self.forget()
             except _Endless:
                 self.forget()
                 raise
-        raise Error(f"{self._url}: the file could not be had in one piece in {web.ATTEMPTS} attempts")
+        raise Error(f"{self._url}: the file could not be had in one piece in {ATTEMPTS} attempts")
 
     def _run_once(self) -> bool:
         self._tag, self._size, self._stretches = self._resume()
@@ -248,13 +231,13 @@ class _Transfer:
         first = self._stretches[0]
         resumed = first.at > 0 or len(self._stretches) > 1
         session = self._login.session(self._url)
-        answer = web.persist(
-            self._url, lambda: web.get(session, self._url, first.at, self._end(first), self._tag), self._say
+        answer = retry(
+            self._url, lambda: http.get(session, self._url, first.at, self._end(first), self._tag), self._say
         )
         with contextlib.closing(answer):
             self._begin(answer)
             missing = sum(s.stop - s.at for s in self._stretches)
-            self._progress = ByteProgress(self._wanted.name, self._size or 0, quiet=self._quiet)
+            self._progress = Progress(self._wanted.name, self._size or 0, "bytes", self._quiet)
             if resumed and self._size:
                 self._say(f"going on at {self._size - missing:,} of {self._size:,} bytes of {self._wanted.name}")
                 self._progress.resume(self._size - missing)
@@ -287,7 +270,7 @@ class _Transfer:
             return journal.tag, size, stretches
         return ("", size, stretches) if checkable else anew
 
-    def _begin(self, answer: web.Answer) -> None:
+    def _begin(self, answer: http.Response) -> None:
         """Settle size and tag from the first answer, and open the part file."""
         wanted = self._wanted.num_bytes
         if answer.size is not None and wanted is not None and answer.size != wanted:
@@ -295,7 +278,7 @@ class _Transfer:
             hint = ": it is a web page; it seems that the server wants a login" if page else ""
             raise Error(f"{self._url} has {answer.size:,} bytes instead of {wanted:,}{hint}")
         if self._size is not None and answer.size not in (None, self._size):
-            raise web.Changed("the file has changed on the server")
+            raise http.FileChangedError("the file has changed on the server")
         self._tag, self._size = answer.tag, answer.size if self._size is None else self._size
         if self._stretches[-1].stop == UNKNOWN and self._size is not None:
             self._stretches[-1].stop = self._size
@@ -356,12 +339,12 @@ class _Transfer:
 
     # ------------------------------------------------------------------------------------------------------ threads
 
-    def _employ(self, session, stretch: _Stretch | None = None, answer: web.Answer | None = None) -> None:
+    def _employ(self, session, stretch: _Stretch | None = None, answer: http.Response | None = None) -> None:
         with self._lock:
             self._workers += 1
         threading.Thread(target=self._work, args=(session, stretch, answer), daemon=True).start()
 
-    def _work(self, session, stretch: _Stretch | None, answer: web.Answer | None) -> None:
+    def _work(self, session, stretch: _Stretch | None, answer: http.Response | None) -> None:
         """Fetch stretches until none is waiting. A worker that cannot go on leaves its stretch to the others."""
         try:
             while stretch := stretch or self._next():
@@ -385,13 +368,13 @@ class _Transfer:
             self._workers -= 1
             return None
 
-    def _pull(self, session, stretch: _Stretch, answer: web.Answer | None) -> None:
+    def _pull(self, session, stretch: _Stretch, answer: http.Response | None) -> None:
         """Fetch one stretch, over as many connections as it takes."""
-        pauses = web.Pauses(self._url, self._say)
+        pauses = Backoff(self._url, self._say)
         while answer is not None or stretch.at < stretch.stop:
             try:
                 if answer is None:
-                    answer = web.get(session, self._url, stretch.at, self._end(stretch), self._tag)
+                    answer = http.get(session, self._url, stretch.at, self._end(stretch), self._tag)
                 with contextlib.closing(answer):
                     for chunk in answer.chunks():
                         if self._take(stretch, chunk):
@@ -401,8 +384,8 @@ class _Transfer:
                     with self._lock:
                         stretch.stop = stretch.at
                 elif stretch.at < stretch.stop:
-                    raise web.Passing("the connection was cut")
-            except web.Passing as e:
+                    raise TransientError("the connection was cut")
+            except TransientError as e:
                 pauses.after(e)
             answer = None
 

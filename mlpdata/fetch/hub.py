@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlpdata.errors import Error, first_line
-from mlpdata.fetch import web
+from mlpdata.fetch.login import Login
 
 PREFIX = "hf:"
 NAME = re.compile(
@@ -44,12 +44,12 @@ class Repository:
         path = f"{self.folder}/{path}" if self.folder else path
         return hf_hub_url(self.name, path, repo_type="dataset", revision=self.commit)
 
-    def login(self) -> web.Login:
+    def login(self) -> Login:
         """What the server wants to see with every request."""
         from huggingface_hub.utils import build_hf_headers
 
         headers = build_hf_headers(library_name="mlpdata")
-        return web.Login(headers={k: v for k, v in headers.items() if k.lower() == "authorization"})
+        return Login(headers={k: v for k, v in headers.items() if k.lower() == "authorization"})
 
 
 def is_repository(text: str) -> bool:
@@ -66,7 +66,7 @@ def open_repository(text: str) -> Repository:
     from huggingface_hub.hf_api import RepoFile
 
     name, api = match["name"], HfApi(library_name="mlpdata")
-    with one_line(name, match["revision"]):
+    with hub_errors(name, match["revision"]):
         info = api.dataset_info(name, revision=match["revision"])
         if info.gated:
             api.auth_check(name, repo_type="dataset")
@@ -82,7 +82,7 @@ def open_repository(text: str) -> Repository:
 
 
 @contextlib.contextmanager
-def one_line(name: str, revision: str | None = None):
+def hub_errors(name: str, revision: str | None = None):
     """Turn what huggingface_hub raises about a repository into an Error that says what to do."""
     from huggingface_hub import errors
 

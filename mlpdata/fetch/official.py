@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlpdata.errors import Error
-from mlpdata.fetch import web
-from mlpdata.fetch.download import Wanted, fetch
+from mlpdata.fetch import http
+from mlpdata.fetch.download import RemoteFile, fetch
+from mlpdata.fetch.login import Login
 
 ACCOUNT = "https://image-net.org/download-images"  # where one registers, and finds what has no address of its own
 
@@ -36,7 +37,7 @@ class Archive:
             facts.insert(0, f"{self.num_bytes:,} bytes" if self.md5 else f"about {self.num_bytes / 1e9:,.0f} GB")
         return f"{self.name} ({', '.join(facts)})" if facts else self.name
 
-    def wanted(self) -> Wanted:
+    def remote_file(self) -> RemoteFile:
         """What to fetch; mirrors named in the environment come first."""
         extra = os.environ.get("MLPDATA_MIRROR", "").split()
         urls = (
@@ -44,7 +45,7 @@ class Archive:
             *([self.url] if self.url else []),
             *self.mirrors,
         )
-        return Wanted(name=self.name, urls=urls, num_bytes=self.num_bytes if self.md5 else None, md5=self.md5)
+        return RemoteFile(name=self.name, urls=urls, num_bytes=self.num_bytes if self.md5 else None, md5=self.md5)
 
 
 def download_folder() -> Path:
@@ -59,7 +60,7 @@ def download_folder() -> Path:
 def fetch_url(url: str, say: Callable[[str], None], quiet: bool = False) -> Path:
     """Have the file behind a URL that is in no table, in a place of its own in the download folder."""
     folder = download_folder() / "urls" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    return fetch(Wanted(name=web.file_name(url) or "archive", urls=(url,)), folder, say=say, quiet=quiet)
+    return fetch(RemoteFile(name=http.file_name(url) or "archive", urls=(url,)), folder, say=say, quiet=quiet)
 
 
 def download(
@@ -67,7 +68,7 @@ def download(
     folder: Path,
     *,
     only: tuple[str, ...] = (),
-    login: web.Login | None = None,
+    login: Login | None = None,
     dry_run: bool = False,
     say: Callable[[str], None] = print,
     quiet: bool = False,
@@ -85,14 +86,14 @@ def download(
     chosen = [a for a in offered if a.name in only] if only else [archives[0], *archives[0].beside]
     closed, failures = [], []
     for archive in chosen:
-        wanted, path = archive.wanted(), folder / archive.name
+        wanted, path = archive.remote_file(), folder / archive.name
         if not path.exists() and (not wanted.urls or (archive.login and login is None)):
             closed.append(archive)
         elif dry_run:
             say(_plan(wanted, path))
         else:
             try:
-                fetch(wanted, folder, (login or web.Login()).to(archive.url), say, quiet)
+                fetch(wanted, folder, (login or Login()).to(archive.url), say, quiet)
                 checked = "checksum right" if wanted.md5 else "no checksum of it is published"
                 say(f"{path}: {path.stat().st_size:,} bytes, {checked}")
             except Error as e:
@@ -114,7 +115,7 @@ def missing(archives: Sequence[Archive], folder: Path, word: str = " or ", other
     )
 
 
-def _plan(wanted: Wanted, path: Path) -> str:
+def _plan(wanted: RemoteFile, path: Path) -> str:
     size = f"{wanted.num_bytes / 1e6:,.1f} MB" if wanted.num_bytes else "size not known"
     if path.exists():
         return f"{path} is there: would check its {'size and MD5' if wanted.md5 else 'size'}"

@@ -115,13 +115,13 @@ def verify(root: Path, workers: int | None = None, quiet: bool = False) -> tuple
     _check_directory(root, manifest, total)
     state = State(root, manifest, training)
     tasks = list(_tasks(state, total))
-    progress = Progress("verifying", sum(len(t) for t in tasks if isinstance(t, ShardTask)), quiet=quiet)
-    with LocalEngine(min(workers or cores(), len(tasks)), state) as engine:
-        for task, found in engine.map(_check, tasks, progress.tick):
+    num_samples = sum(len(task) for task in tasks if isinstance(task, ShardTask))
+    with (
+        LocalEngine(min(workers or cores(), len(tasks)), state) as engine,
+        Progress("verifying", num_samples, quiet=quiet) as progress,
+    ):
+        for _, found in engine.map(_check, tasks, progress, _num_samples):
             total.add(found)
-            if isinstance(task, ShardTask):
-                progress.add(len(task))
-    progress.finish()
     if not total.num_problems:  # else they would say so once more
         _check_totals(manifest, training, total)
     num_bytes = sum(f["bytes"] for f in manifest.files.values())
@@ -131,6 +131,10 @@ def verify(root: Path, workers: int | None = None, quiet: bool = False) -> tuple
 
 
 # ------------------------------------------------------------------------------------------------------ directory
+
+
+def _num_samples(task, findings) -> tuple[int]:
+    return (len(task) if isinstance(task, ShardTask) else 0,)
 
 
 def _check_directory(root: Path, manifest: Manifest, total: Findings) -> None:

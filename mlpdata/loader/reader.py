@@ -21,7 +21,7 @@ from mlpdata.errors import Error, first_line
 from mlpdata.loader import jpeg_batch
 from mlpdata.shards.manifest import CODECS, ShardIndex
 from mlpdata.system.disk import ALIGN, open_direct, preadv
-from mlpdata.system.threads import Finish, Threads, done
+from mlpdata.system.threads import Threads, Wait, no_wait
 
 RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
 GAP_BYTES = 64 << 10  # between two samples that are still read in one go: tar headers and page ends, not whole samples
@@ -159,7 +159,7 @@ class Reader:
 
     # ---------------------------------------------------------------------------------------------------- decoding
 
-    def decode(self, ids: np.ndarray, payloads: Payloads, out: np.ndarray) -> Finish:
+    def decode(self, ids: np.ndarray, payloads: Payloads, out: np.ndarray) -> Wait:
         """Begin with the pixels of samples whose payloads are there: -> out, uint8 (n, H, W, 3), C-contiguous."""
         n = len(ids)
         if self.all_raw and n:
@@ -167,7 +167,7 @@ class Reader:
             size = self.image_bytes
             rows = torch.from_numpy(payloads.data).as_strided((len(payloads.data) - size + 1, size), (1, 1))
             torch.index_select(rows, 0, torch.from_numpy(payloads.starts), out=torch.from_numpy(out.reshape(n, size)))
-            return done
+            return no_wait
         data, starts = payloads.data, payloads.starts
         sizes, codecs = self.index.num_bytes[ids].astype(np.int64), self.index.codec[ids]
         many, view = self._batch_decoder(n), memoryview(data)

@@ -24,7 +24,7 @@ from mlpdata.augment.batch import Batch
 from mlpdata.augment.chroma import from_ycc420, to_ycc420
 from mlpdata.loader.order import EpochOrder, EpochSteps
 from mlpdata.loader.reader import Payloads, Reader, huge_empty
-from mlpdata.system.threads import Finish, ahead, done, finished
+from mlpdata.system.threads import Wait, no_wait, overlap, prefetch
 
 SHARE = 0.6  # of the free memory that a split may take
 AHEAD = 4  # batches that wait ready, or fewer
@@ -134,20 +134,20 @@ class Host:
     def batches(self, plan: EpochSteps) -> Iterator[Batch]:
         if self.device.type == "cpu":
             spare = Spare()
-            return ahead(finished(self._cpu_batch(spare, *item) for item in self._fills(plan)), self._depth(plan))
+            return prefetch(overlap(self._cpu_batch(spare, *item) for item in self._fills(plan)), self._depth(plan))
         return self._copied(plan, self._depth(plan))
 
     def _depth(self, plan: EpochSteps) -> int:
         return max(1, min(AHEAD, AHEAD_BYTES // (plan.batch_size // plan.world_size * self.reader.image_bytes)))
 
-    def _fills(self, plan: EpochSteps) -> Iterator[tuple[np.ndarray, Callable[[np.ndarray], Finish]]]:
+    def _fills(self, plan: EpochSteps) -> Iterator[tuple[np.ndarray, Callable[[np.ndarray], Wait]]]:
         """(rows of a step, function that begins to fill an array (n, H, W, 3) with their pixels), step by step."""
         raise NotImplementedError
 
     def sample_ids(self, rows: np.ndarray) -> np.ndarray:
         return rows if self._ids is None else self._ids[rows]
 
-    def _cpu_batch(self, spare: Spare, rows: np.ndarray, fill) -> tuple[Batch, Finish]:
+    def _cpu_batch(self, spare: Spare, rows: np.ndarray, fill) -> tuple[Batch, Wait]:
         images = spare.take((len(rows), *self.reader.shape))
         finish = fill(images.numpy())
         return Batch(images, torch.from_numpy(self._labels[rows]), torch.from_numpy(self.sample_ids(rows))), finish
@@ -164,13 +164,13 @@ class Host:
                 yield (slot, images, small), fill(images.numpy())
 
         def copies():
-            for slot, images, small in finished(fills()):
+            for slot, images, small in overlap(fills()):
                 with torch.cuda.device(self.device), torch.cuda.stream(side):
                     there = images.to(self.device, non_blocking=True), small.to(self.device, non_blocking=True)
                     slot.copied = side.record_event()
                 yield *there, slot.copied
 
-        for images, small, copied in ahead(copies(), depth):
+        for images, small, copied in prefetch(copies(), depth):
             here = torch.cuda.current_stream(self.device)
             here.wait_event(copied)
             # The memory belongs to the side stream: it must not be given away while this one still reads it.
@@ -210,7 +210,7 @@ class Pinned(Host):
 
             def fill(out, rows=rows):
                 torch.index_select(self.pixels, 0, torch.from_numpy(rows), out=torch.from_numpy(out))
-                return done
+                return no_wait
 
             yield rows, fill
 
@@ -243,9 +243,9 @@ class Stream(Host):
         free: queue.SimpleQueue = queue.SimpleQueue()  # buffers: what one step touches, or one used and one read ahead
         for _ in range(max(2, int((last - first).max()) + 1) - bool(coming)):
             free.put(idle.pop() if idle else np.empty(0, np.uint8))
-        loaded = ahead(self._windows(plan, int(first[0]), free, coming and coming[1]), 1)
+        loaded = prefetch(self._windows(plan, int(first[0]), free, coming and coming[1]), 1)
         windows: dict[int, _Window] = {}
-        under_way: list[Finish] = []  # of the step before, which may still read its windows
+        under_way: list[Wait] = []  # of the step before, which may still read its windows
         try:
             for (start, stop), low, high in zip(spans.tolist(), first.tolist(), last.tolist(), strict=True):
                 for k in [k for k in windows if k < low]:
@@ -293,16 +293,16 @@ class Stream(Host):
             else:
                 self._coming = (order, window)
 
-    def _filler(self, parts, under_way: list[Finish]):
-        def fill(out: np.ndarray) -> Finish:
+    def _filler(self, parts, under_way: list[Wait]):
+        def fill(out: np.ndarray) -> Wait:
             under_way.clear()
             at = 0
             for window, a, b in parts:
                 payloads = Payloads(window.payloads.data, window.payloads.starts[a:b])
                 under_way.append(self.reader.decode(self.sample_ids(window.rows[a:b]), payloads, out[at : at + b - a]))
                 at += b - a
-            begun = [finish for finish in under_way if finish is not done]
-            return (lambda: [finish() for finish in begun]) if begun else done
+            begun = [finish for finish in under_way if finish is not no_wait]
+            return (lambda: [finish() for finish in begun]) if begun else no_wait
 
         return fill
 

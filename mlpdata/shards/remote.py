@@ -20,11 +20,13 @@ from typing import Any
 from mlpdata.archive.url import UrlFile
 from mlpdata.errors import Error, first_line
 from mlpdata.fetch import hub
-from mlpdata.fetch.download import ByteProgress, Wanted, fetch_alone, only_one
+from mlpdata.fetch.download import RemoteFile, exclusive, fetch_unlocked
 from mlpdata.fetch.official import download_folder
 from mlpdata.shards.manifest import FileEntry, Manifest, manifest_path, work_path
 from mlpdata.shards.text import MAX_TEXT_BYTES
 from mlpdata.system.files import sync_dir
+from mlpdata.system.format import format_bytes
+from mlpdata.system.progress import Progress
 
 BLOCK_BYTES = 8 << 20
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
@@ -58,7 +60,7 @@ def local_copy(root: str | Path, say: Callable[[str], None] = lambda line: None)
     try:
         if not manifest_path(folder).exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with only_one(folder.with_name(f".{folder.name}.lock"), say):
+            with exclusive(folder.with_name(f".{folder.name}.lock"), say):
                 if not manifest_path(folder).exists():
                     _copy(store, text, folder, say)
     except OSError as e:
@@ -74,10 +76,10 @@ def _copy(store: _Hub | _Storage, text: bytes, folder: Path, say: Callable[[str]
     missing = {name: entry for name, entry in files.items() if _size(folder / name) != entry["bytes"]}
     need, free = sum(entry["bytes"] for entry in missing.values()), shutil.disk_usage(folder).free
     if need > free:
-        raise Error(f"no space for {folder}: {need / 1e9:,.1f} GB are missing, {free / 1e9:,.1f} GB free")
-    say(f"copying {store.where} to {folder}: {need / 1e6:,.1f} MB in {len(missing)} files")
+        raise Error(f"no space for {folder}: {format_bytes(need)} are missing, {format_bytes(free)} free")
+    say(f"copying {store.where} to {folder}: {format_bytes(need)} in {len(missing)} files")
     for name, entry in missing.items():
-        store.fetch(Wanted(name=name, urls=(), num_bytes=entry["bytes"], sha256=entry["sha256"]), folder, say)
+        store.fetch(RemoteFile(name=name, urls=(), num_bytes=entry["bytes"], sha256=entry["sha256"]), folder, say)
     os.replace(manifest_path(unproven), manifest_path(folder))
     unproven.rmdir()
     sync_dir(folder)
@@ -105,11 +107,11 @@ class _Hub:
         blob.close()
         return data
 
-    def fetch(self, wanted: Wanted, folder: Path, say) -> None:
+    def fetch(self, wanted: RemoteFile, folder: Path, say) -> None:
         if wanted.name not in self._repository.files:
             raise Error(f"{self.where} lacks {wanted.name}, though its manifest lists it")
         url = self._repository.url(wanted.name)
-        fetch_alone(wanted.at(url), folder / wanted.name, self._repository.login(), say)
+        fetch_unlocked(wanted.from_urls(url), folder / wanted.name, self._repository.login(), say)
 
 
 class _Storage:
@@ -152,10 +154,14 @@ class _Storage:
         _check_length(f"{self.where}/{name}", len(text))
         return text
 
-    def fetch(self, wanted: Wanted, folder: Path, say) -> None:
+    def fetch(self, wanted: RemoteFile, folder: Path, say) -> None:
         part, found, left = folder / f"{wanted.name}.part", hashlib.sha256(), wanted.num_bytes
-        progress = ByteProgress(wanted.name, wanted.num_bytes or 0)
-        with self._one_line(), self.fs.open(self.path(wanted.name), "rb") as theirs, open(part, "wb") as ours:
+        with (
+            self._one_line(),
+            self.fs.open(self.path(wanted.name), "rb") as theirs,
+            open(part, "wb") as ours,
+            Progress(wanted.name, wanted.num_bytes or 0, unit="bytes") as progress,
+        ):
             while left >= 0 and (block := theirs.read(BLOCK_BYTES)):
                 left -= len(block)  # it may be anything but what the manifest says, and without end
                 ours.write(block)
@@ -163,7 +169,6 @@ class _Storage:
                 progress.add(len(block))
             ours.flush()
             os.fsync(ours.fileno())
-        progress.finish()
         if found.hexdigest() != wanted.sha256:
             part.unlink()
             raise Error(f"{self.where}/{wanted.name} is not what the manifest says: its sha256 differs")
@@ -259,7 +264,7 @@ def _upload(store: _Storage, folder: Path, journal: Path, say: Callable[[str], N
             f"{store.where} also holds {min(strange)}, which is no part of this: remove it, or choose another --out"
         )
     done = {n for n, e in files.items() if f"{e['sha256']} {n}" in lines and there.get(n) == e["bytes"]}
-    progress = ByteProgress(f"uploading to {store.where}", sum(entry["bytes"] for entry in files.values()))
+    progress = Progress(f"uploading to {store.where}", sum(entry["bytes"] for entry in files.values()), unit="bytes")
     progress.resume(sum(files[name]["bytes"] for name in done))
     with open(journal, "a") as f:
         for name, entry in files.items():
@@ -297,8 +302,8 @@ def push(root: Path, name: str, private: bool = False, say: Callable[[str], None
         raise Error(f"{root} is being converted; wait for it")
     manifest.check_sizes(root)
     size = sum(entry["bytes"] for entry in manifest.files.values())
-    say(f"uploading {root} to {name}: {size / 1e6:,.1f} MB in {len(manifest.files) + 1} files")
-    with hub.one_line(name):
+    say(f"uploading {root} to {name}: {format_bytes(size)} in {len(manifest.files) + 1} files")
+    with hub.hub_errors(name):
         api.create_repo(name, repo_type="dataset", private=private or None, exist_ok=True)
         api.upload_folder(
             repo_id=name,

@@ -21,6 +21,7 @@ from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 from mlpdata.errors import Error, first_line, lacks_memory
+from mlpdata.system.progress import Progress
 
 TICK_S = 1.0
 CONNECT_S = 10.0
@@ -29,18 +30,29 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 KEEP_BYTES = 1 << 30
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the parent decides what they mean
 
-Tick = Callable[[list], None]
+# (task, its result) -> what they count for in a progress line: (samples, bytes, skipped), as `Progress.add` takes them.
+Amount = Callable[[Any, Any], tuple[int, ...]]
+
+
+def one_task(task: Any, result: Any) -> tuple[int, ...]:
+    """The Amount of a progress line that counts tasks."""
+    return (1,)
 
 
 class Engine(Protocol):
     """What both engines do; also a context manager that stops the work."""
 
     def map(
-        self, function: Callable[[Any, Any], Any], tasks: Iterable[Any], tick: Tick = lambda busy: None
+        self,
+        function: Callable[[Any, Any], Any],
+        tasks: Iterable[Any],
+        progress: Progress | None = None,
+        amount: Amount = one_task,
     ) -> Iterator[tuple[Any, Any]]:
         """Run function(state, task) for every task; yields (task, result) as they finish, in any order.
 
-        tick: called about every second while nothing finishes, with the tasks under way.
+        progress: the line that is kept: `amount` of each result is added to it, and about every second in which nothing
+        finishes it shows the time and what is waited for. Whoever made it finishes it.
         Raises the worker's own Error, or RuntimeError with the worker's traceback for anything else, or Error naming
         the task of a worker that died.
         """
@@ -72,6 +84,12 @@ def _result(answer: tuple[Any, Exception | None, str], task: Any) -> Any:
     result, error, trace = answer
     if error is not None:
         raise error if isinstance(error, Error) else RuntimeError(f"in a worker, at {task}:\n{trace}")
+    return result
+
+
+def _count(result: Any, task: Any, progress: Progress | None, amount: Amount) -> Any:
+    if progress:
+        progress.add(*amount(task, result))
     return result
 
 
@@ -112,7 +130,11 @@ class LocalEngine:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def map(
-        self, function: Callable[[Any, Any], Any], tasks: Iterable[Any], tick: Tick = lambda busy: None
+        self,
+        function: Callable[[Any, Any], Any],
+        tasks: Iterable[Any],
+        progress: Progress | None = None,
+        amount: Amount = one_task,
     ) -> Iterator[tuple[Any, Any]]:
         """See Engine."""
         tasks = iter(tasks)
@@ -132,8 +154,8 @@ class LocalEngine:
             if not busy:
                 return
             finished = wait(list(busy), TICK_S)
-            if not finished:
-                tick([task for _, task in busy.values()])
+            if not finished and progress:
+                progress.tick([task for _, task in busy.values()])
             for pipe in finished:
                 worker, task = busy.pop(pipe)
                 try:
@@ -141,7 +163,7 @@ class LocalEngine:
                 except (EOFError, ConnectionResetError):
                     raise self._death(worker, task) from None
                 idle.append(worker)
-                yield task, _result(answer, task)
+                yield task, _count(_result(answer, task), task, progress, amount)
 
     def _death(self, worker: _Worker, task: Any) -> Error:
         worker.process.join(5)
@@ -234,7 +256,11 @@ class RayEngine:
         self._busy: dict[Any, Any] = {}
 
     def map(
-        self, function: Callable[[Any, Any], Any], tasks: Iterable[Any], tick: Tick = lambda busy: None
+        self,
+        function: Callable[[Any, Any], Any],
+        tasks: Iterable[Any],
+        progress: Progress | None = None,
+        amount: Amount = one_task,
     ) -> Iterator[tuple[Any, Any]]:
         """See Engine."""
         ray, busy, tasks = self._ray, self._busy, iter(tasks)
@@ -245,8 +271,8 @@ class RayEngine:
             if not busy:
                 return
             finished, _ = ray.wait(list(busy), num_returns=1, timeout=TICK_S)
-            if not finished:
-                tick(list(busy.values()))
+            if not finished and progress:
+                progress.tick(list(busy.values()))
             for reference in finished:
                 task = busy.pop(reference)
                 try:
@@ -257,7 +283,7 @@ class RayEngine:
                         f"Ray could not run {task}: {text[-1] if text else type(e).__name__}; "
                         "mlpdata must be installed on every node; run the same command again to go on from here"
                     ) from None
-                yield task, _result(answer, task)
+                yield task, _count(_result(answer, task), task, progress, amount)
 
     def close(self) -> None:
         for reference in self._busy:

@@ -1,102 +1,138 @@
-"""One progress line for long work: live in a terminal, a plain line every few seconds elsewhere."""
+"""One progress line for long work: a bar in a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 
-PLAIN_EVERY_S = 10.0
+from mlpdata.system.format import format_bytes, format_seconds
+
+PLAIN_EVERY_S = 5.0
 LIVE_EVERY_S = 0.1
+SHOW_AFTER_S = 0.5  # short work gets no bar, and does not pay for importing one
 SUSPICIOUS_S = 60.0
+LEAST_BAR = 8  # characters
 
 
 class Progress:
-    """Counts samples and bytes and says, on stderr, the rate, the share done, the time left and what was skipped.
+    """Counts samples and bytes, and shows on stderr the share done, the time left, the rate and what was skipped.
 
-    total: samples expected; 0 where nobody knows, then share and time left are left out.
+    total:       samples expected; 0 where nobody knows: the share and the time left are then not shown.
+    unit:        what is counted; "bytes" are shown as MB or GB.
+    total_bytes: where not 0, the share and the time left go by bytes: they are known, and `total` is a guess.
+
+    As a context manager it shows the last line at the end, also of work that fails. `Engine.map` keeps it.
     """
 
-    def __init__(self, title: str, total: int, unit: str = "images", quiet: bool = False):
-        self.title, self.total, self.unit = title, total, unit
+    def __init__(self, title: str, total: int, unit: str = "images", quiet: bool = False, total_bytes: int = 0):
+        self.title, self.total, self.unit, self.total_bytes = title, total, unit, total_bytes
         self.done = self.num_bytes = self.skipped = 0
-        self.num_bytes_expected = (
-            0  # where set, the share and the time left go by bytes: they are known, samples guessed
-        )
-        self._already = self._already_bytes = 0  # done in an earlier run: counts for the share, not for the rate
+        self._resumed = self._resumed_bytes = 0  # what an earlier run did counts for the share, not for the rate
         self._live = sys.stderr is not None and sys.stderr.isatty()
-        self._quiet = quiet
-        self._start = self._last = self._finished = time.monotonic()
+        self._quiet = quiet or sys.stderr is None
+        self._start = self._last_add = time.monotonic()
+        self._next = self._start + (SHOW_AFTER_S if self._live else PLAIN_EVERY_S)
         self._shown = False
 
     def resume(self, done: int, num_bytes: int = 0, skipped: int = 0) -> None:
         """Count what an earlier run did."""
-        self.done, self._already, self.skipped = self.done + done, self._already + done, self.skipped + skipped
-        self.num_bytes, self._already_bytes = self.num_bytes + num_bytes, self._already_bytes + num_bytes
+        self.done, self._resumed, self.skipped = self.done + done, self._resumed + done, self.skipped + skipped
+        self.num_bytes, self._resumed_bytes = self.num_bytes + num_bytes, self._resumed_bytes + num_bytes
 
     def add(self, done: int, num_bytes: int = 0, skipped: int = 0) -> None:
-        """Count finished work, and speak if it is time to."""
+        """Count work that is done, and show it if it is time to."""
         self.done += done
         self.num_bytes += num_bytes
         self.skipped += skipped
-        self._finished = time.monotonic()
-        self._speak()
+        self._last_add = time.monotonic()
+        self._show_in_time("")
 
     def tick(self, busy: list) -> None:
-        """Speak if it is time to, though nothing was finished; say what is waited for if it takes suspiciously long."""
-        waited = time.monotonic() - self._finished
-        self._speak(f", nothing finished for {duration(waited)}, at {busy[0]}" if waited > SUSPICIOUS_S else "")
+        """Show the time that passes while nothing is done; say what is waited for if that takes suspiciously long.
 
-    def _speak(self, more: str = "") -> None:
-        if time.monotonic() - self._last >= (LIVE_EVERY_S if self._live else PLAIN_EVERY_S):
-            self._say(more)
+        busy: the tasks under way.
+        """
+        idle_s = time.monotonic() - self._last_add
+        self._show_in_time(
+            f", nothing finished for {format_seconds(idle_s)}, at {busy[0]}" if idle_s > SUSPICIOUS_S else ""
+        )
 
     def finish(self) -> None:
-        """Say the last line, where anything was said before or the work took its time."""
+        """Show the last line, where any was shown before or the work took its time."""
         if self._shown or time.monotonic() - self._start > 1:
-            self._say()
-            if self._live and not self._quiet:
-                self._print("", "\n")
+            self._show("", "\n")
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.finish()
 
     def line(self) -> str:
-        elapsed = max(time.monotonic() - self._start, 1e-6)
-        rate = (self.done - self._already) / elapsed
-        byte_rate = (self.num_bytes - self._already_bytes) / elapsed
-        done, total, speed = self.done, self.total, rate
-        if self.num_bytes_expected:
-            done, total, speed = self.num_bytes, self.num_bytes_expected, byte_rate
-        parts = [f"{self.title}: {self.done:,}"]
-        if self.total:
-            about = "about " if self.num_bytes_expected else ""
-            parts[0] += f" of {about}{self.total:,} {self.unit}"
-        else:
-            parts[0] += f" {self.unit}"
-        if total:
-            parts[0] += f" ({min(1.0, done / total):.0%})"
-        parts.append(f"{rate:,.0f} {self.unit}/s")
-        if self.num_bytes:
-            parts.append(f"{byte_rate / 1e6:,.0f} MB/s")
-        if total and speed > 0:
-            parts.append(f"{duration(max(0.0, (total - done) / speed))} left")
-        parts.append(f"{self.skipped:,} skipped")
-        return ", ".join(parts)
+        """The plain line."""
+        share, left_s, rates = self._figures()
+        counts = self._counts(" of ") if self.unit == "bytes" else f"{self._counts(' of ')} {self.unit}"
+        words = [f"{self.title}: {counts}{'' if share is None else f' ({share:.0%})'}"]
+        words += [f"after {format_seconds(self._elapsed_s())}", *rates]
+        words += [] if left_s is None else [f"{format_seconds(left_s)} left"]
+        return ", ".join([*words, *self._skips()])
 
-    def _say(self, more: str = "") -> None:
-        self._last = time.monotonic()
+    def bar(self, columns: int) -> str:
+        """The line with a bar, of at most `columns` characters; what has no room for a bar beside it is left out."""
+        from tqdm import tqdm
+
+        share, left_s, rates = self._figures()
+        counts, clock = self._counts("/"), tqdm.format_interval(self._elapsed_s())
+        clock += "" if left_s is None else f"<{tqdm.format_interval(left_s)}"
+        choices = [
+            f"{counts} [{', '.join([clock, *rates, *self._skips()])}]",
+            f"{counts} [{', '.join([clock, rates[0], *self._skips()])}]",
+            f"[{', '.join([clock, rates[0], *self._skips()])}]",
+            f"[{clock}]",
+        ]
+        room = columns - len(f"{self.title}: 100%||  ") - LEAST_BAR
+        words = next((words for words in choices if len(words) <= room), choices[-1])
+        if share is None:
+            return f"{self.title}: {words}"[:columns]
+        title, words = (text.replace("{", "{{").replace("}", "}}") for text in (self.title, words))
+        return tqdm.format_meter(share, 1, 1, columns, bar_format=f"{title}: {{percentage:3.0f}}%|{{bar}}| {words}")
+
+    def _elapsed_s(self) -> float:
+        return max(time.monotonic() - self._start, 1e-6)
+
+    def _figures(self) -> tuple[float | None, float | None, list[str]]:
+        """(share done, seconds left, rates as text); None where the total is not known."""
+        rate = (self.done - self._resumed) / self._elapsed_s()
+        byte_rate = (self.num_bytes - self._resumed_bytes) / self._elapsed_s()
+        rates = [f"{format_bytes(rate)}/s" if self.unit == "bytes" else f"{rate:,.0f} {self.unit}/s"]
+        rates += [f"{format_bytes(byte_rate)}/s"] if self.num_bytes else []
+        done, total, speed = self.done, self.total, rate
+        if self.total_bytes:
+            done, total, speed = self.num_bytes, self.total_bytes, byte_rate
+        left_s = max(0.0, (total - done) / speed) if total and speed > 0 else None
+        return min(1.0, done / total) if total else None, left_s, rates
+
+    def _counts(self, of: str) -> str:
+        count = format_bytes if self.unit == "bytes" else "{:,}".format
+        about = "about " if self.total_bytes else ""
+        return f"{count(self.done)}{of}{about}{count(self.total)}" if self.total else count(self.done)
+
+    def _skips(self) -> list[str]:
+        return [] if self.unit == "bytes" else [f"{self.skipped:,} skipped"]
+
+    def _show_in_time(self, more: str) -> None:
+        if time.monotonic() >= self._next:
+            self._show(more, "")
+
+    def _show(self, more: str, end: str) -> None:
+        self._next = time.monotonic() + (LIVE_EVERY_S if self._live else PLAIN_EVERY_S)
         self._shown = True
         if self._quiet:
             return
-        self._print(f"\r\x1b[2K{self.line()}{more}" if self._live else self.line() + more, "" if self._live else "\n")
-
-    def _print(self, text: str, end: str) -> None:
+        columns = shutil.get_terminal_size().columns - 1
+        text = f"\r\x1b[2K{(self.bar(columns) + more)[:columns]}{end}" if self._live else f"{self.line()}{more}\n"
         try:
-            print(text, end=end, file=sys.stderr, flush=True)
+            print(text, end="", file=sys.stderr, flush=True)
         except (OSError, ValueError):  # nobody is there to read it: no reason to stop
             self._quiet = True
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 3:20 min, 5:07 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

@@ -1,4 +1,4 @@
-"""Work in threads: begun now and finished later, or done ahead. Nothing waits for a thread that is gone."""
+"""Thread helpers: start now and wait later, or prefetch. Nothing waits for a thread that is gone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 from mlpdata.errors import Error
 
-Finish = Callable[[], None]  # waits until work that was begun is done; raises its first error; may be called again
+Wait = Callable[[], None]  # waits until work that was begun is no_wait; raises its first error; may be called again
 
 
 def cores() -> int:
@@ -23,8 +23,8 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-def done() -> None:
-    """The Finish of work that was done at once."""
+def no_wait() -> None:
+    """The Wait of work that was no_wait at once."""
 
 
 class Threads:
@@ -35,15 +35,15 @@ class Threads:
         self._pool: ThreadPoolExecutor | None = None
         self._pid = 0  # of the process whose threads they are: a fork has none of them, and would wait for ever
 
-    def start(self, function: Callable, work: list) -> Finish:
+    def start(self, function: Callable, work: list) -> Wait:
         """Begin to call the function for every piece of work."""
         if len(work) < 2 or self._num_threads < 2:
             for piece in work:
                 function(piece)
-            return done
+            return no_wait
         if self._pool is None or self._pid != os.getpid():
             self._pool, self._pid = ThreadPoolExecutor(self._num_threads, self._name), os.getpid()
-        pieces = iter(work)  # one for all threads: each takes the next piece when it is done with its last
+        pieces = iter(work)  # one for all threads: each takes the next piece when it is no_wait with its last
 
         def run() -> None:
             for piece in pieces:
@@ -59,12 +59,12 @@ class Threads:
         return finish
 
 
-def finished(items: Iterator[tuple[object, Finish]]) -> Iterator:
-    """Items that are done, one after the other, while the one behind each is already under way."""
-    begun: list[tuple[object, Finish]] = []
+def overlap(items: Iterator[tuple[object, Wait]]) -> Iterator:
+    """Items that are no_wait, one after the other, while the one behind each is already under way."""
+    begun: list[tuple[object, Wait]] = []
     try:
         for item, finish in items:
-            if finish is done and not begun:
+            if finish is no_wait and not begun:
                 yield item
                 continue
             begun.append((item, finish))
@@ -84,7 +84,7 @@ def finished(items: Iterator[tuple[object, Finish]]) -> Iterator:
 _END = object()
 
 
-def ahead(items: Iterator, depth: int) -> Iterator:
+def prefetch(items: Iterator, depth: int) -> Iterator:
     """The same items, made by a thread that runs up to `depth` of them ahead. Its errors are raised here.
 
     Leaving the iteration early ends the thread, and closes the generator that made the items.

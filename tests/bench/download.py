@@ -26,7 +26,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from mlpdata.fetch.download import Wanted, fetch
+from mlpdata.fetch.download import RemoteFile, fetch
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -66,7 +66,7 @@ def main() -> None:
         server = multiprocessing.Process(target=serve, args=(folder / "served", theirs), daemon=True)
         server.start()
         url = f"http://127.0.0.1:{ours.recv()}/file.bin"
-        wanted = Wanted(name="file.bin", urls=(url,), num_bytes=args.megabytes * 1_000_000, md5=digest.hexdigest())
+        wanted = RemoteFile(name="file.bin", urls=(url,), num_bytes=args.megabytes * 1_000_000, md5=digest.hexdigest())
         for k in range(args.repeats):
             started = time.perf_counter()
             fetch(wanted, folder / f"ours-{k}", quiet=True)

@@ -2,7 +2,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +42,6 @@ from mlpdata.shards import beton
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import Broken, ClassFilter, Sample, Unit, folder, shapes
-from mlpdata.system.progress import Progress, duration
 
 
 def tar_samples(root, split):
@@ -343,22 +341,6 @@ def test_shares_at_work_keep_others_out(tmp_path):
                 Lock(make_plan(Options(**options, **more))),
             ):
                 pass
-
-
-def test_progress_says_what_it_knows(capsys):
-    progress = Progress("converting", 1000)
-    progress.resume(400, 40_000_000, 3)
-    progress._start -= 100
-    progress.add(100, 10_000_000, 1)
-    assert re.fullmatch(
-        r"converting: 500 of 1,000 images \(50%\), 1 images/s, 0 MB/s, 8:2\d min left, 4 skipped", progress.line()
-    )
-    progress.num_bytes_expected = 250_000_000  # a tar of unknown content: samples are guessed, bytes are known
-    assert "of about 1,000 images (20%)" in progress.line() and "33:2" in progress.line()
-    progress._finished = progress._last = progress._finished - 90
-    progress.tick(["unit n01440764"])
-    assert "nothing finished for 90 s, at unit n01440764" in capsys.readouterr().err
-    assert [duration(s) for s in (9.6, 200, 7500, 360_000)] == ["10 s", "3:20 min", "2:05 h", "100:00 h"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")

@@ -24,8 +24,9 @@ from servers import FileServer, cut, replaced, stall, status
 
 from mlpdata import Error, datasets
 from mlpdata.archive import url
-from mlpdata.fetch import download, official, web
-from mlpdata.fetch.download import Wanted, fetch
+from mlpdata.fetch import download, http, official, retry
+from mlpdata.fetch.download import RemoteFile, fetch
+from mlpdata.fetch.login import Login, parse_headers
 from mlpdata.sources import stl10
 from mlpdata.system import engines
 
@@ -39,7 +40,7 @@ OTHER = np.random.default_rng(1).bytes(2_500_000)
 def impatient(monkeypatch):
     """The same manners as ever, in a hundredth of the time."""
     for name, value in (("CONNECT_S", 5.0), ("STALL_S", 5.0), ("FIRST_PAUSE_S", 0.01)):
-        monkeypatch.setattr(web, name, value)
+        monkeypatch.setattr(retry if "PAUSE" in name else http, name, value)
     # Workers take over the shorter pauses only when forked, which the server's thread would speak against.
     monkeypatch.setattr(engines, "process_context", lambda: mp.get_context("fork"))
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -56,7 +57,7 @@ SIZE, MD5 = len(DATA), hashlib.md5(DATA).hexdigest()
 
 
 def wanted(server, name="a.bin", size=SIZE, md5=MD5, mirrors=()):
-    return Wanted(name=name, urls=(f"{server.url}/{name}", *mirrors), num_bytes=size, md5=md5)
+    return RemoteFile(name=name, urls=(f"{server.url}/{name}", *mirrors), num_bytes=size, md5=md5)
 
 
 def fetched(what, folder, **options):
@@ -86,7 +87,7 @@ def test_a_file_is_fetched_once_and_then_checked(server, tmp_path):
     ids=["cut", "stalled", "busy", "all of it"],
 )
 def test_faults_that_pass_cost_no_byte_twice(server, tmp_path, monkeypatch, faults):
-    monkeypatch.setattr(web, "STALL_S", 1.0)
+    monkeypatch.setattr(http, "STALL_S", 1.0)
     server.faults = list(faults)
     data, lines = fetched(wanted(server), tmp_path)
     assert data == DATA and not server.faults
@@ -210,7 +211,7 @@ def test_stretches_of_several_connections_are_resumed(server, tmp_path, monkeypa
     monkeypatch.setattr(download, "SLOW_AFTER_S", 0.2)
     monkeypatch.setattr(download, "SPLIT_BYTES", 100_000)
     server.bytes_per_s = 500_000
-    original = web.Answer.chunks
+    original = http.Response.chunks
 
     def failing(self):
         for chunk in original(self):
@@ -218,10 +219,10 @@ def test_stretches_of_several_connections_are_resumed(server, tmp_path, monkeypa
                 raise Error("no more today")
             yield chunk
 
-    monkeypatch.setattr(web.Answer, "chunks", failing)
+    monkeypatch.setattr(http.Response, "chunks", failing)
     with pytest.raises(Error, match="no more today"):
         fetch(wanted(server), tmp_path, quiet=True)
-    monkeypatch.setattr(web.Answer, "chunks", original)
+    monkeypatch.setattr(http.Response, "chunks", original)
     missing = json.loads((tmp_path / "a.bin.part.json").read_text())["missing"]
     assert len(missing) > 1
     with FileServer({"/a.bin": DATA}) as again:
@@ -250,22 +251,22 @@ def test_stretches_of_several_connections_are_resumed(server, tmp_path, monkeypa
     ],
 )
 def test_what_does_not_pass_is_one_line(server, tmp_path, monkeypatch, faults, message):
-    monkeypatch.setattr(web, "STALL_S", 0.3 if "in time" in message else 5.0)
+    monkeypatch.setattr(http, "STALL_S", 0.3 if "in time" in message else 5.0)
     server.faults = list(faults)
     with pytest.raises(Error, match=message) as caught:
         fetch(wanted(server), tmp_path)
     assert "\n" not in str(caught.value) and "127.0.0.1" in str(caught.value)
     assert not (tmp_path / "a.bin").exists()
-    monkeypatch.setattr(web, "STALL_S", 5.0)
+    monkeypatch.setattr(http, "STALL_S", 5.0)
     server.faults = []
     assert fetched(wanted(server), tmp_path)[0] == DATA
 
 
 def test_nobody_there(tmp_path):
     with pytest.raises(Error, match=r"(?i)refused.*gave up"):
-        fetch(Wanted(name="a", urls=("http://127.0.0.1:9/a",)), tmp_path)
+        fetch(RemoteFile(name="a", urls=("http://127.0.0.1:9/a",)), tmp_path)
     with pytest.raises(Error, match="cannot fetch"):
-        fetch(Wanted(name="a", urls=("http://[::bad/a",)), tmp_path)
+        fetch(RemoteFile(name="a", urls=("http://[::bad/a",)), tmp_path)
 
 
 def test_another_file_in_its_place_is_left_alone(server, tmp_path):
@@ -408,17 +409,17 @@ def test_an_absurd_etag_is_not_sent_back(server, tmp_path):
 
 
 def test_servers_that_drip_are_given_up(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(web, "CONNECT_S", 0.2)
-    monkeypatch.setattr(web, "STALL_S", 0.2)
+    monkeypatch.setattr(http, "CONNECT_S", 0.2)
+    monkeypatch.setattr(http, "STALL_S", 0.2)
     server.faults = [endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n")] * 5
     with pytest.raises(Error, match="no whole answer in time; gave up"):
         fetch(wanted(server), tmp_path)
-    monkeypatch.setattr(web, "STALL_S", 5.0)
-    monkeypatch.setattr(web, "DRIP_S", -1.0)  # every piece is late
-    monkeypatch.setattr(web, "DRIP_BYTES", 1 << 40)  # whatever comes is too little
+    monkeypatch.setattr(http, "STALL_S", 5.0)
+    monkeypatch.setattr(http, "DRIP_S", -1.0)  # every piece is late
+    monkeypatch.setattr(http, "DRIP_BYTES", 1 << 40)  # whatever comes is too little
     server.faults = [endless(answered(200, Content_Length=SIZE), b"x" * 1000)] * 9
     with pytest.raises(Error, match=r"bytes arrived in .*gave up"):
-        monkeypatch.setattr(web, "GAIN_BYTES", 1 << 40)
+        monkeypatch.setattr(retry, "GAIN_BYTES", 1 << 40)
         fetch(wanted(server), tmp_path)
 
 
@@ -434,7 +435,7 @@ def test_a_byte_at_a_time_is_no_progress(server, tmp_path):
 def test_headers_and_cookies_go_to_their_host_only(server, tmp_path):
     cookies = tmp_path / "cookies.txt"
     cookies.write_text("# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\tsession\tabc\n")
-    login = web.Login(headers={"X-Key": "secret"}, cookies=cookies)
+    login = Login(headers={"X-Key": "secret"}, cookies=cookies)
     with FileServer({"/a.bin": DATA}) as other:
         elsewhere = other.url.replace("127.0.0.1", "localhost")
         server.faults = [status(302, Location=f"{elsewhere}/a.bin")]
@@ -445,15 +446,15 @@ def test_headers_and_cookies_go_to_their_host_only(server, tmp_path):
     (tmp_path / "bad.txt").write_text("hello")
     for name in ("bad.txt", "none.txt"):
         with pytest.raises(Error, match=f"cannot read --cookies .*{name}"):
-            web.Login(cookies=tmp_path / name).session(server.url)
+            Login(cookies=tmp_path / name).session(server.url)
     with pytest.raises(Error, match="'nonsense' is no header"):
-        web.parse_headers(("nonsense",))
+        parse_headers(("nonsense",))
 
 
 def test_mirrors_are_sent_no_secret(server, tmp_path, monkeypatch):
     cookies = tmp_path / "cookies.txt"
     cookies.write_text("# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\tsession\tabc\n")
-    login = web.Login(headers={"X-Key": "secret", "Authorization": "Bearer x"}, cookies=cookies)
+    login = Login(headers={"X-Key": "secret", "Authorization": "Bearer x"}, cookies=cookies)
     secrets = {"X-Key", "Authorization", "Cookie"}
     with FileServer() as first, FileServer() as last:  # of the same host, as two services of one machine are
         monkeypatch.setenv("MLPDATA_MIRROR", first.url)
@@ -485,10 +486,10 @@ def test_cookies_of_another_kind_are_one_line(server, tmp_path):
         f.truncate(1 << 40)
     for name in ("binary", "fields", "folder", "fifo", "huge"):
         with pytest.raises(Error, match=f"cannot read --cookies .*{name}"):
-            fetch(wanted(server), tmp_path / "x", web.Login(cookies=tmp_path / name))
+            fetch(wanted(server), tmp_path / "x", Login(cookies=tmp_path / name))
     for line in ("X: a\0b", "X: a\x1b[2J", "X: a\nY: b"):
         with pytest.raises(Error, match="is no header"):
-            web.parse_headers((line,))
+            parse_headers((line,))
 
 
 def test_proxy_variables_are_honoured(tmp_path, monkeypatch):
@@ -509,7 +510,7 @@ def test_proxy_variables_are_honoured(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("NO_PROXY", "")
-    fetch(Wanted(name="a", urls=("http://data.example/a",)), tmp_path, quiet=True)
+    fetch(RemoteFile(name="a", urls=("http://data.example/a",)), tmp_path, quiet=True)
     proxy.shutdown()
     proxy.server_close()
     assert seen == ["http://data.example/a"] and (tmp_path / "a").read_bytes() == b"ok"
@@ -520,9 +521,10 @@ def test_proxy_variables_are_honoured(tmp_path, monkeypatch):
 FETCH = """
 import sys
 from pathlib import Path
-from mlpdata.fetch.download import Wanted, fetch
+from mlpdata.fetch.download import RemoteFile, fetch
 url, md5, folder = sys.argv[1:]
-fetch(Wanted(name="a.bin", urls=(url,), md5=md5), Path(folder), say=lambda line: print(line, flush=True), quiet=True)
+file = RemoteFile(name="a.bin", urls=(url,), md5=md5)
+fetch(file, Path(folder), say=lambda line: print(line, flush=True), quiet=True)
 """
 
 
@@ -639,8 +641,8 @@ def test_a_login_fetches_imagenet(tmp_path, monkeypatch):
         val = replace(spec[0].beside[0], url=f"{running.url}/d/ILSVRC2012_img_val.tar", num_bytes=SIZE, md5=MD5)
         lines = []
         with pytest.raises(Error, match="403 Forbidden; it wants a login"):
-            official.download([val], tmp_path, login=web.Login(headers={"X": "y"}), say=lines.append, quiet=True)
-        login = web.Login(headers={"Cookie": "session=abc"})
+            official.download([val], tmp_path, login=Login(headers={"X": "y"}), say=lines.append, quiet=True)
+        login = Login(headers={"Cookie": "session=abc"})
         official.download([val], tmp_path, login=login, say=lines.append, quiet=True)
         assert "checksum right" in lines[-1]
 
@@ -676,7 +678,7 @@ def test_a_tar_behind_a_url_gives_the_same_directory_as_on_disk(tar_of_tars, tmp
 
 def test_a_url_is_read_piece_by_piece(monkeypatch):
     monkeypatch.setattr(url, "PIECE_BYTES", 400_000)
-    monkeypatch.setattr(web, "STALL_S", 1.0)
+    monkeypatch.setattr(http, "STALL_S", 1.0)
     with FileServer({"/a.bin": DATA}) as running:
         blob = pickle.loads(pickle.dumps(url.UrlFile(f"{running.url}/a.bin")))
         assert blob.size == SIZE

@@ -20,7 +20,7 @@ from servers import HubServer, cut, stall, status
 
 import mlpdata
 from mlpdata import Error, labels
-from mlpdata.fetch import web
+from mlpdata.fetch import http, retry
 from mlpdata.shards import remote
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import cifar
@@ -50,7 +50,7 @@ def serve(monkeypatch, tmp_path):
         return server
 
     for name, value in (("STALL_S", 1.5), ("FIRST_PAUSE_S", 0.01)):
-        monkeypatch.setattr(web, name, value)
+        monkeypatch.setattr(retry if "PAUSE" in name else http, name, value)
     # Workers take over the shorter pauses only when forked, which the server's thread would speak against.
     monkeypatch.setattr(engines, "process_context", lambda: mp.get_context("fork"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

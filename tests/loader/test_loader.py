@@ -19,7 +19,7 @@ from mlpdata.loader import loader as loader_module
 from mlpdata.loader import reader as reader_module
 from mlpdata.loader import tiers
 from mlpdata.system import memory
-from mlpdata.system.threads import ahead
+from mlpdata.system.threads import prefetch
 
 
 @pytest.mark.parametrize("tier", ["resident", "pinned", "stream"])
@@ -507,12 +507,12 @@ def test_errors_and_ends_of_a_thread_that_reads_ahead():
         finally:
             closed.append(n)
 
-    assert list(ahead(numbers(50), 3)) == list(range(50))
-    items = ahead(numbers(10**9), 2)
+    assert list(prefetch(numbers(50), 3)) == list(range(50))
+    items = prefetch(numbers(10**9), 2)
     assert [next(items) for _ in range(3)] == [0, 1, 2]
     items.close()
     assert closed == [50, 10**9]
-    items = ahead(numbers(5, fail=True), 2)
+    items = prefetch(numbers(5, fail=True), 2)
     with pytest.raises(ValueError, match="no more"):
         list(items)
 

@@ -12,15 +12,13 @@ import re
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from mlpdata.errors import Error, first_line
+from mlpdata.fetch.retry import TransientError
 
 if TYPE_CHECKING:  # a tenth of a second, which a conversion of local files need not pay
     import requests
@@ -34,20 +32,12 @@ DRIP_BYTES, DRIP_S = 4096, 60.0
 GAIN_BYTES = 64 << 10  # of a body: less between two failures is no progress, and they are counted as in a row
 MAX_COOKIES_BYTES = 16 << 20
 MAX_HEADER = 1024  # characters of a header's value that are believed: real ones have a few dozen
-PASSING = {408, 425, 429, 500, 502, 503, 504}
+TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 T = TypeVar("T")
 
 
-class Passing(Exception):
-    """A failure that may be gone on the next try."""
-
-    def __init__(self, reason: str, pause_s: float = 0.0):
-        super().__init__(reason)
-        self.pause_s = pause_s  # what the server asked for
-
-
-class Refused(Error):
+class HttpError(Error):
     """An answer that no further try will better."""
 
     def __init__(self, text: str, status: int):
@@ -55,127 +45,12 @@ class Refused(Error):
         self.status = status
 
 
-class Changed(Exception):
+class FileChangedError(Exception):
     """The server has another file under this URL than the one that was begun, or serves no ranges of it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Login:
-    """What a server needs to let the user in: headers, and a cookies.txt. No other server is sent any of it.
-
-    url: whose server it is for. None: that of whatever URL is fetched; servers it redirects to are others all the same.
-    """
-
-    headers: dict[str, str] = field(default_factory=dict)
-    cookies: Path | None = None
-    url: str | None = None
-
-    def to(self, url: str | None) -> Login:
-        """The same for one server only; for none where there is no URL."""
-        return replace(self, url=url) if url else Login()
-
-    def session(self, url: str) -> requests.Session:
-        """A new session to fetch a URL with. Raises Error for a cookie file that cannot be read, or no URL."""
-        try:
-            urlsplit(url).port  # noqa: B018 - it raises
-        except ValueError as e:
-            raise Error(f"cannot fetch {url}: {first_line(e)}") from None
-        session = _session_class()(self.url or url)
-        # Bytes as they lie on the server: offsets would mean nothing in a stream compressed on the way.
-        session.headers.update({"Accept-Encoding": "identity", "User-Agent": "mlpdata"})
-        jar = self._read_cookies() if self.cookies is not None else None
-        if session.is_own(url):
-            session.headers.update(self.headers)
-            session.private = set(self.headers)
-            if jar is not None:
-                session.cookies = jar
-                session.private.add("Cookie")
-        return session
-
-    def _read_cookies(self):
-        from http.cookiejar import LoadError, MozillaCookieJar
-
-        jar, path = MozillaCookieJar(self.cookies), self.cookies
-        try:
-            if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_COOKIES_BYTES):
-                raise LoadError
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it warns of damage with a traceback, and then raises
-                jar.load(ignore_discard=True, ignore_expires=True)
-        except (OSError, LoadError, ValueError) as e:
-            reason = getattr(e, "strerror", None) or "it is not in the cookies.txt format that browsers export"
-            raise Error(f"cannot read --cookies {path}: {reason}") from None
-        for cookie in jar:
-            cookie.expires = cookie.expires or None  # browsers write 0 for "as long as the session"
-        return jar
-
-
-@cache
-def _session_class():
-    import requests
-
-    class Session(requests.Session):
-        def __init__(self, home: str):
-            super().__init__()
-            self._home, self.private = home, set()
-
-        def is_own(self, url: str) -> bool:
-            """Whether a URL is on the server that the login is for, or on its encrypted twin."""
-            return not self.should_strip_auth(self._home, url)
-
-        def rebuild_auth(self, prepared_request, response):
-            # requests itself takes off Authorization only, and adds the cookies of whatever host the file has some for.
-            if not self.is_own(prepared_request.url):
-                for name in self.private:
-                    prepared_request.headers.pop(name, None)
-            super().rebuild_auth(prepared_request, response)
-
-    return Session
-
-
-class Pauses:
-    """Growing pauses between tries.
-
-    say: told the reason and the length of every pause, as one line.
-    """
-
-    def __init__(self, what: str, say: Callable[[str], None] | None = None):
-        self.what, self._say, self._failures, self._gained = what, say, 0, 0
-
-    def gained(self, num_bytes: int) -> None:
-        """Something arrived. Once it is worth the name, the next failure counts as the first."""
-        self._gained += num_bytes
-        if self._gained >= GAIN_BYTES:
-            self._failures = self._gained = 0
-
-    def after(self, failure: Passing, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Wait before the next try. Raises Error when it is enough."""
-        self._failures += 1
-        if self._failures >= ATTEMPTS:
-            raise Error(f"{self.what}: {failure}; gave up after {ATTEMPTS} attempts") from None
-        if failure.pause_s > LONGEST_PAUSE_S:
-            raise Error(f"{self.what}: {failure}; the server asks to come back in {failure.pause_s:,.0f} s") from None
-        pause = max(failure.pause_s, min(FIRST_PAUSE_S * 2 ** (self._failures - 1), LONGEST_PAUSE_S))
-        if self._say:
-            self._say(f"{self.what}: {failure}; trying again in {pause:.3g} s")
-        sleep(pause)
-
-
-def persist(what: str, attempt: Callable[[], T], say: Callable[[str], None] | None = None) -> T:
-    """The result of attempt(), tried again where its failure is Passing."""
-    pauses = Pauses(what, say)
-    while True:
-        try:
-            return attempt()
-        except Passing as e:
-            pauses.after(e)
-
-
-# --------------------------------------------------------------------------------------------------------- answers
-
-
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A response whose body is still to be read: bytes `start` on of a file of `size` bytes (None: not said)."""
 
     response: requests.Response
@@ -185,7 +60,7 @@ class Answer:
     ranges: bool  # whether the server is known to serve ranges
 
     def chunks(self) -> Iterator[bytes]:
-        """The body. Raises Passing when it ends early or stalls."""
+        """The body. Raises TransientError when it ends early or stalls."""
         import urllib3
 
         since, got = time.monotonic(), 0
@@ -195,20 +70,20 @@ class Answer:
                 yield chunk
                 if time.monotonic() - since > DRIP_S:
                     if got < DRIP_BYTES:
-                        raise Passing(f"only {got} bytes arrived in {DRIP_S:.0f} s")
+                        raise TransientError(f"only {got} bytes arrived in {DRIP_S:.0f} s")
                     since, got = time.monotonic(), 0
         except (urllib3.exceptions.HTTPError, OSError) as e:
-            raise Passing(_reason(e)) from None
+            raise TransientError(_reason(e)) from None
 
     def close(self) -> None:
         self.response.close()
 
 
-def get(session: requests.Session, url: str, start: int = 0, stop: int | None = None, tag: str = "") -> Answer:
+def get(session: requests.Session, url: str, start: int = 0, stop: int | None = None, tag: str = "") -> Response:
     """Ask for bytes `start` to `stop` (None: to the end) of a file.
 
-    tag: of the file as it was before; "" accepts any. Raises Passing for what another try may mend, Changed where the
-    file is another one by now or the server serves no ranges, Error for everything else.
+    tag: of the file as it was before; "" accepts any. Raises TransientError for what another try may mend,
+    FileChangedError where the file is another one by now or the server serves no ranges, Error for everything else.
     """
     import requests
 
@@ -225,18 +100,18 @@ def get(session: requests.Session, url: str, start: int = 0, stop: int | None = 
             isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN
         ):
             raise Error(f"cannot fetch {url}: {_reason(e)}") from None
-        raise Passing(_reason(e)) from None
+        raise TransientError(_reason(e)) from None
     except (requests.RequestException, UnicodeError, ValueError) as e:
         raise Error(f"cannot fetch {url}: {_reason(e)}") from None
     try:
-        return _read_answer(url, response, start, headers, tag)
+        return _read_response(url, response, start, headers, tag)
     except BaseException:
         response.close()
         raise
 
 
 def _in_time(ask: Callable[[], requests.Response]) -> requests.Response:
-    """What ask() returns. Raises Passing where the head of an answer takes so long that it is none.
+    """What ask() returns. Raises TransientError where the head of an answer takes so long that it is none.
 
     The timeouts of a connection count from one byte to the next: a server that drips headers, or says "100 Continue"
     for ever, keeps within them. The thread that still listens to such a one is given up.
@@ -261,13 +136,13 @@ def _in_time(ask: Callable[[], requests.Response]) -> requests.Response:
     with lock:
         given_up = not found
     if given_up:
-        raise Passing("no whole answer in time")
+        raise TransientError("no whole answer in time")
     if isinstance(found[0], BaseException):
         raise found[0]
     return found[0]
 
 
-def _read_answer(url: str, response: requests.Response, start: int, asked: dict, tag: str) -> Answer:
+def _read_response(url: str, response: requests.Response, start: int, asked: dict, tag: str) -> Response:
     status, now = response.status_code, _tag(response)
     if status == 206:
         told = _header(response, "Content-Range")
@@ -275,11 +150,11 @@ def _read_answer(url: str, response: requests.Response, start: int, asked: dict,
         if not match or int(match[1]) != start or not start <= int(match[2]) or (match[3] == "0"):
             raise Error(f"{url} answers a range with {told or 'no range'!r}")
         if tag and now and now != tag:
-            raise Changed("the file has changed on the server")
-        return Answer(response, start, None if match[3] == "*" else int(match[3]), now, True)
+            raise FileChangedError("the file has changed on the server")
+        return Response(response, start, None if match[3] == "*" else int(match[3]), now, True)
     if status == 200:
         if "Range" in asked and start:
-            raise Changed(
+            raise FileChangedError(
                 "the file has changed on the server"
                 if tag and now != tag
                 else "the server does not go on in the middle"
@@ -287,13 +162,15 @@ def _read_answer(url: str, response: requests.Response, start: int, asked: dict,
         length = _header(response, "Content-Length")
         if length and not re.fullmatch(r"\d{1,19}", length):
             raise Error(f"{url}: the server says the file has {length[:30]!r} bytes")
-        return Answer(response, 0, int(length) if length else None, now, _header(response, "Accept-Ranges") == "bytes")
+        return Response(
+            response, 0, int(length) if length else None, now, _header(response, "Accept-Ranges") == "bytes"
+        )
     if status == 416:
-        raise Changed("the file has become shorter on the server")
-    if status in PASSING:
-        raise Passing(f"the server answers {status} {_words(response.reason)}", _retry_after(response))
+        raise FileChangedError("the file has become shorter on the server")
+    if status in TRANSIENT:
+        raise TransientError(f"the server answers {status} {_words(response.reason)}", _retry_after(response))
     hint = "; it wants a login: `mlpdata download` takes --cookies and --header" if status in (401, 403) else ""
-    raise Refused(f"{url}: the server answers {status} {_words(response.reason)}{hint}", status)
+    raise HttpError(f"{url}: the server answers {status} {_words(response.reason)}{hint}", status)
 
 
 def _header(response: requests.Response, name: str) -> str:
@@ -363,12 +240,3 @@ def is_url(text: str) -> bool:
 def file_name(path: str) -> str:
     """The last part of a path, or of a URL's path."""
     return posixpath.basename(urlsplit(path).path if is_url(path) else path)
-
-
-def parse_headers(lines: tuple[str, ...]) -> dict[str, str]:
-    """`K: V` lines as on a command line. Raises Error for what is none."""
-    pairs = [line.partition(":") for line in lines]
-    for (name, colon, _), line in zip(pairs, lines, strict=True):
-        if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name.strip()) or not line.isprintable():
-            raise Error(f"--header {line!r} is no header; expected 'Name: value'")
-    return {name.strip(): value.strip() for name, _, value in pairs}

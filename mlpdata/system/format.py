@@ -1,0 +1,28 @@
+"""Numbers for people: bytes and seconds as text."""
+
+from __future__ import annotations
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Bytes with a decimal unit, of two digits at least.
+
+    >>> [format_bytes(n) for n in (12, 3_400, 145_000_000, 2_640_397_119, 1.1e12)]
+    ['12 bytes', '3.4 kB', '145 MB', '2.6 GB', '1,100 GB']
+    """
+    unit = "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if num_bytes >= 1000:
+            num_bytes, unit = num_bytes / 1000, larger
+    return f"{num_bytes:,.0f} {unit}" if num_bytes >= 10 or unit == "bytes" else f"{num_bytes:.1f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds up to a hundred, then minutes and seconds, then hours and minutes.
+
+    >>> [format_seconds(s) for s in (9.6, 200, 7500, 360_000)]
+    ['10 s', '3:20 min', '2:05 h', '100:00 h']
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
