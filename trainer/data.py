@@ -164,10 +164,12 @@ class FeatureLoader(Loader):
 class _Features:
     """A tier of a Loader: features (N, m) and labels (N,) on the device."""
 
+    blocks = None
+
     def __init__(self, features: torch.Tensor, labels: torch.Tensor):
         self._features, self._labels = features, labels
 
-    def batches(self, plan: EpochSteps) -> Iterator[Batch]:
-        for step in plan.steps:
-            ids = torch.from_numpy(plan.rows(step)).to(self._features.device)
+    def batches(self, steps: EpochSteps) -> Iterator[Batch]:
+        for step in steps.range:
+            ids = torch.from_numpy(steps.rows(step)).to(self._features.device)
             yield Batch(self._features.index_select(0, ids), self._labels.index_select(0, ids), ids)

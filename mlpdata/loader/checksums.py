@@ -19,20 +19,19 @@ ROWS = 4096  # compared at a time
 
 
 def check_files(root: Path, manifest: Manifest, split: str, reader: Reader) -> None:
-    """Raise Error naming the first file of the reader that has another sha256 than the manifest lists.
+    """Raise Error naming the first file of the reader whose SHA-256 is not the manifest's.
 
-    Where pixels are stored as they were made, the error names the first sample that is not what the index says, too.
+    Where pixels are stored raw, the error also names the first sample that differs from the index.
     """
     with ThreadPoolExecutor(reader.num_threads) as pool:
-        for number, (path, digest) in enumerate(
-            zip(reader.index.files, pool.map(_sha256, reader.index.files), strict=True)
-        ):
+        sums = pool.map(_sha256, reader.index.files)
+        for number, (path, digest) in enumerate(zip(reader.index.files, sums, strict=True)):
             listed = manifest.files.get(path.name, {}).get("sha256")
             if digest != listed:
                 sample = _first_changed(root, manifest, split, reader, number)
-                where = (
-                    "" if sample is None else f"; sample {sample} at byte {int(reader.index.offset[sample])} is another"
-                )
+                where = ""
+                if sample is not None:
+                    where = f"; sample {sample} at byte {int(reader.index.offset[sample])} is another"
                 raise Error(
                     f"{path} has sha256 {digest:.12}..., the manifest lists {listed!s:.12}...{where}; get it again"
                 )
@@ -41,25 +40,25 @@ def check_files(root: Path, manifest: Manifest, split: str, reader: Reader) -> N
 def _sha256(path: Path) -> str:
     try:
         with open_file(path) as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+            return hashlib.file_digest(f, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]: a BinaryIO will do
     except OSError as e:
         raise Error(f"cannot read {path}: {e.strerror}") from None
 
 
 def _first_changed(root: Path, manifest: Manifest, split: str, reader: Reader, file: int) -> int | None:
-    """The first sample of a file whose pixels do not have the digest of the index; None where that cannot be told."""
+    """The first sample of a file whose pixels do not have the digest that the index lists; None if that is unknown."""
     if not reader.all_raw:
         return None
     try:
         digests = index.column(root, manifest, split, "digest")
-    except Error:  # it has changed as well
+    except Error:  # the index has changed as well
         return None
     ids = np.flatnonzero(np.broadcast_to(reader.index.file == file, len(reader.index)))
-    for at in range(0, len(ids), ROWS):
-        part = ids[at : at + ROWS]
-        pixels = np.empty((len(part), *reader.shape), np.uint8)
-        reader.read(part, pixels)
-        for i, row in zip(part.tolist(), pixels, strict=True):
-            if xxhash.xxh3_64_intdigest(row) != int(digests[i]):
+    for first in range(0, len(ids), ROWS):
+        some = ids[first : first + ROWS]
+        pixels = np.empty((len(some), *reader.shape), np.uint8)
+        reader.read(some, pixels)
+        for i, row in zip(some.tolist(), pixels, strict=True):
+            if xxhash.xxh3_64_intdigest(row.data) != int(digests[i]):
                 return i
     return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,27 +14,40 @@ from torch.utils.data import Dataset
 
 from mlpdata.errors import Error
 from mlpdata.loader.options import shown
+from mlpdata.loader.reader import Reader
+from mlpdata.shards.open import open_split
 
 
 class TorchDataset(Dataset):
     """Item i is (image, label int), in the order of Loader.labels; an i below 0 counts from the end.
 
-    Without a transform an image is a uint8 (3, H, W) tensor, channels first as torch and torchvision expect them. A
-    transform is called with an RGB PIL image, as torchvision's own data sets do, and what it returns stands in the
-    image's place: transforms of torchvision's v1 and v2 and timm's take it as it is.
+    Without a transform an image is a uint8 (3, H, W) tensor, channels first as torch and torchvision expect. A
+    transform is called with an RGB PIL image, as torchvision's own data sets do, and what it returns takes the image's
+    place: transforms of torchvision (v1 and v2) and of timm work unchanged.
 
-    labels: int64 (n,), read-only. Pickles small: a DataLoader's worker opens the files for itself. Raises mlpdata.Error
-    as the Loader does and where the shards are not those that it opened, IndexError beyond the end, and TypeError for
-    what is no whole number.
+    labels: int64 (n,), read-only. Pickles are small: each worker of a DataLoader opens the files for itself. Raises
+    mlpdata.Error as the Loader does, and if the shards have changed since; IndexError beyond the end; TypeError for an
+    index that is no whole number.
     """
 
-    def __init__(self, where: dict, res: int | None, found: tuple, ids: np.ndarray | None, labels, transform=None):
-        """where: what open_split takes. res: as the Loader's. found: the digest of the index, and the files' stamps."""
+    def __init__(
+        self,
+        source: dict[str, Any],
+        res: int | None,
+        fingerprint: tuple[str, list[tuple[int, int]]],
+        ids: np.ndarray | None,
+        labels: np.ndarray,
+        transform: Callable[[Image.Image], Any] | None = None,
+    ):
+        """Loader.dataset calls this. source: the arguments of open_split. res: as of the Loader.
+
+        fingerprint: the digest of the index and the stamps of the files. ids: int64 (n,); None: item i is sample i.
+        """
         if transform is not None and not callable(transform):
             raise Error(f"transform {shown(transform)} cannot be called")
-        self._where, self._res, self._found, self._ids = where, res, found, ids
+        self._source, self._res, self._fingerprint, self._ids = source, res, fingerprint, ids
         self.labels, self.transform = labels, transform
-        self._reader = None
+        self._reader: Reader | None = None
         self._pid = 0
 
     def __getstate__(self):
@@ -40,7 +55,7 @@ class TorchDataset(Dataset):
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self.labels.flags.writeable = False  # which pickles do not keep
+        self.labels.flags.writeable = False  # pickles do not keep this flag
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,18 +64,18 @@ class TorchDataset(Dataset):
         return self.__getitems__([i])[0]
 
     def __getitems__(self, items: list[int]) -> list[tuple]:
-        """Several at once, which DataLoader asks for: neighbours in the files are read together."""
+        """Several items at once, as DataLoader asks for them: neighbours in the files are read together."""
         rows = np.array([self._row(item) for item in items], np.int64)
         reader = self._open()
         images = np.empty((len(rows), *reader.shape), np.uint8)
         reader.read(rows if self._ids is None else self._ids[rows], images)
         if self.transform is None:
-            made = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().unbind()
+            results = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().unbind()
         else:
-            made = [self.transform(Image.fromarray(image)) for image in images]
-        return list(zip(made, self.labels[rows].tolist(), strict=True))
+            results = [self.transform(Image.fromarray(image)) for image in images]
+        return list(zip(results, self.labels[rows].tolist(), strict=True))
 
-    def _row(self, item) -> int:
+    def _row(self, item: Any) -> int:
         if isinstance(item, (bool, np.bool_)) or getattr(item, "dtype", None) == torch.bool:
             raise TypeError(f"{shown(item)} is no number of a sample")
         try:
@@ -71,15 +86,12 @@ class TorchDataset(Dataset):
             raise IndexError(f"there are {len(self)} samples; asked for {shown(item)}")
         return row % len(self)
 
-    def _open(self):
+    def _open(self) -> Reader:
         """A Reader of this process."""
         if self._reader is None or self._pid != os.getpid():
-            from mlpdata.loader.reader import Reader
-            from mlpdata.shards.open import open_split
-
-            opened = open_split(**self._where)
+            opened = open_split(**self._source)
             reader = Reader(opened.index, 1, self._res)
-            if (opened.digest, reader.stamps) != self._found:
-                raise Error(f"{self._where['path']} changed since it was loaded; load it again")
+            if (opened.digest, reader.stamps) != self._fingerprint:
+                raise Error(f"{self._source['path']} changed since it was loaded; load it again")
             self._reader, self._pid = reader, os.getpid()
         return self._reader

@@ -1,14 +1,12 @@
-"""Shards to batches on a device: `load` and the `Loader` that it returns.
+"""The Loader: an iterator over the batches of an epoch, on a device, augmented. `load` is what users call it.
 
-One index serves every format (mlpdata.shards.open), so tars have random access too. Where the pixels are while an
-epoch runs is a tier, chosen by size and said aloud (mlpdata.loader.tiers). The order of an epoch follows from (seed,
-epoch) alone (mlpdata.loader.order); ranks take equal slices of each global batch, so its sequence is the same for any
-number of them.
+One index serves every format (mlpdata.shards.open), so tars have random access too. The order of an epoch follows from
+(seed, epoch) alone; ranks take equal slices of each global batch, so the sequence of batches is the same for any number
+of ranks.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import time
@@ -24,19 +22,19 @@ from mlpdata.augment.augment import Augment
 from mlpdata.augment.batch import Batch
 from mlpdata.augment.chroma import from_ycc420
 from mlpdata.errors import Error
-from mlpdata.loader import state, tiers
+from mlpdata.loader import state
 from mlpdata.loader.checksums import check_files
+from mlpdata.loader.dataset import TorchDataset
 from mlpdata.loader.options import LoadOptions, check_flag, merge, shown, whole
 from mlpdata.loader.order import EpochOrder, EpochSteps
-from mlpdata.loader.reader import Reader
-from mlpdata.loader.subset import choose, class_numbers, ids_of
+from mlpdata.loader.reader import Reader, mapped_pixels
+from mlpdata.loader.resident import Resident, load_pixels
+from mlpdata.loader.subset import ids_of, select
+from mlpdata.loader.tiers import open_tier
 from mlpdata.shards import remote
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.open import open_split
-from mlpdata.system.memory import free_memory
 from mlpdata.system.threads import cores
-
-PSNR_SAMPLES = 512
 
 
 class Loader:
@@ -93,90 +91,52 @@ class Loader:
     ):
         for name, flag in {"shuffle": shuffle, "drop_last": drop_last, "infinite": infinite}.items():
             check_flag(name, flag)
-        batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
+        self.batch_size, self.seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
+        self.shuffle, self.drop_last, self.infinite = bool(shuffle), bool(drop_last), bool(infinite)
         options = merge(options, more, KEYWORDS)
-        if batch_size % options.world_size:
-            raise Error(f"batch size {batch_size} is not divisible by the {options.world_size} processes")
+        self.rank, self.world_size = options.rank, options.world_size
+        if batch_size % self.world_size:
+            raise Error(f"batch size {batch_size} is not divisible by the {self.world_size} processes")
         if augment is not None and not isinstance(augment, Augment):
             raise Error(
                 f"augment is an mlpdata.Augment, not {shown(augment)}; dataset(transform) takes other transforms"
             )
-        self.root, self.device = _local(root), _device(device)
-        self._where = {"path": self.root.absolute(), "split": split, "format": format}
-        self._where |= {"image_column": options.image_column, "label_column": options.label_column}
-        opened = open_split(**self._where)
-        self.manifest, self.split, self.num_classes = opened.manifest, opened.split, opened.num_classes
-        self.batch_size, self.augment = batch_size, augment
-        self.shuffle, self.seed, self.drop_last, self.infinite = bool(shuffle), seed, bool(drop_last), infinite
-        self.rank, self.world_size, self.wait_s = options.rank, options.world_size, 0.0
-        self._opened, self.index = opened, opened.index
+        self.augment, self.wait_s = augment, 0.0
+        self.root, self.device = _local_path(root), _device(device)
+        self._source = {
+            "path": self.root.absolute(),
+            "split": split,
+            "format": format,
+            "image_column": options.image_column,
+            "label_column": options.label_column,
+        }
+        self._opened = open_split(**self._source)
+        self.manifest, self.split, self.index = self._opened.manifest, self._opened.split, self._opened.index
+        self._selection = select(
+            np.array(self.index.label, np.int64),
+            self._opened.num_classes,
+            subset,
+            options.classes,
+            relabel=options.relabel,
+            seed=self.seed,
+            class_names=lambda: [name for name, _ in read_classes(self.root, self.manifest)] if self.manifest else [],
+            where=self.root,
+        )
+        if not self.num_samples:
+            raise Error(f"subset and classes leave no samples of split {self.split!r}")
+        if drop_last and not len(self):
+            raise Error(f"split {self.split!r} has {self.num_samples} samples, fewer than one batch of {batch_size}")
         self._res = options.res
-        self._choose_samples(subset, options.classes, options.relabel)
         self._reader = Reader(self.index, options.num_threads or cores(), options.res)
         if options.check:
             if self.manifest is None:
                 raise Error(f"{root} has no manifest to check against")
             check_files(self.root, self.manifest, self.split, self._reader)
-        self._place_ids: np.ndarray | None = None
-        self._blocks: tuple[int, int] | None = None  # of the orders to come
-        self._open_tier(options.tier, options.pixels)
-        self.pixels = options.pixels if self.tier == "resident" else "rgb"
-        self._position = state.Position(0, 0, self._blocks)  # of the iteration that was begun last
-        if drop_last and not len(self):
-            raise Error(f"split {self.split!r} has {self.num_samples} samples, fewer than one batch of {batch_size}")
-
-    # --------------------------------------------------------------------------------------------------- opening
-
-    def _choose_samples(self, subset, classes, relabel: bool) -> None:
-        """Set labels and ids: all samples, or those asked for."""
-        labels, allowed, self._classes = np.array(self.index.label, np.int64), None, None
-        if classes is not None:
-            numbers = class_numbers(classes, self.num_classes, self._class_names, self.root)
-            order = np.argsort(numbers)
-            allowed = np.flatnonzero(np.isin(labels, numbers))
-            self._classes = np.array(numbers if relabel else sorted(numbers), np.int64)
-            if relabel:
-                labels[allowed] = order[np.searchsorted(numbers, labels[allowed], sorter=order)]
-                self.num_classes = len(numbers)
-        self._ids = choose(len(labels), subset, allowed, self.seed)
-        if self._ids is not None and np.array_equal(self._ids, np.arange(len(labels))):
-            self._ids = None  # all in their own order
-        self._labels = labels if self._ids is None else labels[self._ids]
-        if not len(self._labels):
-            raise Error(f"subset and classes leave no samples of split {self.split!r}")
-
-    def _class_names(self) -> list[str]:
-        """As the source calls them, in label order; none where there is no list of them."""
-        return [name for name, _ in read_classes(self.root, self.manifest)] if self.manifest else []
-
-    def _open_tier(self, forced: str, pixels: str) -> None:
-        reader, n, ids = self._reader, self.num_samples, self._ids
-        rgb_bytes = n * reader.image_bytes
-        height, width, _ = reader.shape
-        small_bytes = n * (height * width + 2 * ((height + 1) // 2) * ((width + 1) // 2))
-        self.tier, self.tier_reason = _choose_tier(
-            rgb_bytes, small_bytes if pixels == "ycc420" else rgb_bytes, self.device, forced
+        self._tier, self.tier, self.tier_reason = open_tier(
+            self._reader, self._selection, self.device, options.tier or "auto", options.pixels
         )
-        if pixels == "ycc420":
-            self.tier_reason += self._ycc_reason()
-        if self.tier == "resident":
-            self._tier = tiers.Resident(reader, self._labels, ids, self.device, pixels)
-        elif self.tier == "pinned":
-            self._tier = tiers.Pinned(reader, self._labels, ids, self.device)
-        else:
-            files = int(self.index.num_bytes.sum(dtype=np.int64))
-            direct = files > tiers.SHARE * free_memory()
-            how = "past the page cache, which could not hold them" if direct else "through the page cache"
-            self.tier_reason += f"; {files / 1e9:.2f} GB of files read in blocks, {how}"
-            self._tier = tiers.Stream(reader, self._labels, ids, self.device, direct)
-            self._blocks = tiers.block_shape(reader, n)
-
-    def _ycc_reason(self) -> str:
-        if self.tier != "resident":
-            return "; pixels ycc420 concerns the resident tier only, these stay RGB"
-        some = np.unique(np.linspace(0, self.num_samples - 1, PSNR_SAMPLES).astype(np.int64))
-        psnr = tiers.ycc420_psnr(self.read(self.ids[some]))
-        return f"; luma in full and chroma at half resolution: {psnr:.1f} dB on {len(some)} of these images"
+        self.pixels = options.pixels if self.tier == "resident" else "rgb"
+        self._position = state.Position(0, 0, self._tier.blocks)  # of the iteration that began last
 
     # ------------------------------------------------------------------------------------------------- as a whole
 
@@ -187,22 +147,32 @@ class Loader:
 
     @property
     def num_threads(self) -> int:
+        """Threads that read and decode."""
         return self._reader.num_threads
 
     @property
+    def num_classes(self) -> int:
+        """Labels are below it."""
+        return self._selection.num_classes
+
+    @property
     def num_samples(self) -> int:
-        return len(self._labels)
+        """Samples an epoch."""
+        return len(self._selection.labels)
 
     @property
     def labels(self) -> np.ndarray:
-        return _read_only(self._labels)
+        """int64 (num_samples,), read-only, in the order of the samples."""
+        return _read_only(self._selection.labels)
 
     @property
     def ids(self) -> np.ndarray:
-        return _read_only(np.arange(self.num_samples) if self._ids is None else self._ids)
+        """int64 (num_samples,), read-only: the place in the split of each sample."""
+        return _read_only(self._selection.all_ids)
 
     @property
     def epoch(self) -> int:
+        """The number of the current epoch; after its last batch, and before the first iteration, of the next one."""
         return self._position.epoch
 
     def __len__(self) -> int:
@@ -212,77 +182,66 @@ class Loader:
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """All samples in their own order: images uint8 (N, H, W, 3), labels int64 (N,), both read-only.
 
-        No copy where the pixels are resident on the CPU, or where raw ones lie in one file at even distances (a tar;
-        a beton of a single page): then they are a read-only map of the file, which must stay as it is.
+        Nothing is copied if the pixels are resident on the CPU, or if raw ones lie in one file at even distances (a
+        tar; a beton of a single page): then they are a read-only map of the file, which must stay as it is.
         """
-        if self.tier == "resident":
+        if isinstance(self._tier, Resident):
             return _read_only(self._tier.rgb().cpu().numpy()), self.labels
-        mapped = self._mapped()
-        if mapped is None:
-            mapped = tiers.load_pixels(self._reader, self.ids, torch.device("cpu"), ycc=False)[0].numpy()
-        return _read_only(mapped), self.labels
-
-    def _mapped(self) -> np.ndarray | None:
-        index, shape, n = self.index, self._reader.shape, self.num_samples
-        if self._ids is not None or len(index.files) > 1 or not self._reader.all_raw:
-            return None
-        steps = np.diff(index.offset)
-        step = int(steps[0]) if n > 1 else self._reader.image_bytes
-        if step < self._reader.image_bytes or (steps != step).any():
-            return None
-        try:
-            self._reader.check_stamp(0, os.stat(index.files[0]))
-            size = (n - 1) * step + self._reader.image_bytes
-            flat = np.memmap(index.files[0], np.uint8, "r", int(index.offset[0]), (size,))
-        except OSError as e:
-            raise Error(f"cannot read {index.files[0]}: {e.strerror}") from None
-        strides = (step, shape[1] * shape[2], shape[2], 1)
-        return np.lib.stride_tricks.as_strided(flat, (n, *shape), strides, writeable=False)
+        pixels = mapped_pixels(self._reader) if self._selection.ids is None else None
+        if pixels is None:
+            pixels = load_pixels(self._reader, self._selection.all_ids, torch.device("cpu"), "rgb")[0].numpy()
+        return _read_only(pixels), self.labels
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Some samples by id, as stored: (n,) integers -> uint8 (n, H, W, 3)."""
         ids = ids_of(ids, len(self.index))
-        out = np.empty((len(ids), *self._reader.shape), np.uint8)
+        out = np.empty((len(ids), *self.shape), np.uint8)
         self._reader.read(ids, out)
         return out
 
-    def dataset(self, transform=None):
-        """The same samples as a torch Dataset, for a DataLoader of your own: mlpdata.loader.dataset.TorchDataset."""
-        from mlpdata.loader.dataset import TorchDataset
-
-        found = self._opened.digest, self._reader.stamps
-        return TorchDataset(self._where, self._res, found, self._ids, self.labels, transform)
+    def dataset(self, transform=None) -> TorchDataset:
+        """The same samples as a torch Dataset, for a DataLoader of your own."""
+        fingerprint = self._opened.digest, self._reader.stamps
+        return TorchDataset(self._source, self._res, fingerprint, self._selection.ids, self.labels, transform)
 
     # -------------------------------------------------------------------------------------------------- iterating
 
     def order(self, epoch: int) -> np.ndarray:
-        """(num_samples,) int64: the sample ids of an epoch in their order."""
-        plan = self._plan(epoch, self._blocks, range(0))
-        rows = plan.to_rows(plan.order.take(0, self.num_samples))
-        return rows if self._ids is None else self._ids[rows]
+        """int64 (num_samples,): the sample ids of an epoch, in their order."""
+        steps = self._steps(epoch, self._tier.blocks, range(0))
+        return self._selection.ids_of_rows(steps.to_rows(steps.order.take(0, self.num_samples)))
 
-    def _plan(self, epoch: int, blocks: tuple[int, int] | None, steps: range) -> EpochSteps:
-        in_blocks = blocks is not None and self.shuffle
-        if in_blocks and self._place_ids is None:
-            # Blocks are of neighbours in the files; samples mostly lie there in their own order.
-            places = self._reader.by_place(self._ids)
-            self._place_ids = np.empty(0, np.int64) if places is None else places
-        place_ids = self._place_ids if in_blocks and len(self._place_ids) else None
-        order = EpochOrder(self.num_samples, self.seed, epoch, self.shuffle, blocks)
-        following = EpochOrder(self.num_samples, self.seed, epoch + 1, self.shuffle, self._blocks)
-        return EpochSteps(order, following, place_ids, self.batch_size, self.rank, self.world_size, steps)
+    def _steps(self, epoch: int, blocks: tuple[int, int] | None, steps: range) -> EpochSteps:
+        order, following = (
+            EpochOrder(self.num_samples, self.seed, e, self.shuffle, b)
+            for e, b in ((epoch, blocks), (epoch + 1, self._tier.blocks))
+        )
+        return EpochSteps(
+            order=order,
+            following=following,
+            row_at=self._storage_order if blocks and self.shuffle else None,
+            batch_size=self.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            range=steps,
+        )
+
+    @cached_property
+    def _storage_order(self) -> np.ndarray | None:
+        """Blocks are of neighbours in the files: the rows as they lie there; None if that is their own order."""
+        return self._reader.storage_order(self._selection.ids)
 
     def __iter__(self) -> Iterator[Batch]:
         """Begin the next epoch, or go on from the state that was just loaded."""
         if self._position.begun:
-            self._position = state.Position(self._position.epoch + 1, 0, self._blocks)
+            self._position = state.Position(self._position.epoch + 1, 0, self._tier.blocks)
         self._position.begun = True
         return self._iterate(self._position)
 
     def _iterate(self, position: state.Position) -> Iterator[Batch]:
         while True:
             epoch = position.epoch
-            batches = self._tier.batches(self._plan(epoch, position.blocks, range(position.step, len(self))))
+            batches = self._tier.batches(self._steps(epoch, position.blocks, range(position.step, len(self))))
             try:
                 while True:
                     started = time.perf_counter()
@@ -292,14 +251,14 @@ class Loader:
                         break
                     if self.augment is not None:
                         batch = self.augment.apply(batch, epoch, self.seed)
-                    elif self.pixels == "ycc420":
+                    elif batch.chroma is not None:
                         batch = Batch(from_ycc420(batch.images, batch.chroma), batch.labels, batch.ids)
-                    # Moved on before the batch goes out: a state saved while it is in use goes on behind it, and who
-                    # takes `len` batches and no more has had the epoch.
+                    # The position moves before the batch goes out: a state saved while the batch is in use goes on
+                    # with the next one, and a consumer that takes `len` batches and no more has had the epoch.
                     position.step += 1
                     if position.step == len(self):
                         position.epoch, position.step, position.begun = epoch + 1, 0, False
-                        position.blocks = self._blocks
+                        position.blocks = self._tier.blocks
                     yield batch
             finally:
                 batches.close()
@@ -309,50 +268,44 @@ class Loader:
 
     # ------------------------------------------------------------------------------------------------------ state
 
-    def state_dict(self) -> dict:
+    def _facts(self) -> dict[str, Any]:
+        return state.facts(
+            self._opened.digest,
+            self._selection,
+            self.shape,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            batch_size=self.batch_size,
+            drop_last=self.drop_last,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
         """Where the loader is: numbers, strings and lists. Taken while a batch is in use, it goes on with the next one.
 
-        It holds for any number of ranks, any device, and for any tier but this: the stream's order is one of blocks,
-        which the other tiers can go on with; the stream cannot go on with theirs in the middle of an epoch.
+        It holds for any number of ranks, any device, and for any other tier but one: the stream goes by blocks, which
+        the other tiers can go on with; the stream cannot go on with their order in the middle of an epoch.
         """
-        return state.pack(self._position, self._facts)
+        return state.pack(self._position, self._facts())
 
-    def load_state_dict(self, saved: dict) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Have the next iteration go on from a state, in the middle of an epoch if need be.
 
-        Raises Error where it is malformed, or where this loader would give other batches than the one that was saved:
-        other data, another subset, classes, image size, seed or shuffle, and in the middle of an epoch another size
-        of batch.
+        Raises Error if it is malformed, or if this loader would give other batches than the one that was saved: other
+        data, another subset, classes, image size, seed or shuffle, and in the middle of an epoch another batch size.
         """
-        position = state.unpack(saved, self._facts, len(self))
-        if position.step and self.shuffle and self.tier == "stream" and position.blocks is None:
+        position = state.unpack(saved, self._facts(), len(self))
+        blocks = self._tier.blocks
+        if position.step and self.shuffle and blocks and not position.blocks:
             raise Error(
-                "the loader state was saved in the middle of an epoch whose order does not go by blocks, which "
-                "the stream tier cannot go on with: load with tier='pinned' or 'resident', or resume at an epoch's "
-                "start"
+                "the loader state was saved in the middle of an epoch whose order does not go by blocks, which the "
+                "stream tier cannot go on with: load with tier='pinned' or 'resident', or resume at an epoch's start"
             )
-        if not position.step or not (self.shuffle or self.tier != "stream"):  # unshuffled, blocks make no difference
-            position.blocks = self._blocks
+        if not position.step or (blocks and not self.shuffle):  # unshuffled, blocks make no difference
+            position.blocks = blocks
         self._position = position
 
-    @cached_property
-    def _facts(self) -> dict:
-        """What the sequence of batches follows from, the number of processes aside."""
-        digest = lambda array: None if array is None else hashlib.sha256(array.tobytes()).hexdigest()[:16]  # noqa: E731
-        return {
-            "data": self._opened.digest,
-            "classes": digest(self._classes),
-            "subset": digest(self._ids),
-            "num_samples": self.num_samples,
-            "size": "x".join(map(str, self.shape)),
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "batch_size": self.batch_size,
-            "drop_last": self.drop_last,
-        }
 
-
-KEYWORDS = [p.name for p in inspect.signature(Loader).parameters.values() if p.kind != p.VAR_KEYWORD][4:]
+KEYWORDS = [p.name for p in inspect.signature(Loader).parameters.values() if p.kind != p.VAR_KEYWORD][2:]
 load = Loader  # what users write
 
 
@@ -362,8 +315,8 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def _local(root) -> Path:
-    """The path of what is to be opened, a verified copy where it is elsewhere."""
+def _local_path(root) -> Path:
+    """The path of what is to be opened: a verified copy of what is elsewhere."""
     try:
         text = os.fsdecode(root)
     except TypeError:
@@ -386,21 +339,3 @@ def _device(name: str | torch.device) -> torch.device:
         raise Error(f"device {name!r}: torch finds {torch.cuda.device_count()} CUDA devices")
     # With its number: another thread has a current device of its own.
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-
-
-def _choose_tier(rgb_bytes: int, resident_bytes: int, device: torch.device, forced: str) -> tuple[str, str]:
-    """(tier, why), from the bytes of all pixels as RGB and as the resident tier would hold them."""
-    host, share = free_memory(), tiers.SHARE
-    if device.type == "cuda":
-        free, where = torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
-    else:
-        free, where = host, "memory"
-    said = f"{resident_bytes / 1e9:.2f} GB of pixels, {free / 1e9:.1f} GB free in {where}"
-    if forced != "auto":
-        return forced, f"{forced}, as asked: {said}"
-    if resident_bytes <= share * free:
-        return "resident", f"resident: {said}"
-    said += f", of which {share:.0%} may be used"
-    if device.type == "cuda" and rgb_bytes <= share * host:
-        return "pinned", f"pinned: {said}; {host / 1e9:.1f} GB free in memory"
-    return "stream", f"stream: {said}"

@@ -1,6 +1,7 @@
-"""The order of an epoch: a permutation that is computed by the piece, so that it costs no memory and no wait.
+"""The order of an epoch: a permutation computed piece by piece, so that it costs neither memory nor a wait.
 
-It follows from (seed, epoch) alone and is the same on every machine and with every version of every library.
+It follows from (seed, epoch) alone and is the same on every machine and with every version of every library. A `place`
+is a position in the order, a `row` one of the loaded samples, an `id` a position in the split.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import numpy as np
 from mlpdata.errors import Error
 
 ROUNDS = 6
-MIN_BITS = 6  # a Feistel network on fewer bits is no good shuffle
-PIECE = 1 << 16  # numbers computed at a time: their arrays stay in the processor's cache
+MIN_BITS = 6  # a Feistel network on fewer bits shuffles badly
+PIECE = 1 << 16  # places computed at a time: their arrays stay in the processor's cache
 
 
 def permute(positions: np.ndarray, n: int, key: str) -> np.ndarray:
-    """Where a permutation of 0..n-1 puts some positions: integers (m,) -> int64 (m,).
+    """What a permutation of 0..n-1 maps some positions to: integers (m,) -> int64 (m,). key: any text.
 
-    A Feistel network on the next power of two; a number that falls outside 0..n-1 is sent through again until it is
-    inside ("cycle walking": Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002). key: any text.
+    A Feistel network on the next power of two; a number outside 0..n-1 is sent through it again until it is inside
+    ("cycle walking": Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+
+    >>> permute(np.arange(5), 5, "key").tolist()
+    [3, 2, 4, 0, 1]
     """
     if n <= 1:
         return np.zeros(len(positions), np.int64)
@@ -42,7 +46,7 @@ def _feistel(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
     high = bits - low
     left, right = x >> np.uint32(low), x & np.uint32((1 << low) - 1)
     for key in keys:
-        # `left` has `high` bits; halves and their widths change places every round, and come back after an even number.
+        # `left` has `high` bits. The halves and their widths swap every round; an even number of rounds restores them.
         mixed = (right ^ key) * np.uint32(0x9E3779B1)
         mixed ^= mixed >> np.uint32(15)
         mixed *= np.uint32(0x85EBCA77)
@@ -55,80 +59,99 @@ def _feistel(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
 class EpochOrder:
     """The numbers 0..n-1 in the order of one epoch.
 
-    shuffle: else they come as they are.
-    blocks:  None for a permutation of all; (samples a block, blocks a window) where neighbours are to be read
-             together: blocks come in random order, and the samples of a window of blocks are shuffled among each other.
+    shuffle: False gives them as they are.
+    blocks:  None for a permutation of all; (samples a block, blocks a window) where neighbours are read together: the
+             blocks are in random order, and the samples of each window of blocks are shuffled among each other.
+    windows: window k has the places windows[k] to windows[k + 1] - 1; empty without blocks.
+    key:     equal keys, equal orders.
+
+    >>> EpochOrder(5, seed=0, epoch=0, shuffle=False).take(1, 4).tolist()
+    [1, 2, 3]
     """
 
     def __init__(self, n: int, seed: int, epoch: int, shuffle: bool = True, blocks: tuple[int, int] | None = None):
         if n >= 1 << 32:
             raise Error(f"{n} samples are more than an order can hold")
-        self.n, self.shuffle, self.blocks = n, shuffle, blocks
-        self.key = (n, seed, epoch, shuffle, blocks)  # equal keys, equal orders
-        self._key = f"mlpdata order {seed} {epoch}"
+        self.n, self.shuffle = n, shuffle
+        self.key = (n, seed, epoch, shuffle, blocks)
+        self._permutation = f"mlpdata order {seed} {epoch}"
         self._piece, self._piece_start = np.empty(0, np.int64), 0
+        self.windows = np.empty(0, np.int64)
         if blocks is not None:
-            per_block, per_window = blocks
-            num_blocks = -(-n // per_block)
+            self._per_block, self._per_window = blocks
+            num_blocks = -(-n // self._per_block)
             numbers = np.arange(num_blocks)
-            self._blocks = permute(numbers, num_blocks, self._key) if shuffle else numbers
-            sizes = np.full(num_blocks, per_block)
+            self._blocks = permute(numbers, num_blocks, self._permutation) if shuffle else numbers
+            sizes = np.full(num_blocks, self._per_block)
             if num_blocks:
-                sizes[self._blocks == num_blocks - 1] = n - (num_blocks - 1) * per_block
+                sizes[self._blocks == num_blocks - 1] = n - (num_blocks - 1) * self._per_block
             edges = np.concatenate([[0], sizes.cumsum()])
-            self.windows = np.append(edges[:-1:per_window], n)  # window k takes places windows[k]..windows[k + 1] - 1
+            self.windows = np.append(edges[: -1 : self._per_window], n)
 
     def window(self, k: int) -> np.ndarray:
         """The numbers of window k, int64, in their order."""
-        per_block, per_window = self.blocks
-        blocks = self._blocks[k * per_window : (k + 1) * per_window]
-        numbers = (blocks[:, None] * per_block + np.arange(per_block)).reshape(-1)
+        blocks = self._blocks[k * self._per_window : (k + 1) * self._per_window]
+        numbers = (blocks[:, None] * self._per_block + np.arange(self._per_block)).reshape(-1)
         numbers = numbers[numbers < self.n]
         if not self.shuffle:
             return numbers
-        return numbers[permute(np.arange(len(numbers)), len(numbers), f"{self._key} window {k}")]
+        return numbers[permute(np.arange(len(numbers)), len(numbers), f"{self._permutation} window {k}")]
 
     def take(self, start: int, stop: int) -> np.ndarray:
-        """Places start..stop-1 of the order, int64. Cheap where calls move forward by less than a piece."""
-        at = start - self._piece_start
-        if at < 0 or at + stop - start > len(self._piece):
-            self._piece, self._piece_start, at = self._make(start, max(stop, min(self.n, start + PIECE))), start, 0
-        return self._piece[at : at + stop - start]
+        """The numbers at places start..stop-1, int64. Cheap where calls move forward by less than PIECE."""
+        offset = start - self._piece_start
+        if offset < 0 or offset + stop - start > len(self._piece):
+            self._piece, self._piece_start = self._compute(start, max(stop, min(self.n, start + PIECE))), start
+            offset = 0
+        return self._piece[offset : offset + stop - start]
 
-    def _make(self, start: int, stop: int) -> np.ndarray:
-        if self.blocks is not None:
+    def _compute(self, start: int, stop: int) -> np.ndarray:
+        if len(self.windows):
             first, last = np.searchsorted(self.windows, [start, max(start, stop - 1)], side="right") - 1
-            made = np.concatenate([self.window(k) for k in range(first, last + 1)])
-            return made[start - self.windows[first] :][: stop - start]
+            numbers = np.concatenate([self.window(k) for k in range(first, last + 1)])
+            return numbers[start - self.windows[first] :][: stop - start]
         if not self.shuffle:
             return np.arange(start, stop)
         return np.concatenate([
-            permute(np.arange(a, min(stop, a + PIECE), dtype=np.uint32), self.n, self._key)
+            permute(np.arange(a, min(stop, a + PIECE), dtype=np.uint32), self.n, self._permutation)
             for a in range(start, max(stop, start + 1), PIECE)
         ])  # fmt: skip
 
 
 def rank_share(start: int, stop: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The part of places start..stop-1 that is one process's: equal parts, the first ones a sample longer."""
+    """The places of start..stop-1 that one process takes: equal shares, the first ones a sample longer.
+
+    >>> [rank_share(0, 7, rank, 3) for rank in range(3)]
+    [(0, 3), (3, 5), (5, 7)]
+    """
     each, more = divmod(stop - start, world_size)
     begin = start + rank * each + min(rank, more)
     return begin, begin + each + (rank < more)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochSteps:
-    """Which samples this process takes in which step of an epoch. following: the order of the epoch after it."""
+    """Which samples this process takes in which step of an epoch.
+
+    order, following: the orders of this epoch and of the next. row_at: None, or int64 (N,): the row of each number that
+    the order gives, where the order is one of samples as they lie in the files. range: the steps that are wanted.
+    """
 
     order: EpochOrder
     following: EpochOrder
-    place_ids: np.ndarray | None  # (N,) row at each place in the files, where the order is one of places
+    row_at: np.ndarray | None
     batch_size: int
     rank: int
     world_size: int
-    steps: range
+    range: range
+
+    @property
+    def local_batch_size(self) -> int:
+        """Samples of a full batch that this process takes."""
+        return max(1, self.batch_size // self.world_size)
 
     def span(self, step: int) -> tuple[int, int]:
-        """Places in the order that are this process's in a step."""
+        """The places (first, stop) of a step that are this process's."""
         start = step * self.batch_size
         return rank_share(start, min(self.order.n, start + self.batch_size), self.rank, self.world_size)
 
@@ -137,4 +160,5 @@ class EpochSteps:
         return self.to_rows(self.order.take(*self.span(step)))
 
     def to_rows(self, numbers: np.ndarray) -> np.ndarray:
-        return numbers if self.place_ids is None else self.place_ids[numbers]
+        """The rows of numbers that the order gives."""
+        return numbers if self.row_at is None else self.row_at[numbers]

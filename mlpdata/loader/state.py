@@ -1,38 +1,73 @@
-"""Where a loader is in its epochs, and the state that another one goes on from."""
+"""Where a loader is in its epochs, and the state from which another loader goes on."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mlpdata.errors import Error
 from mlpdata.loader.options import shown
+from mlpdata.loader.subset import Selection
 
 MAX_EPOCH = 1 << 31
 MAX_BLOCKS = 1 << 16  # a window
-# What has to be equal to go on in the middle of an epoch; at its start another size of batch is as good.
-OF_BATCHES = ("batch_size", "drop_last")
-CALLED = {"data": "data (the digest of their index)", "subset": "subset (a digest)", "classes": "classes (a digest)"}
+# These have to be equal only to go on in the middle of an epoch.
+ABOUT_BATCHES = ("batch_size", "drop_last")
+NAMES = {"data": "data (the digest of their index)", "subset": "subset (a digest)", "classes": "classes (a digest)"}
 
 
 @dataclass
 class Position:
-    """The next batch of an iteration. blocks: of the order of that epoch."""
+    """The next batch of an iteration. blocks: those of that epoch's order (see EpochOrder), if it goes by blocks.
+
+    begun: this epoch has an iteration already, so the next iteration is of the next epoch.
+    """
 
     epoch: int
     step: int
     blocks: tuple[int, int] | None
-    begun: bool = False  # the epoch's iteration is under way, so another one is of the next epoch
+    begun: bool = False
+
+
+def facts(
+    data: str,
+    selection: Selection,
+    shape: tuple[int, ...],
+    *,
+    seed: int,
+    shuffle: bool,
+    batch_size: int,
+    drop_last: bool,
+) -> dict[str, Any]:
+    """What the sequence of batches follows from, the number of processes aside. data: the digest of the split."""
+    return {
+        "data": data,
+        "classes": _digest(selection.classes),
+        "subset": _digest(selection.ids),
+        "num_samples": len(selection.labels),
+        "size": "x".join(map(str, shape)),
+        "seed": seed,
+        "shuffle": shuffle,
+        "batch_size": batch_size,
+        "drop_last": drop_last,
+    }
+
+
+def _digest(array: np.ndarray | None) -> str | None:
+    return None if array is None else hashlib.sha256(array.tobytes()).hexdigest()[:16]
 
 
 def pack(position: Position, facts: dict[str, Any]) -> dict[str, Any]:
-    """A state of plain numbers, strings and lists. facts: what the sequence of batches follows from."""
+    """A position as a state: plain numbers, strings and lists. facts: what the sequence of batches follows from."""
     blocks = list(position.blocks) if position.blocks else None
     return {"epoch": position.epoch, "step": position.step, "blocks": blocks, **facts}
 
 
 def unpack(state: Any, facts: dict[str, Any], num_batches: int) -> Position:
-    """The position that a state holds. Raises Error where it is malformed, or saved by a loader with other facts."""
+    """The position in a state. Raises Error if the state is malformed, or was saved by a loader with other facts."""
     if not isinstance(state, dict):
         raise Error(f"this is no state of a loader: {shown(state)}")
     for name in ("epoch", "step", "blocks", *facts):
@@ -43,10 +78,10 @@ def unpack(state: Any, facts: dict[str, Any], num_batches: int) -> Position:
         _check_whole(name, value, MAX_EPOCH)
     for name, ours in facts.items():
         theirs = state[name]
-        # The middle of an epoch is one of certain batches. True is no 1 here.
-        if (type(theirs) is not type(ours) or theirs != ours) and (step or name not in OF_BATCHES):
+        # The types are compared too: True is not 1 here.
+        if (type(theirs) is not type(ours) or theirs != ours) and (step or name not in ABOUT_BATCHES):
             raise Error(
-                f"the loader state was saved with {CALLED.get(name, name)} {shown(theirs)}; "
+                f"the loader state was saved with {NAMES.get(name, name)} {shown(theirs)}; "
                 f"this loader has {shown(ours)}"
             )
     _check_whole("step", step, num_batches)

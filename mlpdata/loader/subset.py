@@ -1,8 +1,10 @@
-"""Which samples of a split are loaded: what `subset` and `classes` ask for. Nothing is guessed: else it is an Error."""
+"""Which samples of a split are loaded: what `subset` and `classes` ask for. What is ambiguous is an Error, no guess."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,10 +14,70 @@ from mlpdata.loader.options import is_whole, shown
 from mlpdata.loader.order import permute
 
 
-def choose(n: int, subset, allowed: np.ndarray | None, seed: int) -> np.ndarray | None:
-    """The ids that a subset stands for, int64 in its order; None for all n samples. Raises Error.
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The samples that are loaded; a row is a number of one of them.
 
-    subset:  as mlpdata.Loader takes it. allowed: ids in ascending order that it may choose from, None for all.
+    labels:  int64 (N,) of the rows. num_classes: what they are below of.
+    ids:     int64 (N,), the id of each row; None: row i is sample i of the split.
+    classes: int64, the class numbers that were asked for, as far as their order matters; None: all.
+    """
+
+    labels: np.ndarray
+    num_classes: int
+    ids: np.ndarray | None = None
+    classes: np.ndarray | None = None
+
+    @property
+    def all_ids(self) -> np.ndarray:
+        """int64 (N,): the ids of all rows."""
+        return np.arange(len(self.labels)) if self.ids is None else self.ids
+
+    def ids_of_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The ids of some rows, int64."""
+        return rows if self.ids is None else self.ids[rows]
+
+
+def select(
+    labels: np.ndarray,
+    num_classes: int,
+    subset,
+    classes,
+    *,
+    relabel: bool,
+    seed: int,
+    class_names: Callable[[], list[str]],
+    where: object,
+) -> Selection:
+    """The samples of a split that `subset` and `classes` ask for, in their order. Raises Error.
+
+    labels: int64 (n,) of the whole split. subset, classes, relabel: as mlpdata.load takes them. class_names, where: as
+    of class_numbers.
+    """
+    allowed = chosen = None
+    if classes is not None:
+        numbers = class_numbers(classes, num_classes, class_names, where)
+        allowed = np.flatnonzero(np.isin(labels, numbers))
+        chosen = np.array(numbers if relabel else sorted(numbers), np.int64)
+        if relabel:
+            order = np.argsort(numbers)
+            labels = labels.copy()
+            labels[allowed] = order[np.searchsorted(numbers, labels[allowed], sorter=order)]
+            num_classes = len(numbers)
+    ids = choose(len(labels), subset, allowed, seed)
+    if ids is not None and np.array_equal(ids, np.arange(len(labels))):
+        ids = None
+    labels = labels if ids is None else labels[ids]
+    return Selection(labels=labels, num_classes=num_classes, ids=ids, classes=chosen)
+
+
+def choose(n: int, subset, allowed: np.ndarray | None, seed: int) -> np.ndarray | None:
+    """The ids that a subset asks for, int64, in its order; None for all n samples. Raises Error.
+
+    subset: as mlpdata.load takes it. allowed: the ids that it may choose from, ascending; None for all.
+
+    >>> choose(10, [7, 2, 7], None, 0).tolist(), choose(10, slice(8, None), None, 0).tolist()
+    ([7, 2, 7], [8, 9])
     """
     if subset is None:
         return allowed
@@ -34,8 +96,8 @@ def choose(n: int, subset, allowed: np.ndarray | None, seed: int) -> np.ndarray 
     return drawn if allowed is None else allowed[drawn]
 
 
-def ids_of(subset, n: int) -> np.ndarray:
-    """The ids of a mask over n samples, of a slice, or as they are listed: int64, in that order. Raises Error."""
+def ids_of(subset: Any, n: int) -> np.ndarray:
+    """The ids that a mask over n samples, a slice or a list of ids stands for: int64, in that order. Raises Error."""
     if isinstance(subset, slice):
         try:
             subset = range(*subset.indices(n))
@@ -51,32 +113,33 @@ def ids_of(subset, n: int) -> np.ndarray:
         raise Error(f"subset {shown(subset)} is no count, share, mask, slice, array or list of ids")
     try:
         if isinstance(subset, torch.Tensor):
-            asked = subset.detach().cpu().numpy()
+            array = subset.detach().cpu().numpy()
         elif listed:
-            items = [item.item() if hasattr(item, "item") else item for item in subset]
+            numbers = cast(Sequence[Any], subset)  # of Python, numpy or torch
+            items = [item.item() if hasattr(item, "item") else item for item in numbers]
             # numpy would take True for 1 among numbers: a list is all ids or all mask.
             kinds = {type(item) for item in items}
-            asked = np.asarray(items, np.int64 if not items else None if len(kinds) == 1 else object)
-            if kinds == {int} and asked.dtype == object:  # beyond 64 bits
+            array = np.asarray(items, np.int64 if not items else None if len(kinds) == 1 else object)
+            if kinds == {int} and array.dtype == object:  # beyond 64 bits
                 _check_bounds(min(items), max(items), n)
         else:
-            asked = np.asarray(subset)
+            array = np.asarray(subset)
     except Error:
         raise
     except Exception as e:
         raise Error(f"subset {shown(subset)} is no array of ids ({shown(str(e))})") from None
-    if asked.ndim != 1 or asked.dtype.kind not in "biu":
-        what = "in one dimension" if asked.ndim != 1 else f"of whole numbers or booleans, not {asked.dtype}"
+    if array.ndim != 1 or array.dtype.kind not in "biu":
+        what = "in one dimension" if array.ndim != 1 else f"of whole numbers or booleans, not {array.dtype}"
         raise Error(f"subset {shown(subset)} is no list of ids or mask {what}")
-    if asked.dtype.kind == "b":
-        if len(asked) != n:
-            raise Error(f"subset is a mask of {len(asked)} entries; the split has {n} samples")
-        return np.flatnonzero(asked)
-    if len(asked):
-        _check_bounds(int(asked.min()), int(asked.max()), n)
-        if len(asked) == n > 2 and asked.max() <= 1:
+    if array.dtype.kind == "b":
+        if len(array) != n:
+            raise Error(f"subset is a mask of {len(array)} entries; the split has {n} samples")
+        return np.flatnonzero(array)
+    if len(array):
+        _check_bounds(int(array.min()), int(array.max()), n)
+        if len(array) == n > 2 and array.max() <= 1:
             raise Error(f"subset has an entry of 0 or 1 for each of the {n} samples: a mask has to be of booleans")
-    return asked.astype(np.int64)
+    return array.astype(np.int64)
 
 
 def _check_bounds(low: int, high: int, n: int) -> None:
@@ -89,7 +152,7 @@ def _check_bounds(low: int, high: int, n: int) -> None:
 def class_numbers(classes, num_classes: int, names: Callable[[], list[str]], where: object) -> list[int]:
     """The numbers of classes that are listed by number or by name, in that order. Raises Error.
 
-    names: gives those of the classes in label order, as the source calls them; where: what has them, for messages.
+    names: returns the source's names of the classes in label order. where: what has these classes, for messages.
     """
     if not isinstance(classes, (str, bytes)) and hasattr(classes, "tolist"):
         classes = classes.tolist()

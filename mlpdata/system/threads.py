@@ -7,8 +7,9 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 from mlpdata.errors import Error
 
@@ -59,7 +60,7 @@ class Threads:
         return finish
 
 
-def overlap(items: Iterator[tuple[object, Wait]]) -> Iterator:
+def overlap(items: Iterator[tuple[Any, Wait]]) -> Generator[Any, None, None]:
     """Items that are no_wait, one after the other, while the one behind each is already under way."""
     begun: list[tuple[object, Wait]] = []
     try:
@@ -78,13 +79,13 @@ def overlap(items: Iterator[tuple[object, Wait]]) -> Iterator:
         for _, finish in begun:  # what it writes to and reads from is somebody's again
             with contextlib.suppress(Exception):
                 finish()
-        items.close()
+        items.close()  # pyright: ignore[reportAttributeAccessIssue]: callers pass generators
 
 
 _END = object()
 
 
-def prefetch(items: Iterator, depth: int) -> Iterator:
+def prefetch(items: Iterator, depth: int) -> Generator[Any, None, None]:
     """The same items, made by a thread that runs up to `depth` of them ahead. Its errors are raised here.
 
     Leaving the iteration early ends the thread, and closes the generator that made the items.
@@ -110,7 +111,7 @@ def prefetch(items: Iterator, depth: int) -> Iterator:
         except BaseException as e:
             end = e
         finally:
-            items.close()
+            items.close()  # pyright: ignore[reportAttributeAccessIssue]: callers pass generators
         put(end)
 
     thread = threading.Thread(target=run, name="mlpdata-ahead", daemon=True)

@@ -193,7 +193,7 @@ def test_damaged_jpegs_have_the_same_pixels_for_every_reader_or_none(tmp_path, m
     same = lambda value: np.full(len(sizes), value)  # noqa: E731
 
     def read(i, is_foreign, worth):
-        monkeypatch.setattr(reader_module, "WORTH", worth)
+        monkeypatch.setattr(reader_module, "BATCH_DECODER_AFTER", worth)
         out = np.zeros((1, SIZE, SIZE, 3), np.uint8)
         try:
             readers[is_foreign].read(np.array([i]), out)
@@ -275,7 +275,7 @@ def test_foreign_images_are_what_they_are_whatever_their_names_in_every_tier(tmp
     for suffix in ("jpg", "png"):
         write_tar(tmp_path / f"{suffix}.tar", images.values(), suffix)
         for worth, tier in ((0, "stream"), (1 << 40, "stream"), (0, "resident"), (1 << 40, "resident")):
-            monkeypatch.setattr(reader_module, "WORTH", worth)
+            monkeypatch.setattr(reader_module, "BATCH_DECODER_AFTER", worth)
             for batch in mlpdata.load(tmp_path / f"{suffix}.tar", batch_size=4, tier=tier):
                 for i, pixels in zip(batch.ids.tolist(), batch.images.numpy(), strict=True):
                     assert np.array_equal(pixels, expected[i]), (list(images)[i], suffix, worth, tier)
@@ -339,7 +339,7 @@ def test_a_damaged_jpeg_is_an_error_at_every_size(tmp_path, at, monkeypatch):
         f.seek(int(index.offset[1] + index.num_bytes[1] * at))
         f.write(b"\xff\xd9" * 20)
     for worth, tier, res in itertools.product((0, 1 << 40), ("stream", "resident"), (None, 24)):
-        monkeypatch.setattr(reader_module, "WORTH", worth)
+        monkeypatch.setattr(reader_module, "BATCH_DECODER_AFTER", worth)
         with pytest.raises(Error, match=r"train-000000.tar: sample 1 at byte \d+ \('a/\d.jpg'\) cannot be decoded"):
             list(mlpdata.load(tmp_path / "out", batch_size=3, tier=tier, res=res))
 

@@ -143,7 +143,7 @@ def test_many_threads_at_once(decode):
 @pytest.mark.parametrize("format_", ["beton", "tar"])
 def test_batches_are_the_same_with_and_without(decode, jpeg_dir, monkeypatch, tier, format_):
     def batches(worth):
-        monkeypatch.setattr(reader_module, "WORTH", worth)
+        monkeypatch.setattr(reader_module, "BATCH_DECODER_AFTER", worth)
         loader = mlpdata.load(jpeg_dir, "train", 16, tier=tier, format=format_)
         return [(b.ids.tolist(), b.images.clone()) for b in loader]
 
@@ -153,7 +153,7 @@ def test_batches_are_the_same_with_and_without(decode, jpeg_dir, monkeypatch, ti
 
 
 def test_a_damaged_image_names_its_sample(decode, jpeg_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(reader_module, "WORTH", 0)
+    monkeypatch.setattr(reader_module, "BATCH_DECODER_AFTER", 0)
     root = tmp_path / "copy"
     shutil.copytree(jpeg_dir, root)
     index = mlpdata.load(root, "train", 8, format="tar", tier="stream").index
@@ -196,7 +196,7 @@ def with_other_pixels(monkeypatch):
 
 @pytest.mark.parametrize("lacking", [without_numba, without_library, with_another_library, with_other_pixels])
 def test_without_it_the_loader_goes_on_and_says_why(decode, jpeg_dir, monkeypatch, fresh, lacking):
-    monkeypatch.setattr(reader_module, "WORTH", 0)
+    monkeypatch.setattr(reader_module, "BATCH_DECODER_AFTER", 0)
     expected = mlpdata.load(jpeg_dir, "train", 16).arrays()[0]
     jpeg_batch.batch_decoder.cache_clear()
     with monkeypatch.context() as m:

@@ -15,9 +15,10 @@ from conftest import HANG_S, convert_quietly, until
 
 import mlpdata
 from mlpdata import Augment, Error
-from mlpdata.loader import loader as loader_module
 from mlpdata.loader import reader as reader_module
+from mlpdata.loader import stream as stream_module
 from mlpdata.loader import tiers
+from mlpdata.loader.buffers import BufferPool
 from mlpdata.system import memory
 from mlpdata.system.threads import prefetch
 
@@ -157,14 +158,14 @@ def test_directories_that_cannot_be_loaded(shapes_dir, photos_dir, tmp_path):
 
 
 def test_tier_is_chosen_by_size(shapes_dir, monkeypatch):
-    monkeypatch.setattr(loader_module, "free_memory", lambda: 100_000)
+    monkeypatch.setattr(tiers, "free_memory", lambda: 100_000)
     loader = mlpdata.load(shapes_dir, "train", 8)
     assert loader.tier == "stream" and "free" in loader.tier_reason
 
 
 def test_stream_order_reads_blocks_and_still_mixes(shapes_dir, monkeypatch):
-    monkeypatch.setattr(tiers, "BLOCK_BYTES", 10 * 16 * 16 * 3)
-    monkeypatch.setattr(tiers, "WINDOW_BYTES", 50 * 16 * 16 * 3)
+    monkeypatch.setattr(stream_module, "BLOCK_BYTES", 10 * 16 * 16 * 3)
+    monkeypatch.setattr(stream_module, "WINDOW_BYTES", 50 * 16 * 16 * 3)
     order = mlpdata.load(shapes_dir, "train", 8, tier="stream").order(0)
     assert np.array_equal(np.sort(order), np.arange(1500))
     windows = order.reshape(-1, 50)
@@ -209,20 +210,20 @@ def test_unshuffled_states_cross_tiers_both_ways(shapes_dir):
 
 
 def test_an_unshuffled_stream_goes_by_the_split_where_files_do_not(shapes_dir, monkeypatch):
-    monkeypatch.setattr(tiers, "BLOCK_BYTES", 7 * 768)
-    monkeypatch.setattr(tiers, "WINDOW_BYTES", 5 * 7 * 768)
+    monkeypatch.setattr(stream_module, "BLOCK_BYTES", 7 * 768)
+    monkeypatch.setattr(stream_module, "WINDOW_BYTES", 5 * 7 * 768)
     images = mlpdata.load(shapes_dir, "train", 100).arrays()[0]
     loader = mlpdata.load(shapes_dir, "train", 100, tier="stream", shuffle=False)
     turned = np.arange(1500)[::-1]
-    monkeypatch.setattr(loader._reader, "by_place", lambda ids: turned if ids is None else np.argsort(-ids))
+    monkeypatch.setattr(loader._reader, "storage_order", lambda ids: turned if ids is None else np.argsort(-ids))
     seen = list(loader)
     assert torch.cat([b.ids for b in seen]).tolist() == list(range(1500))
     assert np.array_equal(torch.cat([b.images for b in seen]).numpy(), images)
 
 
 def test_a_stream_reads_the_next_epochs_first_window_once(shapes_dir, monkeypatch):
-    monkeypatch.setattr(tiers, "BLOCK_BYTES", 50 * 768)
-    monkeypatch.setattr(tiers, "WINDOW_BYTES", 500 * 768)  # three windows
+    monkeypatch.setattr(stream_module, "BLOCK_BYTES", 50 * 768)
+    monkeypatch.setattr(stream_module, "WINDOW_BYTES", 500 * 768)  # three windows
     resident = mlpdata.load(shapes_dir, "train", 100)
     images, loader = resident.arrays()[0], mlpdata.load(shapes_dir, "train", 100, tier="stream")
     fetched, fetch = [], loader._reader.fetch
@@ -268,8 +269,8 @@ def test_a_process_that_ends_in_the_middle_of_an_epoch_ends_its_threads_first(ph
 
 
 def test_states_cross_tiers_where_they_can_and_say_where_they_cannot(shapes_dir, monkeypatch):
-    monkeypatch.setattr(tiers, "BLOCK_BYTES", 7 * 768)
-    monkeypatch.setattr(tiers, "WINDOW_BYTES", 5 * 7 * 768)
+    monkeypatch.setattr(stream_module, "BLOCK_BYTES", 7 * 768)
+    monkeypatch.setattr(stream_module, "WINDOW_BYTES", 5 * 7 * 768)
 
     def epochs(loader, n=2):
         return [b.ids.tolist() for _ in range(n) for b in loader]
@@ -379,8 +380,8 @@ def own_copy(shapes_dir, tmp_path):
 
 @pytest.mark.parametrize("format_", ["beton", "tar"])
 def test_a_file_cut_short_while_in_use_is_an_error_and_no_crash(own_copy, monkeypatch, format_):
-    monkeypatch.setattr(tiers, "BLOCK_BYTES", 16 * 768)
-    monkeypatch.setattr(tiers, "WINDOW_BYTES", 4 * 16 * 768)
+    monkeypatch.setattr(stream_module, "BLOCK_BYTES", 16 * 768)
+    monkeypatch.setattr(stream_module, "WINDOW_BYTES", 4 * 16 * 768)
     loader = mlpdata.load(own_copy, "train", 32, tier="stream", format=format_)
     batches = iter(loader)
     next(batches)
@@ -439,7 +440,7 @@ def test_reading_past_the_page_cache_gives_the_same_pixels(shapes_dir, photos_di
     for root, format_ in ((shapes_dir, "beton"), (shapes_dir, "tar"), (photos_dir, "tar")):
         images = mlpdata.load(root, "train", 64, format=format_).arrays()[0]
         with monkeypatch.context() as patch:
-            patch.setattr(loader_module, "free_memory", lambda: 1000)
+            patch.setattr(tiers, "free_memory", lambda: 1000)
             loader = mlpdata.load(root, "train", 64, format=format_)
         assert loader.tier == "stream" and "past the page cache" in loader.tier_reason
         for batch in loader:
@@ -488,12 +489,12 @@ def test_batches_that_are_kept_stay_as_they_are(shapes_dir):
             (b.images[3:5].numpy()[:, 2], b.ids[3:5].numpy()) for b in mlpdata.load(shapes_dir, "train", 20, tier=tier)
         ]
         assert all(np.array_equal(rows, images[ids][:, 2]) for rows, ids in kept)
-    spare = tiers.Spare()
-    first = spare.take((4, 4))
+    pool = BufferPool()
+    first = pool.take((4, 4))
     place = first.data_ptr()
-    assert spare.take((4, 4)).data_ptr() != place  # still held
+    assert pool.take((4, 4)).data_ptr() != place  # still held
     del first
-    assert place in {spare.take((4, 4)).data_ptr() for _ in range(3)}
+    assert place in {pool.take((4, 4)).data_ptr() for _ in range(3)}
 
 
 def test_errors_and_ends_of_a_thread_that_reads_ahead():

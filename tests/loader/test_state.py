@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import mlpdata
 from mlpdata import Augment, Error
 from mlpdata.loader import state as state_module
-from mlpdata.loader import tiers
+from mlpdata.loader import stream
 
 TIERS = ("resident", "pinned", "stream")
 
@@ -30,8 +30,8 @@ def ids(batches):
 
 @pytest.fixture(params=TIERS)
 def tier(request, monkeypatch):
-    monkeypatch.setattr(tiers, "BLOCK_BYTES", 50 * 768)
-    monkeypatch.setattr(tiers, "WINDOW_BYTES", 500 * 768)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 50 * 768)
+    monkeypatch.setattr(stream, "WINDOW_BYTES", 500 * 768)
     return request.param
 
 

@@ -1,0 +1,102 @@
+"""The resident tier: all pixels as one uint8 tensor on the device; a batch is one gather there."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import numpy as np
+import torch
+
+from mlpdata.augment.batch import Batch
+from mlpdata.augment.chroma import from_ycc420, to_ycc420
+from mlpdata.loader.buffers import BufferPool, empty_store
+from mlpdata.loader.order import EpochSteps
+from mlpdata.loader.reader import Reader
+from mlpdata.loader.subset import Selection
+
+LOAD_BYTES = 64 << 20  # of pixels read at a time
+NUM_ROWS = 1 << 16  # row numbers sent to a GPU at a time
+
+
+class Resident:
+    """All pixels on the device, as RGB or as luma and chroma planes."""
+
+    blocks = None  # its order is one of samples, not of blocks
+
+    def __init__(self, reader: Reader, selection: Selection, device: torch.device, pixels: str):
+        self.device = device
+        self.stores = load_pixels(reader, selection.all_ids, device, pixels)
+        self._labels = torch.from_numpy(selection.labels).to(device)
+        self._ids = None if selection.ids is None else torch.from_numpy(selection.ids).to(device)
+        self._buffers = BufferPool() if device.type == "cpu" else None
+
+    def batches(self, steps: EpochSteps) -> Generator[Batch, None, None]:
+        """The batches of an epoch's steps."""
+        if self.device.type == "cpu":
+            for step in steps.range:
+                yield self._gather(torch.from_numpy(steps.rows(step)))
+            return
+        # The row numbers of many batches are sent at once, so that launching a batch needs no copy of its own.
+        group = max(1, NUM_ROWS // steps.local_batch_size)
+        for first in range(steps.range.start, steps.range.stop, group):
+            rows = [steps.rows(step) for step in range(first, min(steps.range.stop, first + group))]
+            on_device = torch.from_numpy(np.concatenate(rows)).pin_memory().to(self.device, non_blocking=True)
+            for rows_of_step in on_device.split([len(r) for r in rows]):
+                yield self._gather(rows_of_step)
+
+    def _gather(self, rows: torch.Tensor) -> Batch:
+        if self._buffers is None:
+            planes = [store.index_select(0, rows) for store in self.stores]
+        else:
+            planes = [self._buffers.take((len(rows), *store.shape[1:])) for store in self.stores]
+            for store, plane in zip(self.stores, planes, strict=True):
+                torch.index_select(store, 0, rows, out=plane)
+        ids = rows if self._ids is None else self._ids.index_select(0, rows)
+        return batch_of(planes, self._labels.index_select(0, rows), ids)
+
+    def rgb(self) -> torch.Tensor:
+        """All pixels, uint8 (N, H, W, 3) on the device."""
+        return from_ycc420(*self.stores) if len(self.stores) > 1 else self.stores[0]
+
+
+def batch_of(planes: list[torch.Tensor], labels: torch.Tensor, ids: torch.Tensor) -> Batch:
+    """A batch of RGB pixels [(n, H, W, 3)] or of planes [luma (n, H, W, 1), chroma (n, H/2, W/2, 2)]."""
+    return Batch(planes[0], labels, ids, chroma=planes[1] if len(planes) > 1 else None)
+
+
+def plane_shapes(shape: tuple[int, int, int], pixels: str) -> list[tuple[int, int, int]]:
+    """The arrays that hold one image (H, W, 3).
+
+    >>> plane_shapes((5, 4, 3), "rgb"), plane_shapes((5, 4, 3), "ycc420")
+    ([(5, 4, 3)], [(5, 4, 1), (3, 2, 2)])
+    """
+    height, width, _ = shape
+    return [shape] if pixels == "rgb" else [(height, width, 1), ((height + 1) // 2, (width + 1) // 2, 2)]
+
+
+def load_pixels(reader: Reader, ids: np.ndarray, device: torch.device, pixels: str) -> list[torch.Tensor]:
+    """Read samples to a device, as the planes of `plane_shapes` with a first dimension of len(ids).
+
+    Reads LOAD_BYTES at a time: a GPU may have more free memory than the host.
+    """
+    stores = [empty_store((len(ids), *shape), device) for shape in plane_shapes(reader.shape, pixels)]
+    step = max(1, LOAD_BYTES // reader.image_bytes)
+    in_place = device.type == "cpu" and pixels == "rgb"
+    num_staged = 0 if in_place else min(step, len(ids))
+    staging = torch.empty((num_staged, *reader.shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for first in range(0, len(ids), step):
+        rows = slice(first, min(first + step, len(ids)))
+        images = stores[0][rows] if in_place else staging[: rows.stop - first]
+        reader.read(ids[rows], images.numpy())
+        if not in_place:
+            images = images.to(device)  # waits for the copy, so the staging buffer is free again
+            for store, plane in zip(stores, [images] if pixels == "rgb" else to_ycc420(images), strict=True):
+                store[rows] = plane
+    return stores
+
+
+def ycc420_psnr(images: np.ndarray) -> float:
+    """What uint8 (n, H, W, 3) lose by half-resolution chroma, in dB; infinite if nothing."""
+    exact = torch.from_numpy(images)
+    error = (from_ycc420(*to_ycc420(exact)).double() - exact).square().mean()
+    return float(10 * torch.log10(255**2 / error))
