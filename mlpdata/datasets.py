@@ -309,7 +309,8 @@ def open_source(
         raise Error(f"{spec.name} is made on the spot and takes no --source")
     path = _locate(spec, given, say, quiet) if spec.wants_path else None
     if isinstance(path, hub.Repository) or (isinstance(path, Path) and path.is_dir()):
-        from mlpdata.sources.parquet import Parquet, ParquetHints, holds_parquet
+        from mlpdata.sources.parquet import Parquet, ParquetHints
+        from mlpdata.sources.parquet_splits import holds_parquet
 
         repository = isinstance(path, hub.Repository)
         if any(name.endswith(".parquet") for name in path.files) if repository else holds_parquet(path):

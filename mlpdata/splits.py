@@ -6,7 +6,7 @@ Inside mlpdata the splits are `train`, `val` and `test`; a split with a name of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from mlpdata.errors import Error
 
@@ -92,6 +92,26 @@ def settle(names: Iterable[str]) -> dict[str, str]:
     if "val" not in ours.values():
         ours = {name: "val" if split == "test" else split for name, split in ours.items()}
     return ours
+
+
+def renames(ours: Mapping[str, str]) -> list[str]:
+    """What the user should know of the names that `settle` gave: splits that are renamed, and splits that are one.
+
+    >>> renames(settle(["train", "testing"]))
+    ["split 'testing' is called 'val': it is the only one that is held out"]
+    >>> renames(settle(["train", "val", "dev"]))
+    ["val and dev are both the split 'val': they are put together"]
+    """
+    lines = [
+        f"split {name!r} is called {split!r}: it is the only one that is held out"
+        for name, split in ours.items()
+        if split != (canonical(name) or name)
+    ]
+    for split in dict.fromkeys(ours.values()):
+        same = [name for name in ours if ours[name] == split]
+        if len(same) > 1:
+            lines.append(f"{' and '.join(same)} are both the split {split!r}: they are put together")
+    return lines
 
 
 def checked(name: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from mlpdata.errors import Error
 from mlpdata.sources.files import stamp
+from mlpdata.sources.keys import shown
 
 UNIT_PIXELS_BYTES = 192 << 20  # with what is encoded of them, what a worker holds in memory
 
@@ -82,6 +83,28 @@ class ClassFilter:
     def beside_splits(self) -> ClassFilter:
         """What is left of the filter for a source with splits of its own: one that nobody asked for gives way."""
         return ClassFilter() if self.is_default else self
+
+    def only_classes(self, source: str) -> ClassFilter:
+        """The filter for a source with splits of its own that can apply `classes` alone. Raises Error for class sizes.
+
+        source: what the source is, with its path; the Error begins with it.
+        """
+        applied = self.beside_splits()
+        if applied.min_class_size or applied.val_per_class:
+            raise Error(f"{source}: of the class filters it takes only --classes")
+        return applied
+
+    def choose(self, known: Collection[str], source: object) -> list[str]:
+        """The names of the classes to take, in label order. known: the names in the source, in its order.
+
+        Raises Error for a class that the source lacks.
+        """
+        if missing := [name for name in self.classes or () if name not in known]:
+            raise Error(
+                f"{source} lacks {len(missing):,} of the {len(self.classes or ()):,} classes asked for: "
+                f"{shown(missing[0])}"
+            )
+        return list(self.classes or known)
 
     def takes(self, class_name: str, num_images: int) -> bool:
         """Whether a class is large enough. Raises Error where what is held out leaves nothing of it for training."""

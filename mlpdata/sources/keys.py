@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _PLAIN = re.compile(r"(?!__)[\w-]+", re.ASCII)
 
@@ -46,6 +46,16 @@ def shown(name: object) -> str:
     ('my cats', "'two\\\\nlines'")
     """
     return name if (name := str(name)).isprintable() else ascii(name)
+
+
+def listed(names: Sequence[object], most: int = 5, rest: str = "more") -> str:
+    """The first `most` names as a message shows them, and how many there are besides.
+
+    >>> listed(["cats", "dogs", "owls"], 2)
+    'cats, dogs and 1 more'
+    """
+    more = f" and {len(names) - most:,} {rest}" if len(names) > most else ""
+    return ", ".join(map(shown, names[:most])) + more
 
 
 def line(name: str) -> str:

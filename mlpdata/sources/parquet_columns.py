@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
+from pyarrow import types
 
 from mlpdata import labels
 from mlpdata.errors import Error
@@ -29,6 +28,24 @@ class FileSchema:
     schema: pa.Schema
     features: dict[str, dict]
 
+    def kind(self, name: str) -> pa.DataType | None:
+        """What a column holds; None where there is no such column. Raises Error where there are two."""
+        positions = self.schema.get_all_field_indices(name)
+        if len(positions) > 1:
+            raise Error(f"{self.path} has {len(positions)} columns called {name!r}")
+        return self.schema.field(positions[0]).type if positions else None
+
+    def unique(self) -> list[str]:
+        """Names that name one column each."""
+        return [name for name in self.schema.names if len(self.schema.get_all_field_indices(name)) == 1]
+
+    def with_feature(self, kind: str) -> list[str]:
+        """Columns, each with a name of its own, that have a feature: "Image" or "ClassLabel"."""
+        return [name for name in self.unique() if self.features.get(name, {}).get("_type") == kind]
+
+    def __str__(self) -> str:
+        return f"it has {_listed(self.schema.names)}" if self.schema.names else "it has none"
+
 
 def features(schema: pa.Schema) -> dict[str, dict]:
     """Feature by column, from what `datasets` writes into a file's metadata; {} where there is nothing of the kind.
@@ -36,8 +53,8 @@ def features(schema: pa.Schema) -> dict[str, dict]:
     Those that matter here: {"_type": "Image"} and {"_type": "ClassLabel", "names": [...]}.
     """
     try:
-        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
+        info = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in info.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
@@ -45,93 +62,144 @@ def features(schema: pa.Schema) -> dict[str, dict]:
 # --------------------------------------------------------------------------------------------------------- choosing
 
 
-def choose(tables: Sequence[FileSchema], image: str | None, label: str | None) -> tuple[str, str, list[str]]:
-    """(image column, label column, what to say of the choice): as asked for, else by feature, else by name.
+class Columns:
+    """The image column and the label column of a data set, and what all its files have to agree on.
 
-    tables: of one file of each split, the most telling first: where a column is in the first of them it is taken from
-    there. image, label: the columns asked for. Raises Error where it is not clear which column it is.
+    image, label: names of the columns. kind: of the labels, as `label_kind` tells. classes: their names by label, where
+    a file's features have them, else None. The first schema that says so decides; kind_from and classes_from name it.
     """
-    said: list[str] = []
-    found = _choose_image(tables, image, said)
-    return found, _choose_label(tables, label, found, said), said
+
+    def __init__(self, schemas: Sequence[FileSchema], image: str | None, label: str | None, notes: list[str]):
+        """schemas: of one file of each split, the most telling first. image, label: the columns that the user asks for.
+
+        notes: takes what the user should know. Raises Error where it is not clear which column it is.
+        """
+        self.image = _choose_image(schemas, notes) if image is None else _asked(schemas, image)
+        self.label = _choose_label(schemas, self.image, notes) if label is None else _asked(schemas, label)
+        self.kind, self.kind_from = NOTHING, ""
+        self.classes: tuple[str, ...] | None = None
+        self.classes_from = ""
+        for schema in schemas:
+            self._label_kind(schema)
+            if self.classes is None and (feature := schema.features.get(self.label)) is not None:
+                self.classes, problem = class_names(feature)
+                self.classes_from = schema.path
+                if problem:
+                    notes.append(f"{schema.path}: column {self.label!r} {problem}")
+
+    def _label_kind(self, schema: FileSchema) -> str | None:
+        """The kind of a file's labels, None without the column; the first kind becomes the data set's."""
+        label = schema.kind(self.label)
+        if label is None:
+            return None
+        if problem := label_problem(label):
+            raise Error(f"{schema.path}: column {self.label!r} {problem}; choose one with --label-column")
+        kind = label_kind(label)
+        if self.kind == NOTHING:
+            self.kind, self.kind_from = kind, schema.path
+        return kind
+
+    def check(self, schema: FileSchema) -> str | None:
+        """The kind of a file's labels, None without the column. Raises Error where it disagrees with other files."""
+        path, image = schema.path, schema.kind(self.image)
+        if image is None:
+            raise self.missing(path, self.image)
+        if problem := image_problem(image):
+            raise Error(f"{path}: column {self.image!r} {problem}; choose one with --image-column")
+        kind = self._label_kind(schema)
+        if kind not in (None, NOTHING, self.kind) and not {kind, self.kind} <= NUMBERS:
+            label = schema.kind(self.label)
+            raise Error(f"{path}: column {self.label!r} holds {label}, unlike {self.kind_from}: files must agree")
+        if self.classes is not None:
+            names = class_names(schema.features.get(self.label, {}))[0]
+            if names not in (None, self.classes):
+                raise Error(
+                    f"{path} names the classes of {self.label!r} otherwise than {self.classes_from}: files must agree"
+                )
+        return kind
+
+    def settle_classes(
+        self, hinted: tuple[str, ...] | None, values: set, source: object, notes: list[str]
+    ) -> tuple[list[str], dict | None]:
+        """(names of the classes by label; label by value, None where the values are the labels).
+
+        hinted: names known from elsewhere. values: those that occur, where nothing else names the classes.
+        """
+        names = self.classes
+        if hinted is not None and (names is None or agree(names, hinted)):
+            names = hinted
+        elif hinted is not None and names is not None and len(hinted) == len(names) and set(hinted) != set(names):
+            notes.append(f"{self.classes_from}: the classes are not in the usual order: they keep their names")
+        label_of = None
+        if names is None:
+            ordered = sorted(values)
+            label_of = {value: i for i, value in enumerate(ordered)}
+            names = [str(value).lower() if isinstance(value, bool) else str(value) for value in ordered]
+            if self.kind in NUMBERS and ordered != list(range(len(ordered))):
+                notes.append(
+                    f"the class numbers of column {self.label!r} are not 0, 1, 2, ...: the {len(ordered):,} that occur "
+                    "are counted from 0, and are the names of the classes"
+                )
+        elif self.kind == "text":
+            if len(set(names)) < len(names):
+                raise Error(f"{self.classes_from} calls several classes by one name, and the labels are names")
+            label_of = {name: i for i, name in enumerate(names)}
+        if self.kind == "float":
+            notes.append(f"the labels of column {self.label!r} are floats: whole numbers are class numbers")
+        names, changed = distinct_names(names)
+        if changed:
+            notes.append(f"{self.classes_from or source}: {changed}")
+        return names, label_of
+
+    def missing(self, path: str, column: str) -> Error:
+        """What to say of a file that lacks a column."""
+        unlike = f", unlike {self.kind_from}" if column == self.label else ""
+        return Error(f"{path} has no column {column!r}{unlike}: get the file again, or move it out of the data set")
 
 
-def _choose_image(tables: Sequence[FileSchema], asked: str | None, said: list[str]) -> str:
-    if asked is not None:
-        return _asked(tables, asked)
-    for table in tables:
-        fit = [name for name in _unique(table) if image_problem(_type(table, name)) is None]
-        by_feature = [n for n in _unique(table) if table.features.get(n, {}).get("_type") == "Image"]
-        found = _first(by_feature) or _first(_by_name(fit, IMAGE_NAMES)) or (fit[0] if len(fit) == 1 else None)
-        found = found or _first(_by_name(_unique(table), IMAGE_NAMES))  # to be told what is wrong with it
-        if found is None:
+def _choose_image(schemas: Sequence[FileSchema], notes: list[str]) -> str:
+    for schema in schemas:
+        unique = schema.unique()
+        fit = [name for name in unique if (kind := schema.kind(name)) is not None and image_problem(kind) is None]
+        by_feature = schema.with_feature("Image")
+        by_name, only = _by_name(fit, IMAGE_NAMES), fit if len(fit) == 1 else []
+        # The last: a column called so that cannot hold images. The check of the files says why.
+        chosen = next(iter((*by_feature, *by_name, *only, *_by_name(unique, IMAGE_NAMES))), None)
+        if chosen is None:
             continue
-        others = [n for n in (by_feature if found in by_feature else fit) if n != found]
-        if others:
-            said.append(f"images are column {found!r}; {_listed(others)} may hold others (--image-column)")
-        elif found not in by_feature and found.lower() not in IMAGE_NAMES:
-            said.append(f"images are column {found!r}, the only one that can hold them")
-        return found
-    raise Error(f"{tables[0].path}: which column holds the images, --image-column has to say; {_has(tables[0])}")
+        if others := [name for name in (by_feature or fit) if name != chosen]:
+            notes.append(f"images are column {chosen!r}; {_listed(others)} may hold others (--image-column)")
+        elif chosen not in by_feature and chosen.lower() not in IMAGE_NAMES:
+            notes.append(f"images are column {chosen!r}, the only one that can hold them")
+        return chosen
+    raise Error(f"{schemas[0].path}: which column holds the images, --image-column has to say; {schemas[0]}")
 
 
-def _choose_label(tables: Sequence[FileSchema], asked: str | None, image: str, said: list[str]) -> str:
-    if asked is not None:
-        return _asked(tables, asked)
-    for table in tables:
-        names = [name for name in _unique(table) if name != image]
-        by_feature = [n for n in names if table.features.get(n, {}).get("_type") == "ClassLabel"]
-        by_name = _by_name(names, LABEL_NAMES)
-        if found := _first([*by_feature, *by_name]):
-            others = [n for n in dict.fromkeys((*by_feature, *by_name)) if n != found]
-            if others:
-                said.append(f"labels are column {found!r}; {_listed(others)} may hold others (--label-column)")
-            return found
-    raise Error(f"{tables[0].path}: which column holds the labels, --label-column has to say; {_has(tables[0])}")
+def _choose_label(schemas: Sequence[FileSchema], image: str, notes: list[str]) -> str:
+    for schema in schemas:
+        by_name = _by_name([name for name in schema.unique() if name != image], LABEL_NAMES)
+        fit = [name for name in dict.fromkeys((*schema.with_feature("ClassLabel"), *by_name)) if name != image]
+        if len(fit) > 1:
+            notes.append(f"labels are column {fit[0]!r}; {_listed(fit[1:])} may hold others (--label-column)")
+        if fit:
+            return fit[0]
+    raise Error(f"{schemas[0].path}: which column holds the labels, --label-column has to say; {schemas[0]}")
 
 
-def _asked(tables: Sequence[FileSchema], name: str) -> str:
-    if not any(name in table.schema.names for table in tables):
-        raise Error(f"{tables[0].path} has no column {name!r}; {_has(tables[0])}")
+def _asked(schemas: Sequence[FileSchema], name: str) -> str:
+    if not any(name in schema.schema.names for schema in schemas):
+        raise Error(f"{schemas[0].path} has no column {name!r}; {schemas[0]}")
     return name
 
 
-def field(schema: pa.Schema, name: str, path: str) -> pa.DataType | None:
-    """What a column holds; None where there is no such column. Raises Error where there are two."""
-    places = schema.get_all_field_indices(name)
-    if len(places) > 1:
-        raise Error(f"{path} has {len(places)} columns called {name!r}")
-    return schema.field(places[0]).type if places else None
-
-
-def _unique(table: FileSchema) -> list[str]:
-    """Names of columns that name one column each."""
-    times = Counter(table.schema.names)
-    return [name for name in table.schema.names if times[name] == 1]
-
-
 def _by_name(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    lower = {}
-    for name in names:
-        lower.setdefault(name.lower(), name)
+    """Of names, those that are wanted, in any case; in the order of `wanted`."""
+    lower = {name.lower(): name for name in reversed(names)}
     return [lower[name] for name in wanted if name in lower]
 
 
-def _first(names: Sequence[str]) -> str | None:
-    return names[0] if names else None
-
-
-def _type(table: FileSchema, name: str) -> pa.DataType:
-    return table.schema.field(name).type
-
-
-def _has(table: FileSchema) -> str:
-    return f"it has {_listed(table.schema.names)}" if table.schema.names else "it has none"
-
-
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(f"{name!r:.60}" for name in names[:MAX_LISTED])
-    return shown + (f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else "")
+    return keys.listed([f"{name!r:.60}" for name in names], MAX_LISTED)
 
 
 # ----------------------------------------------------------------------------------------------------------- images
@@ -139,59 +207,68 @@ def _listed(names: Sequence[str]) -> str:
 
 def image_problem(kind: pa.DataType) -> str | None:
     """Why a column of this kind cannot hold encoded images; None where it can."""
-    if pa.types.is_struct(kind):
-        at = kind.get_field_index("bytes")
-        if at < 0:
+    if types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        if index < 0:
             return "is a struct without `bytes`: the images themselves are not in it"
-        return None if _holds_bytes(kind.field(at).type) else f"has `bytes` of {_short(kind.field(at).type)}"
+        return None if _holds_bytes(kind.field(index).type) else f"has `bytes` of {_short(kind.field(index).type)}"
     return None if _holds_bytes(kind) else f"holds {_short(kind)}, not images"
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    types = pa.types
-    return any(f(kind) for f in (types.is_binary, types.is_large_binary, types.is_binary_view)) or (
-        types.is_fixed_size_binary(kind) and not types.is_decimal(kind)
-    )
+    kind = _value_type(kind)
+    is_binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return is_binary or (types.is_fixed_size_binary(kind) and not types.is_decimal(kind))
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if types.is_dictionary(kind) else kind
 
 
 def _short(kind: pa.DataType) -> str:
     return f"{' '.join(str(kind).split()):.80}"
 
 
-def images(column: pa.Array) -> Iterator[bytes | str]:
+def image_bytes(column: pa.Array) -> Iterator[bytes | str]:
     """The encoded images of a column that `image_problem` has nothing against; a text says why there is none."""
-    inner = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-    inner = inner.dictionary_decode() if pa.types.is_dictionary(inner.type) else inner
-    for i in range(len(inner)):
-        yield inner[i].as_py() or _why_no_bytes(column, i)
+    data = _member(column, "bytes") if isinstance(column, pa.StructArray) else column
+    data = data.dictionary_decode() if isinstance(data, pa.DictionaryArray) else data
+    for i in range(len(data)):
+        yield data[i].as_py() or _why_no_bytes(column, i)
 
 
 def _why_no_bytes(column: pa.Array, i: int) -> str:
-    if pa.types.is_struct(column.type) and (at := column.type.get_field_index("path")) >= 0:
-        paths = pc.struct_field(column.slice(i, 1), [at])
-        if paths[0].is_valid:
-            return "has a path and no image bytes: the image itself is not in the file"
+    has_path = isinstance(column, pa.StructArray) and column.type.get_field_index("path") >= 0
+    if has_path and _member(column.slice(i, 1), "path")[0].is_valid:
+        return "has a path and no image bytes: the image itself is not in the file"
     return "has no image bytes"
+
+
+def _member(column: pa.StructArray, name: str) -> pa.Array:
+    """A field of a struct; null where the struct is null."""
+    return column.flatten()[column.type.get_field_index(name)]
 
 
 # ----------------------------------------------------------------------------------------------------------- labels
 
+_LABEL_KINDS = (
+    ("int", types.is_integer),
+    ("float", types.is_floating),
+    ("bool", types.is_boolean),
+    ("text", types.is_string),
+    ("text", types.is_large_string),
+    ("text", types.is_string_view),
+    (NOTHING, types.is_null),
+)
+
 
 def label_kind(kind: pa.DataType) -> str:
-    """What a column's values are as labels: int, float, bool, text or nothing; "" where they are no labels."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    types = pa.types
-    for name, fits in (
-        ("int", (types.is_integer,)),
-        ("float", (types.is_floating,)),
-        ("bool", (types.is_boolean,)),
-        ("text", (types.is_string, types.is_large_string, types.is_string_view)),
-        (NOTHING, (types.is_null,)),
-    ):
-        if any(f(kind) for f in fits):
-            return name
-    return ""
+    """What a column's values are as labels: int, float, bool, text or nothing; "" where they are no labels.
+
+    >>> label_kind(pa.int8()), label_kind(pa.dictionary(pa.int8(), pa.string())), label_kind(pa.binary())
+    ('int', 'text', '')
+    """
+    return next((name for name, fits in _LABEL_KINDS if fits(_value_type(kind))), "")
 
 
 def label_problem(kind: pa.DataType) -> str | None:
@@ -199,22 +276,21 @@ def label_problem(kind: pa.DataType) -> str | None:
     if label_kind(kind):
         return None
     what = "one class an image is needed, as a number or a name"
-    if pa.types.is_nested(kind):
+    if types.is_nested(kind):
         what = f"several values an image are no class ({what})"
     return f"holds {_short(kind)}: {what}"
 
 
-def values(column: pa.Array) -> list:
+def label_values(column: pa.Array) -> list:
     """Labels as int, str or bool; None where there is none, and floats and bytes where they are no label.
 
     Floats that are whole numbers are these; NaN, null and empty text are None.
     """
-    column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    column = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
     kind = label_kind(column.type)
     if kind == "text":
         return [_text(data) for data in column.cast(pa.large_binary()).to_pylist()]
-    found = column.to_pylist()
-    return [_whole(value) for value in found] if kind == "float" else found
+    return [_whole(value) for value in column.to_pylist()] if kind == "float" else column.to_pylist()
 
 
 def _whole(value: float | None) -> float | int | None:
@@ -261,13 +337,15 @@ def _head(name: str) -> str:
 
 
 def distinct_names(names: Sequence[str]) -> tuple[list[str], str]:
-    """(names of classes in label order, each once and none empty; what was changed for that, in one line)."""
-    found = keys.distinct(name or str(i) for i, name in enumerate(names))
-    changed = [i for i, (old, new) in enumerate(zip(names, found, strict=True)) if old != new]
+    """(names of classes in label order, each once and none empty; what was changed for that, in one line).
+
+    >>> distinct_names(["cat", "", "cat"])[0]
+    ['cat', '1', 'cat-2']
+    """
+    distinct = keys.distinct(name or str(i) for i, name in enumerate(names))
+    changed = [i for i, (old, new) in enumerate(zip(names, distinct, strict=True)) if old != new]
     if not changed:
-        return found, ""
+        return distinct, ""
     i = changed[0]
-    return found, (
-        f"{len(changed):,} classes have no name or one that is there already, such as class {i}: it is called "
-        f"{found[i]!r:.60}"
-    )
+    what = f"{len(changed):,} classes have no name or one that is there already, such as class {i}"
+    return distinct, f"{what}: it is called {distinct[i]!r:.60}"

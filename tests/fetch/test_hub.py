@@ -23,8 +23,8 @@ from mlpdata import Error, labels
 from mlpdata.fetch import http, retry
 from mlpdata.shards import remote
 from mlpdata.shards.manifest import Manifest
-from mlpdata.sources import cifar
-from mlpdata.sources import parquet as hub_source
+from mlpdata.sources import cifar, parquet_files
+from mlpdata.sources import parquet as parquet_source
 from mlpdata.system import engines
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +144,7 @@ def photos(n, seed=0):
 def test_parquet_and_the_archive_give_identical_shards(serve, tmp_path, monkeypatch, codec):
     archive, files = cifar_repo(tmp_path, monkeypatch)
     server = serve({"uoft-cs/cifar10": files})
-    monkeypatch.setattr(hub_source, "ROWS_A_UNIT", 40)
+    monkeypatch.setattr(parquet_files, "ROWS_A_UNIT", 40)
     options = {"dataset": "cifar10", "codec": codec, "workers": 2, "shard_size": 60}
     ours, _ = convert_quietly(source=str(archive), out=tmp_path / "a", **options)
     theirs, _ = convert_quietly(source="hf:uoft-cs/cifar10", out=tmp_path / "b", **options)
@@ -339,7 +339,7 @@ def test_damage_in_a_file(tmp_path):
 
 
 def test_many_files_are_counted_when_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub_source, "FOOTERS_READ", 2)
+    monkeypatch.setattr(parquet_source, "FOOTERS_READ", 2)
     features = {"image": {"_type": "Image"}, "label": class_label("ab")}
     files = {
         f"data/train-{k}.parquet": parquet(photos(5, 9 * k), {"label": [0, 1, 0, 1, 1]}, features, ("image", "label"))

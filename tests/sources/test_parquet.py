@@ -9,10 +9,11 @@ import pytest
 
 from mlpdata import Error, datasets
 from mlpdata.fetch import hub
-from mlpdata.sources import Broken
+from mlpdata.sources import Broken, parquet_files
 from mlpdata.sources import parquet as source
 from mlpdata.sources.hub_card import HubCard
 from mlpdata.sources.parquet import Parquet, ParquetHints
+from mlpdata.sources.parquet_splits import holds_parquet
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -356,7 +357,7 @@ def test_the_configurations_of_a_card(tmp_path):
     write(tmp_path, {"README.md": card(merged)})
     opened = Parquet(tmp_path)
     assert {split: len(rows) for split, rows in read(opened)[0].items()} == {"val": 3, "train": 1}
-    assert "split 'val' also has the files of split 'dev': they are put together" in opened.warnings
+    assert "validation and dev are both the split 'val': they are put together" in opened.warnings
     write(tmp_path, {"README.md": card("configs:\n- config_name: x\n  data_dir: large\n")})
     assert sum(map(len, images_of(tmp_path).values())) == 2
 
@@ -411,8 +412,8 @@ def test_a_limit_plans_the_files_it_needs_and_labels_do_not_depend_on_it(tmp_pat
 
 def test_files_are_not_read_for_names_that_are_there(tmp_path, monkeypatch):
     write(tmp_path, {f"train-{k:03d}.parquet": table([0, 1], names=["x", "y"]) for k in range(100)})
-    opened, open_ = [], Parquet._open
-    monkeypatch.setattr(Parquet, "_open", lambda self, path: opened.append(path) or open_(self, path))
+    opened, open_file = [], parquet_files.open_file
+    monkeypatch.setattr(parquet_files, "open_file", lambda at, path: opened.append(path) or open_file(at, path))
     Parquet(tmp_path, limit=3)
     assert len(set(opened)) <= source.READERS
 
@@ -426,7 +427,7 @@ def test_links_are_followed_and_what_cannot_be_read_is_named(tmp_path):
     (snapshot / "train-0.parquet").symlink_to(cache / "blobs" / "0a")
     (tmp_path / "linked").symlink_to(snapshot, target_is_directory=True)
     for root in (cache, snapshot.parent, snapshot, tmp_path / "linked"):
-        assert source.holds_parquet(root) and images_of(root) == {"train": [0, 1]}
+        assert holds_parquet(root) and images_of(root) == {"train": [0, 1]}
     (tmp_path / "above" / "data").mkdir(parents=True)
     (tmp_path / "above" / "data" / "more").symlink_to(snapshot, target_is_directory=True)
     assert images_of(tmp_path / "above") == {"train": [0, 1]}
@@ -442,9 +443,9 @@ def test_links_are_followed_and_what_cannot_be_read_is_named(tmp_path):
 
 def test_folders_of_image_files_are_not_taken_for_parquet(tmp_path):
     write(tmp_path / "images", {"train/cat/0.jpg": b"", "metadata.parquet": table([0])})
-    assert not source.holds_parquet(tmp_path / "images")
+    assert not holds_parquet(tmp_path / "images")
     write(tmp_path / "system", {"._train.parquet": b"", ".cache/train.parquet": b""})
-    assert not source.holds_parquet(tmp_path / "system")
+    assert not holds_parquet(tmp_path / "system")
 
 
 def test_no_two_keys_and_origins_meet(tmp_path):
