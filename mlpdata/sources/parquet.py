@@ -268,8 +268,8 @@ class Parquet(Source):
                         )
                     yield Broken(origin, str(why))
                 else:
-                    if place:
-                        key, origin = place(unit.split, first_row + i)
+                    if self._hints.place and first_row is not None:
+                        key, origin = self._hints.place(unit.split, first_row + i)
                     yield Sample(key, data, position, origin)
 
     def _label_of(self, value: object) -> int | str:

@@ -76,9 +76,8 @@ class Columns:
         """
         self.image = _choose_image(schemas, notes) if image is None else _asked(schemas, image)
         self.label = _choose_label(schemas, self.image, notes) if label is None else _asked(schemas, label)
-        self.kind, self.kind_from = NOTHING, ""
+        self.kind, self.kind_from, self.classes_from = NOTHING, "", ""
         self.classes: tuple[str, ...] | None = None
-        self.classes_from = ""
         for schema in schemas:
             self._label_kind(schema)
             if self.classes is None and (feature := schema.features.get(self.label)) is not None:
