@@ -13,6 +13,7 @@ from mlpdata.errors import Error, cannot_read, reading
 from mlpdata.fetch import http
 
 END_BYTES = 1 << 20
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 class PlainFile:
@@ -20,9 +21,9 @@ class PlainFile:
 
     compressed = False
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | str):
         self.path = str(path)
-        self._fd = None
+        self._fd: int | None = None
         with reading(self.path):
             self.size = os.stat(path).st_size
 
@@ -32,55 +33,56 @@ class PlainFile:
     def read_at(self, offset: int, size: int) -> bytes:
         """At most `size` bytes from `offset`; fewer only at the end of the file."""
         try:
-            fd = self._opened()
+            fd = self._descriptor()
             data = os.pread(fd, size, offset)
             while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
                 data += more
-        except OSError as e:  # no context manager: this is called once for each header of a tar
+        except OSError as e:  # no context manager: this runs once for each header of a tar
             raise cannot_read(self.path, e) from None
         return data
 
-    def _opened(self) -> int:
-        if self._fd is None:
-            self._fd = os.open(self.path, os.O_RDONLY)
-        return self._fd
+    def will_read(self, offset: int, size: int) -> None:
+        """Let the system read a stretch ahead, in one sweep instead of member by member."""
+        if hasattr(os, "posix_fadvise"):
+            with reading(self.path):
+                os.posix_fadvise(self._descriptor(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
-        """Let go of the file; reading again opens it again."""
+        """Close the file; the next read opens it again."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
-    def will_read(self, offset: int, size: int) -> None:
-        """Have the system read a stretch ahead, in one sweep instead of member by member."""
-        if hasattr(os, "posix_fadvise"):
-            with reading(self.path):
-                os.posix_fadvise(self._opened(), offset, size, os.POSIX_FADV_WILLNEED)
+    def _descriptor(self) -> int:
+        if self._fd is None:
+            self._fd = os.open(self.path, os.O_RDONLY)
+        return self._fd
 
 
 Blob = PlainFile | GzipFile | UrlFile
 
 
 def open_blob(path: Path | str) -> Blob:
-    """Open by content, not by name. Raises Error where the file cannot be read."""
+    """Open a file or a URL by its content, not by its name. Raises Error where it cannot be read."""
     if http.is_url(str(path)):
         blob = UrlFile(str(path))
-        if blob.read_at(0, 2) == b"\x1f\x8b":
+        if blob.read_at(0, 2) == GZIP_MAGIC:
             raise Error(f"{path} is a gzip stream, which cannot be read in place; download it first")
         return blob
     with reading(path), open(path, "rb") as f:
         magic = f.read(2)
-    return GzipFile(path) if magic == b"\x1f\x8b" else PlainFile(path)
+    return GzipFile(path) if magic == GZIP_MAGIC else PlainFile(path)
 
 
 def fingerprint(path: str) -> dict:
-    """Enough of a file to notice another one under its name, without reading a terabyte: its size and both ends.
+    """The size of a file and a hash of both its ends: enough to notice that another file has taken its name.
 
-    The same for a file on disk and behind a URL; {} for a directory and for a repository, whose revision says it all.
+    A file on disk and the same file behind a URL have one fingerprint. A directory and a repository have none ({}):
+    the revision identifies a repository.
     """
     if path.startswith("hf:") or os.path.isdir(path):
         return {}
-    blob = UrlFile(path) if http.is_url(path) else PlainFile(Path(path))
+    blob = UrlFile(path) if http.is_url(path) else PlainFile(path)
     ends = blob.read_at(0, END_BYTES) + blob.read_at(max(0, blob.size - END_BYTES), END_BYTES)
     blob.close()
     return {"bytes": blob.size, "xxh3_of_ends": xxhash.xxh3_64_hexdigest(ends)}

@@ -1,8 +1,8 @@
 """Pickled batches of pixels and labels, as the authors of CIFAR and Downsampled-ImageNet ship them.
 
-They come from Python 2 or 3, from strangers, and with up to 1.6 GB of pixels. So nothing is called that a pickle asks
-for, only arrays and plain containers come of it, and the bytes of large arrays stay in the file: what is loaded is
-where they are.
+The pickles come from Python 2 or 3, from strangers, and hold up to 1.6 GB of pixels. So no function that a pickle names
+is called, only arrays and plain containers come out, and large arrays stay in the file: `load` returns where their
+bytes are.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 import math
 import pickle
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from mlpdata.errors import first_line
 
-MAX_TEXT_BYTES = 512 << 20  # protocol 2 spells pixels as text
+MAX_TEXT_BYTES = 512 << 20  # protocol 2 writes pixels as text
 DTYPES = {f"{kind}{size}" for kind in "iuf" for size in "1248"} - {"f1"}
-LARGE_BYTES = 4 << 10  # strings of bytes from this size on stay in the file
+LARGE_BYTES = 4 << 10  # byte strings of at least this size stay in the file
 READ_BYTES = 1 << 20
 BYTES_OPCODES = (pickle.BINBYTES, pickle.BINBYTES8, pickle.BINSTRING, pickle.BYTEARRAY8)
 
 
-class Large:
-    """Bytes left in the file."""
+class BytesExtent:
+    """Where a byte string lies in the file."""
 
     __slots__ = ("offset", "size")
 
@@ -36,8 +36,8 @@ class Large:
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
-    """An array whose bytes were left in the file, rows first."""
+class ArrayExtent:
+    """Where an array lies in the file, rows first."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -45,9 +45,14 @@ class Located:
 
 
 def load(file: BinaryIO) -> dict[str, object]:
-    """The dict in a pickle: text keys; arrays as numpy arrays, large ones as Located.
+    """The dict in a pickle: text keys; arrays as numpy arrays, large ones as ArrayExtent.
 
-    file: positioned at the pickle; read, told and sought. Raises ValueError, in one line, for anything else in it.
+    file: stands at the start of the pickle; `read` and `tell` are called. Raises ValueError, in one line, where the
+    pickle holds anything else.
+
+    >>> import io
+    >>> load(io.BytesIO(pickle.dumps({b"labels": [6, 9]})))
+    {'labels': [6, 9]}
     """
     try:
         batch = _Unpickler(_Reader(file), encoding="bytes").load()
@@ -55,27 +60,27 @@ def load(file: BinaryIO) -> dict[str, object]:
             raise ValueError(f"it holds a {type(batch).__name__}, not a batch")
         values = {k: v.value() if isinstance(v, _Array) else v for k, v in batch.items()}
     except Exception as e:  # damaged pickles raise nearly anything
-        told = str(e) if isinstance(e, (ValueError, pickle.UnpicklingError)) else f"{type(e).__name__} {e}"
-        raise ValueError(f"cannot be read: {first_line(told)[:200]}") from None
-    named = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in values.items()}
+        reason = str(e) if isinstance(e, (ValueError, pickle.UnpicklingError)) else f"{type(e).__name__} {e}"
+        raise ValueError(f"cannot be read: {first_line(reason)[:200]}") from None
+    named: dict[str, object] = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in values.items()}
     if len(named) < len(values):
         raise ValueError("cannot be read: it has two values of one name")
     return named
 
 
 class _Reader:
-    """A file in which reading a large string of bytes gives only where it is."""
+    """A file from which reading a large byte string returns only where it lies."""
 
     def __init__(self, file: BinaryIO):
         self._file, self._opcode = file, b""
         self.readline = file.readline
 
-    def read(self, size: int) -> bytes | Large:
+    def read(self, size: int) -> bytes | BytesExtent:
         if size >= LARGE_BYTES:
-            # An opcode is read alone; its length and its body follow.
+            # pickle reads an opcode alone, then its length, then its body.
             if self._opcode in BYTES_OPCODES:
-                large = Large(self._file.tell(), size)
-                while size > 0:  # read, not sought: a zip verifies what is read
+                large = BytesExtent(self._file.tell(), size)
+                while size > 0:  # read instead of seeking: a zip verifies the bytes that are read
                     if not (data := self._file.read(min(size, READ_BYTES))):
                         raise EOFError("it ends inside its pixels")
                     size -= len(data)
@@ -89,7 +94,7 @@ class _Reader:
 
 
 class _Dtype:
-    """Stands for a numpy.dtype while a pickle is read."""
+    """Stands in for a numpy.dtype while a pickle is loaded."""
 
     def __init__(self, name):
         self.name, self.order = name.decode("latin1") if isinstance(name, bytes) else name, "|"
@@ -105,7 +110,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for a numpy.ndarray while a pickle is read."""
+    """Stands in for a numpy.ndarray while a pickle is loaded."""
 
     def __init__(self, state: tuple = ()):
         self.__setstate__(state)
@@ -113,21 +118,21 @@ class _Array:
     def __setstate__(self, state):
         self.state = state  # version, shape, dtype, column-major, bytes
 
-    def value(self) -> np.ndarray | Located:
+    def value(self) -> np.ndarray | ArrayExtent:
         _, shape, dtype, fortran, data = self.state
         dtype = dtype.value()
         if len(shape) > 4 or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError("it holds an array of a strange shape")
-        found = data.size if isinstance(data, Large) else len(data)
-        if found != dtype.itemsize * math.prod(shape) or (fortran and len(shape) > 1):
-            raise ValueError(f"it holds an array of shape {tuple(shape)} in {found} bytes")
-        if isinstance(data, Large):
-            return Located(tuple(shape), dtype, data.offset)
+        num_bytes = data.size if isinstance(data, BytesExtent) else len(data)
+        if num_bytes != dtype.itemsize * math.prod(shape) or (fortran and len(shape) > 1):
+            raise ValueError(f"it holds an array of shape {tuple(shape)} in {num_bytes} bytes")
+        if isinstance(data, BytesExtent):
+            return ArrayExtent(tuple(shape), dtype, data.offset)
         return np.frombuffer(bytes(data), dtype).reshape(shape)
 
 
 class _Call:
-    """A function that a pickle may call, and do nothing else with."""
+    """A function that a pickle may call, but not change."""
 
     __slots__ = ("_function",)
 
@@ -152,26 +157,29 @@ STAND_INS = {
     ("numpy.core.numeric", "_frombuffer"): _Call(
         lambda data, dtype, shape, order: _Array((1, shape, dtype, order == "F", data))
     ),
-    ("numpy", "ndarray"): None,  # named by the first, never called
+    ("numpy", "ndarray"): None,  # an argument of `_reconstruct`, never called
     ("numpy", "dtype"): _Call(lambda name, *_: _Dtype(name)),
-    ("_codecs", "encode"): _Call(_encode),  # how protocol 2 spells bytes
+    ("_codecs", "encode"): _Call(_encode),  # protocol 2 writes bytes as text
 }
 
 
-# The unpickler in Python, not the one in C: a few bytes make that one take any amount of memory.
-class _Unpickler(pickle._Unpickler):
-    dispatch = dict(pickle._Unpickler.dispatch)  # noqa: RUF012 - that is how pickle does it
+# The unpickler in Python, because a few bytes make the one in C allocate any amount of memory.
+PythonUnpickler: Any = pickle._Unpickler  # typeshed describes it as the one in C
+
+
+class _Unpickler(PythonUnpickler):
+    dispatch = dict(PythonUnpickler.dispatch)  # noqa: RUF012 - that is how pickle does it
 
     def find_class(self, module, name):
-        wanted = (module.replace("numpy._core", "numpy.core"), name)
-        if wanted not in STAND_INS:
+        function = (module.replace("numpy._core", "numpy.core"), name)
+        if function not in STAND_INS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of pixels needs")
-        return STAND_INS[wanted]
+        return STAND_INS[function]
 
     def load_bytearray8(self):
         self.append(self.read(int.from_bytes(self.read(8), "little")))
 
-    def load_frame(self):  # says how much may be read at once, which is of no use here: large arrays are not read
+    def load_frame(self):  # ignores the frame: pickle would read it whole, large arrays included
         self.read(8)
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8

@@ -1,25 +1,26 @@
 """Members of a tar, found at offsets and through damage.
 
-`tarfile` stops at the first bad header and takes a block of zeros for the end; an archive of a terabyte has some of
-both. This scanner goes on at the next header that is whole, so that damage costs only what is damaged, it takes zeros
-for the end only where nothing but zeros follows, and it never believes a size that leads out of the archive. All that
-is no plain file is told too. Time is linear in the bytes that are looked at, whatever they are.
+`tarfile` stops at the first bad header and takes a block of zeros for the end of the archive. An archive of a terabyte
+has some of both. This scanner goes on at the next header whose checksum is right, so that damage costs only what is
+damaged. It takes zeros for the end only where nothing but zeros follows, and never believes a size that leads out of
+the archive. It also reports members that are no plain files. Time is linear in the bytes it looks at.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BLOCK = 512
 RECORD = 20 * BLOCK  # writers fill their last record with zeros
-MAX_PADDING = 2 << 20  # zeros that an end may have: 1 MiB is the largest record in use; more is a hole
+MAX_PADDING = 2 << 20  # zeros at the end of an archive: the largest record in use has 1 MiB; more is a hole
 MAX_LONG_NAME = 1 << 16  # bytes of an extended header that are read; real ones have a few hundred
-FIRST_STEP, LAST_STEP = 4 << 10, 1 << 20  # read at a time where something is looked for
-LOOK_BACK = 8 << 10  # bytes that extended headers of one member take at most, where a reader starts amid them
+FIRST_STEP, LAST_STEP = 4 << 10, 1 << 20  # bytes read at a time while searching
+LOOK_BACK = 8 << 10  # the most that the extended headers of one member take
 ZEROS, STEP_OF_ZEROS = bytes(BLOCK), bytes(LAST_STEP)
-EXTENDED = b"xXgLK"  # headers that say something about the one behind them, or about all
+EXTENDED = b"xXgLK"  # kinds of headers that describe the next member, or all members
+FOLDERS = b"5DVN"  # and labels of volumes
 NO_DATA = b"123456"  # links, devices, folders, FIFOs: some writers give them a size all the same
 SPECIAL = {
     b"1": "a hard link",
@@ -32,6 +33,9 @@ SPECIAL = {
 }
 
 
+ReadAt = Callable[[int, int], bytes]  # (offset, size) -> at most size bytes; fewer only at the end
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A regular file in a tar. Bytes of its name that are no UTF-8 are surrogate escapes, as in file names."""
@@ -39,7 +43,7 @@ class Member:
     name: str
     offset: int  # of its first data byte
     size: int
-    start: int = 0  # of its first header: extended ones come before its own
+    start: int = 0  # of its first header: extended headers come before its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +52,21 @@ class Special:
 
     name: str
     offset: int
-    reason: str  # what it is
-    target: str = ""  # of a link: the name as it stands there
+    reason: str  # what kind of member it is
+    target: str = ""  # of a link: the name it leads to, as written
     size: int = 0
     start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A stretch that is no tar: what was there, and what could not be read for it."""
+    """A stretch of the archive that is no tar."""
 
     offset: int
-    reason: str
+    reason: str  # what is wrong, and where reading went on
     member: Member | None = None  # what is left of a file that is cut short
-    last: bool = False  # nothing can be read after it
-    lost: bool = True  # False: a word only; as far as one can tell, all that was there has been read
-
-
-ReadAt = Callable[[int, int], bytes]  # (offset, size) -> at most size bytes; fewer only at the end
+    last: bool = False  # nothing could be read after it
+    lost: bool = True  # False: nothing was lost as far as one can tell; the reason is a remark
 
 
 def scan(
@@ -73,203 +74,216 @@ def scan(
 ) -> Iterator[Member | Special | Damage]:
     """Members between two offsets, in order.
 
-    read_at must answer for the whole range; `end` is where the tar ends (for an inner tar, its member's end), or
-    anything beyond it where that is not known.
-    whole: whether an end mark has to come; False for a range amid a tar. origin: where the tar begins, if not at start.
-    After damage the members of an inner tar may come up, when it is the inner tar's own header that was hit.
+    read_at: must answer for the whole range.
+    end:     where the tar ends (an inner tar: where its member ends), or anything beyond where that is unknown.
+    whole:   whether an end mark has to come; False for a range amid a tar.
+    origin:  where the tar begins, if not at `start`.
+    After damage to the header of an inner tar, that tar's own members come up.
     """
-    at, first, long_name, long_link, pax = start, start, None, None, {}
     origin = start if origin is None else origin
+    position = first = start  # of the header under the reader; of the first header of the same member
+    long_name, long_link, pax = "", "", {}  # what extended headers say about the next member
     damaged = resumed = False  # resumed: extended headers of the next member may have been lost
     while True:
-        header = read_at(at, min(BLOCK, end - at)) if at < end else b""
+        header = read_at(position, min(BLOCK, end - position)) if position < end else b""
         if len(header) < BLOCK:
             break
-        size = None if header == ZEROS else _checked_size(header)
-        if size is None:
-            if header == ZEROS:
-                found, item = _after_zeros(read_at, at, end, origin, whole, damaged)
-            else:
-                found, padded = _find_header(read_at, at + BLOCK, end)
-                where = "nor after it" if found is None else f"went on at byte {found}"
-                item = Damage(at, f"no tar header at byte {at}, {where}", last=found is None and not padded)
-            if item is not None:
-                yield item
-            if found is None:
+        jump, size, data, kind, name = None, _checked_size(header), position + BLOCK, header[156:157], ""
+        if header == ZEROS:
+            jump = _after_zeros(read_at, position, end, origin, whole, damaged)
+        elif size < 0:
+            jump = _after_noise(read_at, position, end)
+        else:
+            if not long_name and not pax:
+                first = position
+            if "size" in pax and kind not in EXTENDED:
+                size = _pax_size(pax["size"], size)
+            if size and kind in NO_DATA and _is_header(read_at(data, BLOCK)):
+                size = 0
+            if kind == b"S":  # GNU sparse: the list of the stored ranges may go on in blocks of its own
+                more = header[482:483]
+                while more not in (b"", b"\0") and data < end:
+                    more, data = read_at(data + 504, 1), data + BLOCK
+            name = pax.get("path") or long_name or _name(header)
+            if data + size > end:
+                jump = _after_overrun(read_at, position, Member(name, data, size, first), end)
+        if jump:
+            resume_at, damage = jump
+            if damage:
+                yield damage
+            if resume_at is None:
                 return
-            at, long_name, long_link, pax, damaged, resumed = found, None, None, {}, True, True
-            continue
-        data, kind = at + BLOCK, header[156:157]
-        if long_name is None and not pax:
-            first = at
-        if pax and "size" in pax and kind not in EXTENDED:
-            size = _pax_size(pax["size"], size)
-        if size and kind in NO_DATA and _is_header(read_at(data, BLOCK)):
-            size = 0
-        if kind == b"S":  # GNU: the list of what is there may go on in blocks of its own
-            more = header[482:483]
-            while more not in (b"", b"\0") and data < end:
-                more, data = read_at(data + 504, 1), data + BLOCK
-        after = data + -(-size // BLOCK) * BLOCK
-        if data + size > end:
-            # A tar that is cut short, or a size that lies. What begins with a header is an inner tar: its members are
-            # its own.
-            name, left = pax.get("path") or long_name or _name(header), max(0, end - data)
-            is_tar = _is_header(read_at(data, BLOCK))
-            found, padded = (None, False) if is_tar or not left else _find_header(read_at, data, end)
-            member = Member(name, data, left, first) if found is None and not padded else None
-            reason = f"{_shown(name)} is cut short: {size} bytes announced, {left} there"
-            yield Damage(at, reason, member, last=member is not None)
-            if found is None:
-                return
-            at, long_name, long_link, pax, damaged, resumed = found, None, None, {}, True, True
+            position, long_name, long_link, pax, damaged, resumed = resume_at, "", "", {}, True, True
             continue
         if kind in EXTENDED:
             body = read_at(data, size) if size <= MAX_LONG_NAME else b""
-            whole_body = len(body) == size
+            is_whole = len(body) == size
             if kind in b"LK":
                 text, _, rest = body.partition(b"\0")
-                whole_body = whole_body and bool(text) and not rest.strip(b"\0")
+                is_whole = is_whole and bool(text) and not rest.strip(b"\0")
                 if kind == b"L":
-                    long_name = _decoded(text) or None
+                    long_name = _decoded(text)
                 else:
                     long_link = _decoded(text)
             elif kind != b"g":
-                pax, read = _pax_fields(body)
-                whole_body = whole_body and read == size
-            if not whole_body:
-                yield Damage(at, f"the extended header at byte {at} is damaged")
+                pax, parsed_bytes = _pax_fields(body)
+                is_whole = is_whole and parsed_bytes == size
+            if not is_whole:
+                yield Damage(position, f"the extended header at byte {position} is damaged")
                 damaged = resumed = True
         else:
-            name = pax.get("path") or long_name or _name(header)
-            sparse = kind == b"S" or (pax and any(key.startswith("GNU.sparse.") for key in pax))
-            if resumed and not pax and long_name is None and header[99] and kind not in b"5D":
-                yield Damage(at, f"{_shown(name)}... at byte {at} has lost the header with the rest of its name")
-            elif sparse or kind in SPECIAL:
-                what = SPECIAL[b"S" if sparse else kind]
+            is_sparse = kind == b"S" or (pax and any(key.startswith("GNU.sparse.") for key in pax))
+            if resumed and not pax and not long_name and header[99] and kind not in b"5D":
+                reason = f"{_shown(name)}... at byte {position} has lost the header with the rest of its name"
+                yield Damage(position, reason)
+            elif is_sparse or kind in SPECIAL:
                 target = pax.get("linkpath") or long_link or _decoded(header[157:257].partition(b"\0")[0])
-                name = pax.get("GNU.sparse.name") or name
-                yield Special(name, at + BLOCK, what, target if kind in b"12" else "", start=first)
-            elif kind not in b"5DVN" and not (
-                kind == b"\0" and name.endswith("/")
-            ):  # as POSIX has it, of unknown kinds
-                yield Member(name, data, size, first)
-            long_name, long_link, pax, resumed = None, None, {}, False
-        at = after
-    if whole and at > start:
-        yield from _without_end_mark(read_at, at, header)
+                name, reason = pax.get("GNU.sparse.name") or name, SPECIAL[b"S" if is_sparse else kind]
+                yield Special(name, position + BLOCK, reason, target if kind in b"12" else "", start=first)
+            elif kind not in FOLDERS and not (kind == b"\0" and name.endswith("/")):
+                yield Member(name, data, size, first)  # unknown kinds are plain files, as POSIX has it
+            long_name, long_link, pax, resumed = "", "", {}, False
+        position = data + -(-size // BLOCK) * BLOCK
+    if whole and position > start:
+        yield _without_end_mark(read_at, position, header)
 
 
-def _without_end_mark(read_at: ReadAt, at: int, rest: bytes) -> Iterator[Damage]:
-    """What to say of a tar that is over at `at` without a block of zeros. rest: less than a block is there."""
+# ------------------------------------------------------------------------- damage: where reading goes on, what to say
+
+Jump = tuple[int | None, Damage | None]  # None: nothing can be read any more; there is nothing to say
+
+
+def _after_noise(read_at: ReadAt, position: int, end: int) -> Jump:
+    """After a block that is no header."""
+    resume_at, is_padded = _find_header(read_at, position + BLOCK, end)
+    where = "nor after it" if resume_at is None else f"went on at byte {resume_at}"
+    reason = f"no tar header at byte {position}, {where}"
+    return resume_at, Damage(position, reason, last=resume_at is None and not is_padded)
+
+
+def _after_overrun(read_at: ReadAt, position: int, member: Member, end: int) -> Jump:
+    """After a header whose member leads beyond the end: the tar is cut short, or the size is wrong.
+
+    Data that begins with a header is an inner tar, whose members are its own.
+    """
+    left = max(0, end - member.offset)
+    is_tar = _is_header(read_at(member.offset, BLOCK))
+    resume_at, is_padded = (None, False) if is_tar or not left else _find_header(read_at, member.offset, end)
+    is_last = resume_at is None and not is_padded
+    reason = f"{_shown(member.name)} is cut short: {member.size} bytes announced, {left} there"
+    return resume_at, Damage(position, reason, replace(member, size=left) if is_last else None, last=is_last)
+
+
+def _without_end_mark(read_at: ReadAt, position: int, rest: bytes) -> Damage:
+    """The remark on a tar that ends at `position` without a block of zeros. rest: the last bytes, less than a block."""
     if rest.strip(b"\0"):
-        yield Damage(at, f"the archive ends at byte {at + len(rest)}, inside a header", last=True)
-    elif rest or read_at(at - 1, 1):
-        yield Damage(at, f"the archive ends at byte {at} without an end mark: it may be cut short there", lost=False)
-    else:
-        # The padding of the last file is cut, or with it, where the end is not known, the file.
-        yield Damage(at, f"the archive ends before byte {at}, which its last header leads to", last=True)
+        return Damage(position, f"the archive ends at byte {position + len(rest)}, inside a header", last=True)
+    if rest or read_at(position - 1, 1):
+        reason = f"the archive ends at byte {position} without an end mark: it may be cut short there"
+        return Damage(position, reason, lost=False)
+    # The padding of the last file is missing, or (where the end is unknown) some of the file as well.
+    return Damage(position, f"the archive ends before byte {position}, which its last header leads to", last=True)
 
 
-def _after_zeros(
-    read_at: ReadAt, at: int, end: int, origin: int, whole: bool, damaged: bool
-) -> tuple[int | None, Damage | None]:
-    """(where headers go on, what there is to say) behind a block of zeros; (None, None) at a proper end."""
-    stop, step, over = at + BLOCK, FIRST_STEP, True
+def _after_zeros(read_at: ReadAt, position: int, end: int, origin: int, whole: bool, damaged: bool) -> Jump:
+    """After a block of zeros: the end mark, a hole, or both of two tars that were put together."""
+    stop, step, only_zeros = position + BLOCK, FIRST_STEP, True
     while stop < end:
         chunk = read_at(stop, min(step, end - stop))
         zeros = len(chunk) if chunk == STEP_OF_ZEROS else len(chunk) - len(chunk.lstrip(b"\0"))
         stop += zeros
         if zeros < len(chunk) or not chunk:
-            over = not chunk
+            only_zeros = not chunk
             break
         step = min(2 * step, LAST_STEP)
-    if over:
-        size = stop - at
+    if only_zeros:
+        size = stop - position
         if not whole or size < 2 * (BLOCK + RECORD):  # `tar -A` leaves the padding of two
             return None, None
-        reason = (
-            f"{size:,} bytes of zeros end it from byte {at} on: more than an end mark, as in an unfinished download"
-        )
-        return None, Damage(at, reason, last=size > MAX_PADDING, lost=size > MAX_PADDING)
-    stop = at + (stop - at) // BLOCK * BLOCK
-    size = stop - at
+        much = "more than an end mark, as in an unfinished download"
+        reason, is_hole = f"{size:,} bytes of zeros end it from byte {position} on: {much}", size > MAX_PADDING
+        return None, Damage(position, reason, last=is_hole, lost=is_hole)
+    stop = position + (stop - position) // BLOCK * BLOCK
+    size = stop - position
     if not _is_header(read_at(stop, BLOCK)):
-        found, _ = _find_header(read_at, stop + BLOCK, end)
-        where = "and none after it" if found is None else f"went on at byte {found}"
-        return found, Damage(at, f"zeros at byte {at} in place of a tar header, {where}")
-    # Tars that were put together have an end mark amid them. Anything else that is zeros was something else.
+        resume_at, _ = _find_header(read_at, stop + BLOCK, end)
+        where = "and none after it" if resume_at is None else f"went on at byte {resume_at}"
+        return resume_at, Damage(position, f"zeros at byte {position} in place of a tar header, {where}")
+    # Tars that were put together have an end mark amid them. Any other zeros stand where something else was.
     if 2 * BLOCK <= size < 2 * BLOCK + RECORD and (size == 2 * BLOCK or damaged or (stop - origin) % RECORD == 0):
-        return stop, Damage(at, f"an end mark at byte {at} and more headers behind it, which are read too", lost=False)
-    return stop, Damage(at, f"{size:,} bytes of zeros at byte {at} in place of a tar header, went on at byte {stop}")
+        reason = f"an end mark at byte {position} and more headers behind it, which are read too"
+        return stop, Damage(position, reason, lost=False)
+    reason = f"{size:,} bytes of zeros at byte {position} in place of a tar header, went on at byte {stop}"
+    return stop, Damage(position, reason)
 
 
-def _is_header(block: bytes) -> bool:
-    return len(block) == BLOCK and block != ZEROS and _checked_size(block) is not None
-
-
-def _checked_size(header: bytes) -> int | None:
-    """The size field of a header whose checksum is right, else None."""
-    try:
-        stored = int(header[148:156].strip(b" \0") or b"x", 8)
-    except ValueError:
-        return None
-    # The low half of Adler-32 is the sum of the bytes and 1, modulo 65,521, without a loop in Python.
-    if ((zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * ord(" ") - stored) % 65521:
-        return None
-    field = header[124:136]
-    if field[0] & 0x80:  # GNU: binary, for 8 GiB and more; 0xff would be a negative number
-        return int.from_bytes(field[1:], "big") if field[0] == 0x80 else None
-    try:
-        size = int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        return None
-    return size if size >= 0 else None
-
-
-def _pax_size(text: str, otherwise: int) -> int:
-    """The size of an extended header; a number no file can have is not believed."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else otherwise
-
-
-def next_header(read_at: ReadAt, at: int, end: int) -> int | None:
-    """The first whole header from a block boundary on, or None."""
-    return _find_header(read_at, at, end)[0]
-
-
-def _find_header(read_at: ReadAt, at: int, end: int) -> tuple[int | None, bool]:
-    """The first whole header from a block boundary on, or None and whether the end is two blocks of zeros."""
+def _find_header(read_at: ReadAt, position: int, end: int) -> tuple[int | None, bool]:
+    """(the first whole header from a block boundary on, or None; whether two blocks of zeros end the archive)."""
     tail, step = b"", FIRST_STEP
-    while at < end:
-        chunk = read_at(at, min(step, end - at))
+    while position < end:
+        chunk = read_at(position, min(step, end - position))
         for i in range(0, len(chunk) - BLOCK + 1, BLOCK):
-            # A checksum is digits; a test that costs little, and images hardly ever pass.
+            # A checksum is digits: a cheap test, which images hardly ever pass.
             if chunk[i + 148 : i + 154].strip(b" \0").isdigit() and _is_header(chunk[i : i + BLOCK]):
-                return at + i, False
+                return position + i, False
         if len(chunk) < BLOCK:
             break
-        at, tail = at + len(chunk) // BLOCK * BLOCK, (tail + chunk)[-2 * BLOCK :]
+        position, tail = position + len(chunk) // BLOCK * BLOCK, (tail + chunk)[-2 * BLOCK :]
         step = min(2 * step, LAST_STEP)
     return None, len(tail) == 2 * BLOCK and not tail.strip(b"\0")
 
 
-def next_member(read_at: ReadAt, at: int, end: int) -> int | None:
+def next_member(read_at: ReadAt, position: int, end: int) -> int | None:
     """Where the first member begins whose own header lies at or after a block boundary, or None.
 
-    Extended headers that belong to it may lie before that boundary.
+    The extended headers of that member may lie before the boundary.
     """
-    found = next_header(read_at, at, end)
-    while found is not None:
-        look_from = max(0, found - LOOK_BACK)
-        blocks = read_at(look_from, found - look_from)
+    start, _ = _find_header(read_at, position, end)
+    while start is not None:
+        look_from = max(0, start - LOOK_BACK)
+        blocks = read_at(look_from, start - look_from)
         for i in range(len(blocks) - BLOCK, -1, -BLOCK):
             size = _checked_size(blocks[i : i + BLOCK])
-            if size and blocks[i + 156 : i + 157] in EXTENDED and i + BLOCK + -(-size // BLOCK) * BLOCK == len(blocks):
-                found = look_from + i
+            if (
+                size > 0
+                and blocks[i + 156 : i + 157] in EXTENDED
+                and i + BLOCK + -(-size // BLOCK) * BLOCK == len(blocks)
+            ):
+                start = look_from + i
                 break
         else:
-            return found
+            return start
     return None
+
+
+# ------------------------------------------------------------------------------------------------ fields of a header
+
+
+def _is_header(block: bytes) -> bool:
+    return len(block) == BLOCK and _checked_size(block) >= 0
+
+
+def _checked_size(header: bytes) -> int:
+    """The size field of a header whose checksum is right, else -1."""
+    try:
+        stored = int(header[148:156].strip(b" \0") or b"x", 8)
+    except ValueError:
+        return -1
+    # The low half of Adler-32 is the sum of the bytes and 1, modulo 65,521, without a loop in Python.
+    if ((zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * ord(" ") - stored) % 65521:
+        return -1
+    field = header[124:136]
+    if field[0] & 0x80:  # GNU: binary, for 8 GiB and more; 0xff would be a negative number
+        return int.from_bytes(field[1:], "big") if field[0] == 0x80 else -1
+    try:
+        return max(-1, int(field.strip(b" \0") or b"0", 8))
+    except ValueError:
+        return -1
+
+
+def _pax_size(text: str, otherwise: int) -> int:
+    """The size that an extended header gives; a number that no file can have is ignored."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else otherwise
 
 
 def _name(header: bytes) -> str:
@@ -287,14 +301,14 @@ def _shown(name: str) -> str:
 
 
 def _pax_fields(body: bytes) -> tuple[dict[str, str], int]:
-    """Records `LENGTH KEY=VALUE\\n` of a POSIX extended header, up to what is malformed, and their bytes."""
-    fields, at = {}, 0
-    while at < len(body):
-        length = body[at : at + 10].partition(b" ")[0]
-        if not length.isdigit() or len(length) > 9 or not len(length) + 1 < int(length) <= len(body) - at:
+    """The records `LENGTH KEY=VALUE\\n` of a POSIX extended header up to the first malformed one, and their bytes."""
+    fields, start = {}, 0
+    while start < len(body):
+        length = body[start : start + 10].partition(b" ")[0]
+        if not length.isdigit() or len(length) > 9 or not len(length) + 1 < int(length) <= len(body) - start:
             break
-        key, equals, value = body[at + len(length) + 1 : at + int(length)].rstrip(b"\n").partition(b"=")
+        key, equals, value = body[start + len(length) + 1 : start + int(length)].rstrip(b"\n").partition(b"=")
         if equals:
             fields[_decoded(key)] = _decoded(value)
-        at += int(length)
-    return fields, at
+        start += int(length)
+    return fields, start

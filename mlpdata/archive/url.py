@@ -10,17 +10,17 @@ from mlpdata.fetch import http
 from mlpdata.fetch.login import Login
 from mlpdata.fetch.retry import Backoff, TransientError, retry
 
-NEAR_BYTES = 64 << 10  # the least that is asked of a server: a header, and what may follow it
-PIECE_BYTES = 16 << 20  # the most that is asked of a server at once
+NEAR_BYTES = 64 << 10  # of the smallest request: a header, and what may follow it
+PIECE_BYTES = 16 << 20  # of the largest request
+HELD_BYTES = 512 << 20  # an announced stretch of at most this size is fetched once and kept
 NO_RANGES = "the server serves no ranges: it cannot be read in place; download it first"
-HELD_BYTES = 512 << 20  # announced stretches up to this size are fetched once, however often they are read
 
 
 class UrlFile:
     """A file behind a URL, read by ranges and stored nowhere. Pickles as its URL; each process has its own connection.
 
-    size: where it is known, else the server is asked at once. Raises Error for a server without ranges, and when the
-    file becomes another one while it is read.
+    size: where the caller knows it; else the server is asked at once. Raises Error for a server without ranges, and
+    where the file changes on the server while it is read.
     """
 
     compressed = False
@@ -28,8 +28,8 @@ class UrlFile:
     def __init__(self, url: str, login: Login = Login(), size: int | None = None):  # noqa: B008 - it is frozen
         self.path, self._login = url, login
         self._session, self._pid, self._tag = None, 0, ""
-        self._near, self._near_at, self._ahead = b"", 0, NEAR_BYTES
-        self._window, self._pieces = (0, 0), {}
+        self._near, self._near_start, self._ahead = b"", 0, NEAR_BYTES  # what the last request brought
+        self._window, self._pieces = (0, 0), {}  # the announced stretch, and what has been fetched of it
         self.size = size if size is not None else self._ask_size()
 
     def __getstate__(self):
@@ -42,39 +42,43 @@ class UrlFile:
             return b""
         if self._window[0] <= offset and stop <= self._window[1]:
             return self._from_window(offset, stop)
-        at = offset - self._near_at
-        if not 0 <= at <= at + stop - offset <= len(self._near):
-            # Sequential reading earns ever longer requests; jumping from header to header does not.
-            sequential = 0 <= at <= len(self._near)
-            self._ahead = min(2 * self._ahead, PIECE_BYTES) if sequential else NEAR_BYTES
+        start = offset - self._near_start
+        if not 0 <= start <= start + stop - offset <= len(self._near):
+            # Sequential reading makes requests ever longer; jumping from header to header does not.
+            is_sequential = 0 <= start <= len(self._near)
+            self._ahead = min(2 * self._ahead, PIECE_BYTES) if is_sequential else NEAR_BYTES
             self._near = self._fetch(offset, min(max(stop, offset + self._ahead), self.size))
-            self._near_at, at = offset, 0
-        return self._near[at : at + stop - offset]
+            self._near_start, start = offset, 0
+        return self._near[start : start + stop - offset]
 
     def will_read(self, offset: int, size: int) -> None:
-        """Fetch a stretch in large pieces when it is read, and keep them until another one is announced."""
-        held = size <= HELD_BYTES
-        self._window, self._pieces = (offset, min(offset + size, self.size)) if held else (0, 0), {}
+        """Announce a stretch: it is fetched in large pieces as it is read, and kept until the next announcement."""
+        self._window, self._pieces = (offset, min(offset + size, self.size)) if size <= HELD_BYTES else (0, 0), {}
 
     def close(self) -> None:
-        """Let go of the connection and of what was read ahead; reading again opens it again."""
+        """Close the connection and drop what was read ahead; the next read opens it again."""
         if self._session is not None and self._pid == os.getpid():
             self._session.close()
         self._session, self._near, self._pieces = None, b"", {}
 
     def _from_window(self, offset: int, stop: int) -> bytes:
         start, end = self._window
-        found = []
+        parts = []
         for i in range((offset - start) // PIECE_BYTES, -(-(stop - start) // PIECE_BYTES)):
-            at = start + i * PIECE_BYTES
+            piece_start = start + i * PIECE_BYTES
             if i not in self._pieces:
-                self._pieces[i] = self._fetch(at, min(at + PIECE_BYTES, end))
-            found.append(self._pieces[i][max(0, offset - at) : stop - at])
-        return found[0] if len(found) == 1 else b"".join(found)
+                self._pieces[i] = self._fetch(piece_start, min(piece_start + PIECE_BYTES, end))
+            parts.append(self._pieces[i][max(0, offset - piece_start) : stop - piece_start])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _fetch(self, start: int, stop: int) -> bytes:
+<<<<<<< HEAD
         """Exactly the bytes `start` to `stop`, over as many connections as it takes."""
         pauses, data = Backoff(self.path), bytearray()
+=======
+        """Exactly the bytes from `start` to `stop`, over as many connections as that takes."""
+        pauses, data = web.Pauses(self.path), bytearray()
+>>>>>>> 035d328 (Archive: one way on after each kind of damage; names and words)
         while len(data) < stop - start:
             try:
                 with contextlib.closing(self._get(start + len(data), stop)) as answer:
@@ -96,7 +100,7 @@ class UrlFile:
         return bytes(data[: stop - start])
 
     def _ask_size(self) -> int:
-        """Ask for the beginning, which tells the size too, and keep it."""
+        """Fetch and keep the beginning of the file; the response says how large the whole is."""
 
         def ask() -> int:
             with contextlib.closing(self._get(0, NEAR_BYTES)) as answer:

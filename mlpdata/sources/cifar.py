@@ -188,7 +188,7 @@ class Cifar(Source):
             raise Error(f"{self.path} is truncated inside {name}; get it again")
         try:
             batch = pickles.load(io.BytesIO(data))
-            if isinstance(at := batch.get("data"), pickles.Located):
+            if isinstance(at := batch.get("data"), pickles.ArrayExtent):
                 batch["data"] = np.frombuffer(data, at.dtype, math.prod(at.shape), at.offset).reshape(at.shape)
         except ValueError as e:
             raise Error(f"{self.path}: {name} {e}") from None

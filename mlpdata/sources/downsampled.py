@@ -197,10 +197,10 @@ def _locate(batch: Batch) -> Rows:
 def _locate_pickle(batch: Batch, content: BinaryIO, layers: tuple) -> Rows:
     found = pickles.load(content)
     data = found.get("data")
-    if not isinstance(data, pickles.Located):
+    if not isinstance(data, pickles.ArrayExtent):
         raise ValueError("has no array of pixels under 'data'")
     res, labels_ = _res(data.shape, data.dtype), found.get("labels")
-    if isinstance(labels_, pickles.Located) and labels_.shape == data.shape[:1]:
+    if isinstance(labels_, pickles.ArrayExtent) and labels_.shape == data.shape[:1]:
         content.seek(labels_.offset)
         labels_ = np.frombuffer(content.read(labels_.shape[0] * labels_.dtype.itemsize), labels_.dtype)
     return Rows(batch, layers, data.offset, res, _labels(labels_, data.shape[0]))
