@@ -54,7 +54,7 @@ def _cifar_hints(layout: str, label: str):
     def hints():
         from mlpdata.sources import cifar
 
-        return {"label": label, "place": functools.partial(cifar.place, getattr(cifar, layout))}
+        return {"label": label, "place": functools.partial(cifar.key_and_origin, getattr(cifar, layout))}
 
     return hints
 

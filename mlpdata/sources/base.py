@@ -5,42 +5,44 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlpdata.errors import Error
+from mlpdata.sources import keys
 from mlpdata.sources.files import stamp
 from mlpdata.sources.keys import shown
 
-UNIT_PIXELS_BYTES = 192 << 20  # with what is encoded of them, what a worker holds in memory
+UNIT_PIXELS_BYTES = 192 << 20  # the pixels of a unit that a worker holds in memory, beside their encoded form
 
 
-@dataclass(slots=True)  # not frozen: that takes four times as long to make
+@dataclass(slots=True)  # not frozen: creating a frozen one takes four times as long
 class Sample:
     """One labelled image as the archive holds it."""
 
-    key: str  # unique in its split, stable from run to run; letters, digits, `_`, `-`, `/`; no dot
+    key: str  # unique in its split, the same in every run; letters, digits, `_`, `-`, `/`; no dot
     data: bytes | np.ndarray  # an encoded image, or pixels: uint8 (H, W, 3) RGB
     label: int  # position in the source's class list
-    origin: str  # where it came from, for people: member path inside the archive, with [row] where there are rows
-    split: str = ""  # where it is not its unit's
+    origin: str  # for people: the member's path inside the archive, with [row] where there are rows
+    split: str = ""  # where it differs from the unit's
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A sample that is listed in the archive and cannot be read from it, or a file that is none: both are listed."""
+    """A sample of the archive that cannot be read, or a file that is no sample. Both are listed in the output."""
 
     origin: str
     reason: str
-    split: str = ""  # where it is not its unit's
-    is_data: bool = True  # False: a file that is none of the data (sources.files.is_system); listed, and no more
-    is_counted: bool = False  # whether an exact Unit.num_samples has it in it although it is none of the data
+    split: str = ""  # where it differs from the unit's
+    is_data: bool = True  # False: a file that is no part of the data (sources.files.is_system): listed, not counted
+    is_counted: bool = False  # whether an exact Unit.num_samples includes it although is_data is False
 
 
 @dataclass(frozen=True, slots=True)
 class TooSmall:
-    """A class that the class filter leaves out, as was found when it was read."""
+    """A class that the class filter leaves out; its size became known only when it was read."""
 
     class_name: str
     num_images: int
@@ -50,38 +52,58 @@ class TooSmall:
 class Unit:
     """A piece of an archive that any worker can read alone, and again."""
 
-    name: str  # unique in the run and equal in every run; letters, digits, `_`, `-`: it names a file
+    name: str  # unique in the run and the same in every run; letters, digits, `_`, `-`: it becomes a file name
     split: str
     num_samples: int  # expected; 0 where only reading can tell
     num_bytes: int  # to read from the archive, for the progress line
     at: Any  # where the source finds it; picklable
-    exact: bool = False  # whether num_samples is a promise: so many come, Broken ones included, or the source changed
-    splits: tuple[str, ...] = ()  # what its samples may be of; (): its own split, or any of the source's `splits`
+    exact: bool = False  # whether exactly num_samples come, Broken ones included, unless the source changed
+    splits: tuple[str, ...] = ()  # the splits its samples may have; (): its own, or any of the source's `splits`
 
 
 def most_samples(res: int) -> int:
-    """How many samples a unit may have: a worker holds their pixels, res * res of them, until all are written."""
+    """How many samples a unit may have: a worker holds their pixels, res * res each, until all are written.
+
+    >>> most_samples(32), most_samples(64), most_samples(1024)
+    (20000, 16384, 500)
+    """
     return max(500, min(20_000, UNIT_PIXELS_BYTES // (3 * res * res)))
 
 
+def left_out_units(left_out: list[Broken], split: str) -> list[Unit]:
+    """The unit that lists the files which are no samples; none where there are none."""
+    return [Unit("left-out", split, 0, 0, tuple(left_out))] if left_out else []
+
+
+def left_out_warnings(path: Path, left_out: list[Broken]) -> tuple[str, ...]:
+    """The warning that names the first of them."""
+    names = ", ".join(keys.shown(broken.origin) for broken in left_out[:3])
+    more = ", ..." if len(left_out) > 3 else ""
+    return (f"{path}: {len(left_out):,} members left out: {names}{more}",) if left_out else ()
+
+
 class NothingLeft(Error):
-    """What was asked for leaves nothing to convert: the same command can never succeed."""
+    """The options leave no sample to convert: the same command can never succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFilter:
-    """Which classes of an archive are taken, and what of them is held out."""
+    """Which classes of an archive are taken, and how many images of each are held out.
+
+    >>> ClassFilter(min_class_size=3, val_per_class=1).split_of("cat", ["b.jpg", "a.jpg", "c.jpg"])
+    {'b.jpg': 'train', 'a.jpg': 'val', 'c.jpg': 'train'}
+    """
 
     min_class_size: int = 0  # classes with fewer images are left out
     val_per_class: int = 0  # the first so many by name are the split `val`, as in the ImageNet-21k-P processing
     classes: tuple[str, ...] | None = None  # only these, by name in the source, in this label order
-    is_default: bool = False  # nobody asked for it: it is the data set's own
+    is_default: bool = False  # whether it is the data set's own, not the user's
 
     def __bool__(self) -> bool:
         return self != ClassFilter()
 
     def beside_splits(self) -> ClassFilter:
-        """What is left of the filter for a source with splits of its own: one that nobody asked for gives way."""
+        """The filter for a source that has splits of its own, which take precedence over a default filter."""
         return ClassFilter() if self.is_default else self
 
     def only_classes(self, source: str) -> ClassFilter:
@@ -107,7 +129,7 @@ class ClassFilter:
         return list(self.classes or known)
 
     def takes(self, class_name: str, num_images: int) -> bool:
-        """Whether a class is large enough. Raises Error where what is held out leaves nothing of it for training."""
+        """Whether a class is large enough. Raises Error where val_per_class leaves no image of it for training."""
         if num_images < self.min_class_size:
             return False
         if 0 < num_images <= self.val_per_class:
@@ -119,10 +141,10 @@ class ClassFilter:
         return True
 
     def none_left(self, sizes: dict[str, int]) -> Error:
-        """What to say where every class is too small. sizes: images of each."""
+        """The Error where every class is too small. sizes: number of images by class."""
         largest = max(sizes, key=lambda name: (sizes[name], name), default=None)
-        there = f"the largest is {largest} with {sizes[largest]:,}" if largest else "there is none"
-        return NothingLeft(f"no class has {self.min_class_size:,} images ({there}); lower --min-class-size")
+        hint = f"the largest is {largest} with {sizes[largest]:,}" if largest else "there is none"
+        return NothingLeft(f"no class has {self.min_class_size:,} images ({hint}); lower --min-class-size")
 
     def split_of(self, class_name: str, names: list[str]) -> dict[str, str]:
         """The split of each image of one class, by file name; {} for a class that is too small. Raises as `takes`."""
@@ -141,22 +163,22 @@ class Source(ABC):
     classes: list[tuple[str, str]]  # (name in the source, readable name), in label order
     release: str  # which release of the data this is, recognised from the archive
     codec: str  # what its samples are: "jpg", "png" (any other encoded image) or "array"
-    files: list[str]  # the files read, for the record and to notice that they changed
+    files: list[str]  # the files read, for the record and to notice changes
     splits: tuple[str, ...] = ()  # every split, where samples of one unit go to several
     warnings: tuple[str, ...] = ()  # what the user should know about the archive before the work starts
-    class_filter: ClassFilter = ClassFilter()  # what is applied of the one it was given
-    drops_empty_classes = False  # whether a filter may leave classes without samples, which are then left out
+    class_filter: ClassFilter = ClassFilter()  # as much of the given filter as is applied
+    drops_empty_classes = False  # whether the filter may leave classes without samples, which are then removed
 
     @abstractmethod
     def units(self) -> list[Unit]:
         """Every unit, in a fixed order, without reading the images. Called once, in the parent process."""
 
     def stamps(self, without: str = "") -> dict[str, str]:
-        """What tells whether the files read are still those they were, by path; taken anew it is equal or they changed.
+        """A stamp of each local file and folder that is read, by path; it changes when the file does.
 
-        without: a folder that does not count, where it lies in one that is read: the shards that are made.
-        Of local files and folders only: what is read from a URL is checked as it is read. Raises Error for a folder
-        that cannot be read.
+        without: a folder that does not count, where it lies in one that is read: the output of the conversion.
+        What is read from a URL has no stamp, for it is verified as it is read. Raises Error for a folder that cannot be
+        read.
         """
         local = (path for path in self.files if not path.startswith(("http://", "https://", "hf:")))
         return {path: stamp(path, without) for path in local}

@@ -1,4 +1,4 @@
-"""Keys: what samples are called in shards. Any name of a class or a file becomes a key that every reader takes."""
+"""Keys, the names of samples in shards: the name of any class or file becomes a key that every reader accepts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _PLAIN = re.compile(r"(?!__)[\w-]+", re.ASCII)
 
 
 def part(name: str) -> str:
-    """A name as one part of a WebDataset key. No two names meet, and ordinary names stay as they are.
+    """A name as one part of a WebDataset key. Different names stay different, ordinary names stay as they are.
 
-    A key ends at its first dot, parts are separated by `/`, a part that begins with `__` is taken for metadata by
-    webdataset, and line ends or unprintable characters end names in one reader or another: all of these, and `%`, are
-    written as %XX of their bytes. Bytes that are no UTF-8 (surrogate escapes) are written so too.
+    A key ends at its first dot; `/` separates its parts; webdataset takes a part that begins with `__` for metadata;
+    line ends and unprintable characters end names in one reader or another. All of these, and `%`, become %XX of their
+    bytes, and so do bytes that are no UTF-8 (surrogate escapes).
 
     >>> part("n01440764"), part("a.b/c"), part("__background__"), part("two\\u2028lines"), part("caf\\udce9")
     ('n01440764', 'a%2Eb%2Fc', '%5F_background__', 'two%E2%80%A8lines', 'caf%E9')
@@ -25,9 +25,9 @@ def part(name: str) -> str:
 
 
 def text(name: str) -> str:
-    """A name as text that can be written as UTF-8: bytes that were none (surrogate escapes) as %XX.
+    """A name as text that can be written as UTF-8: bytes that are no UTF-8 (surrogate escapes) become %XX.
 
-    Two names may meet, which part() never does: whoever makes names of classes of it looks for that.
+    Unlike with part(), two names may become one: who makes class names of them has to check for that.
 
     >>> text("caf\\udce9"), text("100% a/b.jpg")
     ('caf%E9', '100% a/b.jpg')
@@ -40,7 +40,7 @@ def text(name: str) -> str:
 
 
 def shown(name: object) -> str:
-    """A name in a message of one line: as it is where it is printable, else escaped.
+    """A name for a message of one line: unchanged where it is printable, else escaped.
 
     >>> shown("my cats"), shown("two\\nlines")
     ('my cats', "'two\\\\nlines'")
@@ -59,14 +59,24 @@ def listed(names: Sequence[object], most: int = 5, rest: str = "more") -> str:
 
 
 def line(name: str) -> str:
-    """A name as text of one line: what is not printable, and bytes that are no UTF-8, as %XX.
+    """A name as text of one line: unprintable characters, and bytes that are no UTF-8, become %XX.
 
-    Two names may meet, which part() never does: whoever makes names of classes of it looks for that.
+    Unlike with part(), two names may become one: who makes class names of them has to check for that.
 
     >>> line("caf\\udce9"), line("two\\nlines"), line("100% a/b.jpg")
     ('caf%E9', 'two%0Alines', '100% a/b.jpg')
     """
     return name if name.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in name)
+
+
+def lines(data: bytes) -> list[str]:
+    """The names in a text file, one a line; blank lines, and blanks and tabs around a name, do not count.
+
+    >>> lines(b"n01\\r\\n\\n  n02 x\\n")
+    ['n01', 'n02 x']
+    """
+    names = text(data.decode("utf-8", "surrogateescape")).split("\n")
+    return [name for line in names if (name := line.strip(" \r\t"))]
 
 
 def _escaped(character: str) -> str:
@@ -75,14 +85,14 @@ def _escaped(character: str) -> str:
 
 
 def distinct(keys: Iterable[str]) -> list[str]:
-    """The keys in their order, each that is there already with `-2`, `-3`, ... behind it: linear in their number.
+    """The keys in their order, with `-2`, `-3`, ... appended to every key that came before. Takes linear time.
 
     >>> distinct(["a", "b", "a", "a-2", "a"])
     ['a', 'b', 'a-2', 'a-2-2', 'a-3']
     """
     taken: set[str] = set()
     counts: dict[str, int] = {}
-    found = []
+    unique = []
     for key in keys:
         name, n = key, counts.get(key, 1)
         while name in taken:
@@ -90,5 +100,5 @@ def distinct(keys: Iterable[str]) -> list[str]:
             name = f"{key}-{n}"
         counts[key] = n
         taken.add(name)
-        found.append(name)
-    return found
+        unique.append(name)
+    return unique
