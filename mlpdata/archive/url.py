@@ -72,29 +72,24 @@ class UrlFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _fetch(self, start: int, stop: int) -> bytes:
-<<<<<<< HEAD
-        """Exactly the bytes `start` to `stop`, over as many connections as it takes."""
-        pauses, data = Backoff(self.path), bytearray()
-=======
         """Exactly the bytes from `start` to `stop`, over as many connections as that takes."""
-        pauses, data = web.Pauses(self.path), bytearray()
->>>>>>> 035d328 (Archive: one way on after each kind of damage; names and words)
+        backoff, data = Backoff(self.path), bytearray()
         while len(data) < stop - start:
             try:
-                with contextlib.closing(self._get(start + len(data), stop)) as answer:
-                    if answer.size not in (None, self.size):
+                with contextlib.closing(self._get(start + len(data), stop)) as response:
+                    if response.size not in (None, self.size):
                         raise http.FileChangedError
-                    if answer.response.status_code != 206 and stop - start < self.size:
+                    if response.response.status_code != 206 and stop - start < self.size:
                         raise Error(f"{self.path}: {NO_RANGES}")
-                    for chunk in answer.chunks():
+                    for chunk in response.chunks():
                         data += chunk
-                        pauses.gained(len(chunk))
+                        backoff.gained(len(chunk))
                         if len(data) >= stop - start:  # a server may send on for ever
                             break
                 if len(data) < stop - start:
                     raise TransientError("the connection was cut")
             except TransientError as e:
-                pauses.after(e)
+                backoff.after(e)
             except http.FileChangedError:
                 raise Error(f"{self.path} has changed on the server while it was read; start again") from None
         return bytes(data[: stop - start])
@@ -103,16 +98,16 @@ class UrlFile:
         """Fetch and keep the beginning of the file; the response says how large the whole is."""
 
         def ask() -> int:
-            with contextlib.closing(self._get(0, NEAR_BYTES)) as answer:
-                if answer.response.status_code != 206 or answer.size is None:
+            with contextlib.closing(self._get(0, NEAR_BYTES)) as response:
+                if response.response.status_code != 206 or response.size is None:
                     raise Error(f"{self.path}: {NO_RANGES}")
-                self._tag, begun = answer.tag, bytearray()
-                for chunk in answer.chunks():
-                    begun += chunk
-                    if len(begun) >= NEAR_BYTES:
+                self._tag, beginning = response.tag, bytearray()
+                for chunk in response.chunks():
+                    beginning += chunk
+                    if len(beginning) >= NEAR_BYTES:
                         break
-                self._near = bytes(begun[:NEAR_BYTES])
-                return answer.size
+                self._near = bytes(beginning[:NEAR_BYTES])
+                return response.size
 
         return retry(self.path, ask)
 
