@@ -40,18 +40,19 @@ def find_tars(path: Path, split: str) -> tuple[list[Path], str]:
         if any(p.exists() for p in ours):
             return [], split
     found = list_tars(path)
-    tars = [tar.path for tar in found.tars]
+    root = found.location if isinstance(found.location, Path) else path
+    tars = [root / tar.name for tar in found.tars]
     if not path.is_dir():
         if others := [p for p in tars if p.suffix.lower() != ".tar"]:
             raise Error(f"{path} matches {others[0]}, not a tar")
         return tars, split
     if not tars:
         return [], split
-    tell_splits(path, found)
+    tell_splits(found)
     ours = splits.settle(sorted({tar.split or "train" for tar in found.tars}))
     of_split: dict[str, list[Path]] = {}
     for tar in found.tars:
-        of_split.setdefault(ours[tar.split or "train"], []).append(tar.path)
+        of_split.setdefault(ours[tar.split or "train"], []).append(root / tar.name)
     name = splits.find(split, of_split)
     if name is None:
         there = ", ".join(of_split)

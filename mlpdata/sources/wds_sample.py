@@ -97,20 +97,18 @@ def iter_samples(blob: Blob, start: int = 0, stop: int | None = None) -> Iterato
         yield current
 
 
-def image_of(sample: TarSample) -> tuple[str | None, str]:
-    """(extension of the image, "") of a sample, or (None, why there is none)."""
-    named = [e for e in sample.members if f".{e}".endswith(IMAGE_SUFFIXES)]
-    simple = [e for e in named if "." not in e]
-    if not named:  # its content decides
-        named = [e for e in sample.members if e not in LABELS and e.rpartition(".")[2] not in (*LABELS, *OTHER)]
+def image_of(sample: TarSample) -> tuple[str, str]:
+    """(extension of the image, "") of a sample, or ("", why there is none)."""
+    images = [e for e in sample.members if f".{e}".endswith(IMAGE_SUFFIXES)]
+    simple = [e for e in images if "." not in e]
     if simple:
         return next((e for e in PREFERRED if e in simple), simple[0]), ""
-    if len(named) == 1:
-        return named[0], ""
-    return (
-        None,
-        f"has {len(named)} images, {' and '.join(named[:2])}: one has to be chosen" if named else "has no image",
-    )
+    if not images:  # its content decides
+        images = [e for e in sample.members if e not in LABELS and e.rpartition(".")[2] not in (*LABELS, *OTHER)]
+    if len(images) == 1:
+        return images[0], ""
+    several = f"has {len(images)} images, {' and '.join(images[:2])}: one has to be chosen"
+    return "", several if images else "has no image"
 
 
 def other_images(sample: TarSample, chosen: str) -> list[Member]:

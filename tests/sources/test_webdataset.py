@@ -76,7 +76,7 @@ def splits_of(source):
 def test_splits_by_names_of_any_spelling(tmp_path, train, other, split):
     source = open_(write(tmp_path, {train: shard("a", "b"), other: shard("a", "c")}))
     assert splits_of(source) == {"train": ["a", "b"], split: ["a", "c"]}
-    assert any("test is called val" in line for line in source.warnings) == ("test" in other)
+    assert any("'test' is called 'val'" in line for line in source.warnings) == ("test" in other)
 
 
 def test_three_splits_and_two_names_of_one(tmp_path):

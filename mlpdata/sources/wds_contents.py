@@ -1,0 +1,137 @@
+"""What WebDataset tars hold: a look at the first samples of some, or every header where more has to be known."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import xxhash
+
+from mlpdata.archive.tarscan import BLOCK
+from mlpdata.errors import Error
+from mlpdata.sources import keys
+from mlpdata.sources.wds_sample import Blob, TarSample, image_of, iter_samples, label_of, other_images, record_of
+from mlpdata.sources.wds_splits import of_folder
+from mlpdata.sources.wds_tars import SourceTar
+from mlpdata.system.progress import Progress
+
+WNID = re.compile(r"(?:^|/)(n\d{8})[_/]")
+JPEG_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif")
+PEEK = 16  # samples looked at in as many tars, to learn which class list the labels count in
+MAX_CLASSES = 1 << 20
+
+
+@dataclass
+class TarContents:
+    """What a tar holds, from its headers and labels."""
+
+    name: str
+    num_samples: int = 0
+    hashes: array = field(default_factory=lambda: array("Q"))  # of the keys
+    splits: set[str] = field(default_factory=set)  # that folders inside it name; "" where a sample's name none
+    numbers: Counter[int] = field(default_factory=Counter)  # labels
+    names: Counter[str] = field(default_factory=Counter)
+
+    def add(self, blob: Blob, sample: TarSample, has_labels: bool) -> None:
+        """Count a sample. has_labels: whether its label is read too. Raises Error for too many classes."""
+        self.num_samples += 1
+        self.hashes.append(xxhash.xxh3_64_intdigest(sample.key.encode()))
+        self.splits.add(of_folder(sample.folder))
+        if has_labels:
+            value, _ = label_of(blob, sample)
+            if isinstance(value, str):
+                self.names[value] += 1
+            elif value is not None and value >= 0:
+                self.numbers[value] += 1
+            if len(self.names) + len(self.numbers) > MAX_CLASSES:
+                raise Error(f"{blob.path} has more than {MAX_CLASSES:,} classes")
+
+
+def wnid_of(blob: Blob, sample: TarSample) -> str | None:
+    """The synset of a sample, from its key or the `filename` of its JSON; None where neither says one."""
+    match = WNID.search(sample.name)
+    if not match:
+        file = (record_of(blob, sample) or {}).get("filename")
+        match = WNID.search(file) if isinstance(file, str) else None
+    return match[1] if match else None
+
+
+class Peek:
+    """The first samples of some of the tars.
+
+    codec, mean_bytes: of a sample. sample_names: what the tars call them. pairs: (label, wnid) of samples that have
+    both. contents: of these samples alone. Raises Error where no sample has an image.
+    """
+
+    def __init__(self, path: object, tars: list[SourceTar], blobs: dict[str, Blob], notes: list[str]):
+        self.contents: list[TarContents] = []
+        self.sample_names: list[str] = []
+        self.pairs: set[tuple[int, str]] = set()
+        extensions, num_bytes = [], 0
+        several = differing = ""  # the first samples of such a kind
+        chosen = tars[:: max(1, len(tars) // PEEK)]
+        for tar in chosen:
+            blob = blobs[tar.name]
+            self.contents.append(TarContents(tar.name))
+            for sample in islice(iter_samples(blob), PEEK):
+                if not isinstance(sample, TarSample) or not (image := image_of(sample)[0]):
+                    continue
+                extensions.append(image.rpartition(".")[2])
+                num_bytes += sample.members[image].size + 3 * BLOCK
+                self.sample_names.append(sample.name)
+                self.contents[-1].add(blob, sample, has_labels=True)
+                if other_images(sample, image) and not several:
+                    several = f"of {keys.line(sample.name)} {image} is taken"
+                number = label_of(blob, sample)[0]
+                if type(number) is int:
+                    if wnid := wnid_of(blob, sample):
+                        self.pairs.add((number, wnid))
+                    in_json = (record_of(blob, sample) or {}).get("label")
+                    if "cls" in sample.members and type(in_json) is int and in_json != number:
+                        differing = differing or f"cls is taken of {keys.line(sample.name)}"
+            blob.close()
+        if not extensions:
+            raise Error(f"{path}: {chosen[0].name} begins with no sample that has an image")
+        if several:
+            notes.append(f"{path}: samples have several images: {several}")
+        if differing:
+            notes.append(f"{path}: cls and json say different classes of samples: {differing}")
+        num_jpegs = sum(extension in JPEG_EXTENSIONS for extension in extensions)
+        self.codec = "jpg" if num_jpegs * 2 > len(extensions) else "png"
+        self.mean_bytes = num_bytes / len(extensions)
+
+
+def read_through(tars: list[SourceTar], blobs: dict[str, Blob], has_labels: bool) -> list[TarContents]:
+    """What all tars hold, from every header, and labels where they are asked for; sets the tars' num_samples."""
+    progress = Progress("reading headers", sum(blob.size for blob in blobs.values()) // 10**6, unit="MB")
+    contents = []
+    for tar in tars:
+        blob = blobs[tar.name]
+        contents.append(TarContents(tar.name))
+        for sample in iter_samples(blob):
+            if isinstance(sample, TarSample):
+                contents[-1].add(blob, sample, has_labels)
+        blob.close()
+        tar.num_samples = contents[-1].num_samples
+        progress.add(blob.size // 10**6)
+    progress.finish()
+    return contents
+
+
+def repeated_keys(contents: list[TarContents], splits: Mapping[str, Iterable[str]]) -> tuple[set[str], bool]:
+    """(tars in which a key is there twice, whether two tars of a split share a key). splits: of each tar's samples."""
+    of_split: dict[str, list[np.ndarray]] = {}
+    repeating = set()
+    for found in contents:
+        hashes = np.unique(np.array(found.hashes, np.uint64))
+        if len(hashes) < len(found.hashes):
+            repeating.add(found.name)
+        for split in splits[found.name]:
+            of_split.setdefault(split, []).append(hashes)
+    merged = map(np.concatenate, of_split.values())
+    return repeating, any(len(np.unique(hashes)) < len(hashes) for hashes in merged)
