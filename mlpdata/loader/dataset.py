@@ -32,7 +32,7 @@ class TorchDataset(Dataset):
 
     def __init__(
         self,
-        source: dict[str, Any],
+        source: tuple,
         res: int | None,
         fingerprint: tuple[str, list[tuple[int, int]]],
         ids: np.ndarray | None,
@@ -89,9 +89,9 @@ class TorchDataset(Dataset):
     def _open(self) -> Reader:
         """A Reader of this process."""
         if self._reader is None or self._pid != os.getpid():
-            opened = open_split(**self._source)
+            opened = open_split(*self._source)
             reader = Reader(opened.index, 1, self._res)
             if (opened.digest, reader.stamps) != self._fingerprint:
-                raise Error(f"{self._source['path']} changed since it was loaded; load it again")
+                raise Error(f"{self._source[0]} changed since it was loaded; load it again")
             self._reader, self._pid = reader, os.getpid()
         return self._reader

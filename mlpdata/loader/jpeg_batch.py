@@ -1,7 +1,7 @@
-"""JPEGs by the batch: one call decodes many and holds no GIL, so threads decode on as many cores as there are.
+"""Decoding many JPEGs in one call, without the GIL: threads then decode on as many cores as there are.
 
-It needs numba (the extra `turbo`) and the system's libturbojpeg. Where one is missing, or gives other pixels than
-simplejpeg, `batch_decoder` says so, and who asked goes on with simplejpeg, image by image.
+This needs numba (the extra `turbo`) and the system's libturbojpeg. If one of them is missing, or gives other pixels
+than simplejpeg does, `batch_decoder` says so, and the reader decodes with simplejpeg, image by image.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Callable
 import numpy as np
 import simplejpeg
 
+from mlpdata.errors import first_line
+
 FUNCTIONS = ("tjInitDecompress", "tjDestroy", "tjDecompress2")  # of TurboJPEG's API since 1.2; 3.x has them too
 RGB = 0  # TJPF_RGB, turbojpeg.h
 SUBSAMPLINGS = ("444", "422", "420", "440", "411")
 
-# (data uint8 (bytes,), starts int64 (n,), sizes int64 (n,), out uint8 (n, H, W, 3)) -> numbers of those that it left
-# alone, int64: damaged, of another size, or anything else that is not quite usual. All arrays are C-contiguous.
+# (data uint8 (bytes,), starts int64 (n,), sizes int64 (n,), out uint8 (n, H, W, 3)) -> numbers of the images that it
+# did not decode, int64: damaged ones, other sizes, anything that is not baseline. All arrays are C-contiguous.
 BatchDecoder = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -37,9 +39,8 @@ def batch_decoder() -> tuple[BatchDecoder | None, str]:
     try:
         decode = _compile(numba, llvmlite.binding, ctypes.CDLL(name))
         agrees = _agrees(decode)
-    except Exception as e:  # an optional library that does not work is no reason to stop: simplejpeg does
-        first_line, _, _ = str(e).partition("\n")
-        return None, f"{name} and numba {numba.__version__} do not work: {type(e).__name__}: {first_line}"
+    except Exception as e:  # an optional library that does not work is no reason to stop: simplejpeg works
+        return None, f"{name} and numba {numba.__version__} do not work: {type(e).__name__}: {first_line(e)}"
     if not agrees:
         return None, f"{name} decodes to other pixels than simplejpeg"
     return decode, f"{name}, called by numba {numba.__version__}"
@@ -47,7 +48,8 @@ def batch_decoder() -> tuple[BatchDecoder | None, str]:
 
 def _compile(numba, llvm, library: ctypes.CDLL) -> BatchDecoder:
     types = numba.types
-    # By name, for numba's cache of machine code; by address, so that the library's symbols stay its own.
+    # numba's code refers to the functions by name. Their addresses are given here, so that the library's symbols are
+    # not made global.
     for name in FUNCTIONS:
         llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
     pointer, c_int = types.intp, types.intc
@@ -59,9 +61,8 @@ def _compile(numba, llvm, library: ctypes.CDLL) -> BatchDecoder:
 
     @numba.njit
     def is_usual(data, at, end, height, width):
-        # By the first frame header, ITU-T T.81 B.2.2: baseline, because progressive images that lack some coefficients
-        # are smoothed, and every version of libjpeg does so in its own way; and of this size, because one of another
-        # size would be scaled to fit.
+        # Reads the first frame header (ITU-T T.81, B.2.2). Only baseline images: libjpeg smooths progressive ones that
+        # lack coefficients, and every version does so differently. Only this size: others would be scaled to fit.
         at += 2
         while at + 9 <= end and data[at] == 0xFF:
             marker = data[at + 1]
@@ -87,13 +88,15 @@ def _compile(numba, llvm, library: ctypes.CDLL) -> BatchDecoder:
             if not is_usual(data, start, start + size, height, width):
                 failed[k] = 1
                 continue
-            handle = create()  # each has its own: one that lacks tables would be decoded with those of the one before
+            handle = (
+                create()
+            )  # one for each image: a JPEG without tables would be decoded with those of the image before
             if decompress(handle, address + start, size, to, width, 0, height, RGB, 0) != 0:
                 failed[k] = 1
             destroy(handle)
         return 0
 
-    # Through ctypes, which lets the GIL go. numba's own way in fails when several threads take it for the first time.
+    # Called through ctypes, which releases the GIL. numba's own wrapper fails if several threads make the first call.
     call = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 3)(decode_all.address)
 
     def decode(data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -105,12 +108,12 @@ def _compile(numba, llvm, library: ctypes.CDLL) -> BatchDecoder:
         call(*(a.ctypes.data for a in arrays), n, height, width)
         return np.flatnonzero(failed)
 
-    decode.code = decode_all  # it lives as long as this
+    decode.code = decode_all  # keeps the machine code alive
     return decode
 
 
 def _agrees(decode: BatchDecoder) -> bool:
-    """Whether it gives simplejpeg's pixels, for every subsampling and for grey, and leaves alone what is cut short."""
+    """Whether it gives simplejpeg's pixels, for every subsampling and for grey, and refuses a cut JPEG."""
     image = np.random.default_rng(0).integers(0, 256, (35, 45, 3), np.uint8)
     jpegs = [simplejpeg.encode_jpeg(image, 90, colorsubsampling=s) for s in SUBSAMPLINGS]
     jpegs.append(simplejpeg.encode_jpeg(image[:, :, :1].copy(), 90, "GRAY", "Gray"))

@@ -7,6 +7,7 @@ of ranks.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 import time
@@ -32,7 +33,6 @@ from mlpdata.loader.resident import Resident, load_pixels
 from mlpdata.loader.subset import ids_of, select
 from mlpdata.loader.tiers import open_tier
 from mlpdata.shards import remote
-from mlpdata.shards.classes import read_classes
 from mlpdata.shards.open import open_split
 from mlpdata.system.threads import cores
 
@@ -64,10 +64,9 @@ class Loader:
                  with classes: of the ids, those with one of these labels.
     options:     the less common options, see LoadOptions. Each is also a keyword: load(root, tier="stream").
 
-    epoch: the number of the current epoch; after its last batch, and before the first iteration, of the next one.
-    wait_s: seconds that the consumer has waited for pixels so far, without the augmentation's own work. labels, ids:
-    int64 (num_samples,), read-only, of the samples in their own order; an id is the sample's place in the split, also
-    where a subset is loaded. tier, tier_reason: where the pixels are, and why.
+    labels: int64 (num_samples,), read-only, of the samples in their own order; below num_classes. shape: (H, W, 3) of
+    an image. tier, tier_reason, pixels: where the pixels are, why, and in which form. wait_s: seconds that the consumer
+    has waited for pixels so far, without the augmentation's own work.
 
     Raises mlpdata.Error for shards that are unfinished, damaged or lack the split or format, and for wrong options.
     """
@@ -103,31 +102,17 @@ class Loader:
             )
         self.augment, self.wait_s = augment, 0.0
         self.root, self.device = _local_path(root), _device(device)
-        self._source = {
-            "path": self.root.absolute(),
-            "split": split,
-            "format": format,
-            "image_column": options.image_column,
-            "label_column": options.label_column,
-        }
-        self._opened = open_split(**self._source)
+        self._source = (self.root.absolute(), split, format, options.image_column, options.label_column)
+        self._opened = open_split(*self._source)
         self.manifest, self.split, self.index = self._opened.manifest, self._opened.split, self._opened.index
-        self._selection = select(
-            np.array(self.index.label, np.int64),
-            self._opened.num_classes,
-            subset,
-            options.classes,
-            relabel=options.relabel,
-            seed=self.seed,
-            class_names=lambda: [name for name, _ in read_classes(self.root, self.manifest)] if self.manifest else [],
-            where=self.root,
-        )
-        if not self.num_samples:
-            raise Error(f"subset and classes leave no samples of split {self.split!r}")
+        self._selection = select(self._opened, self.root, subset, options.classes, options.relabel, self.seed)
+        self.num_samples, self.num_classes = len(self._selection.labels), self._selection.num_classes
+        self.labels = _read_only(self._selection.labels)
         if drop_last and not len(self):
             raise Error(f"split {self.split!r} has {self.num_samples} samples, fewer than one batch of {batch_size}")
-        self._res = options.res
-        self._reader = Reader(self.index, options.num_threads or cores(), options.res)
+        self._res, self.num_threads = options.res, options.num_threads or cores()
+        self._reader = Reader(self.index, self.num_threads, options.res)
+        self.shape = self._reader.shape
         if options.check:
             if self.manifest is None:
                 raise Error(f"{root} has no manifest to check against")
@@ -139,31 +124,6 @@ class Loader:
         self._position = state.Position(0, 0, self._tier.blocks)  # of the iteration that began last
 
     # ------------------------------------------------------------------------------------------------- as a whole
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, 3) of an image as it is loaded."""
-        return self._reader.shape
-
-    @property
-    def num_threads(self) -> int:
-        """Threads that read and decode."""
-        return self._reader.num_threads
-
-    @property
-    def num_classes(self) -> int:
-        """Labels are below it."""
-        return self._selection.num_classes
-
-    @property
-    def num_samples(self) -> int:
-        """Samples an epoch."""
-        return len(self._selection.labels)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 (num_samples,), read-only, in the order of the samples."""
-        return _read_only(self._selection.labels)
 
     @property
     def ids(self) -> np.ndarray:
@@ -268,16 +228,24 @@ class Loader:
 
     # ------------------------------------------------------------------------------------------------------ state
 
+    @cached_property
     def _facts(self) -> dict[str, Any]:
-        return state.facts(
-            self._opened.digest,
-            self._selection,
-            self.shape,
-            seed=self.seed,
-            shuffle=self.shuffle,
-            batch_size=self.batch_size,
-            drop_last=self.drop_last,
-        )
+        """What the sequence of batches follows from, the number of processes aside."""
+
+        def digest(array: np.ndarray | None) -> str | None:
+            return None if array is None else hashlib.sha256(array.tobytes()).hexdigest()[:16]
+
+        return {
+            "data": self._opened.digest,
+            "classes": digest(self._selection.classes),
+            "subset": digest(self._selection.ids),
+            "num_samples": self.num_samples,
+            "size": "x".join(map(str, self.shape)),
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is: numbers, strings and lists. Taken while a batch is in use, it goes on with the next one.
@@ -285,7 +253,7 @@ class Loader:
         It holds for any number of ranks, any device, and for any other tier but one: the stream goes by blocks, which
         the other tiers can go on with; the stream cannot go on with their order in the middle of an epoch.
         """
-        return state.pack(self._position, self._facts())
+        return state.pack(self._position, self._facts)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Have the next iteration go on from a state, in the middle of an epoch if need be.
@@ -293,7 +261,7 @@ class Loader:
         Raises Error if it is malformed, or if this loader would give other batches than the one that was saved: other
         data, another subset, classes, image size, seed or shuffle, and in the middle of an epoch another batch size.
         """
-        position = state.unpack(saved, self._facts(), len(self))
+        position = state.unpack(saved, self._facts, len(self))
         blocks = self._tier.blocks
         if position.step and self.shuffle and blocks and not position.blocks:
             raise Error(

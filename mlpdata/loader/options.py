@@ -11,6 +11,7 @@ import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mlpdata.choices import MAX_RES
 from mlpdata.errors import Error
 
 if TYPE_CHECKING:
@@ -62,8 +63,6 @@ class LoadOptions:
     world_size: int = 1
 
     def __post_init__(self):
-        from mlpdata.shards.manifest import MAX_RES  # imports numpy and msgspec
-
         for name in ("relabel", "check"):
             check_flag(name, getattr(self, name))
         if self.tier is None:

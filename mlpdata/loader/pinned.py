@@ -6,7 +6,6 @@ prepares batches and nothing is copied.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 
@@ -45,70 +44,54 @@ class HostTier:
         """The batches of an epoch's steps."""
         depth = max(1, min(NUM_AHEAD, AHEAD_BYTES // (steps.local_batch_size * self.reader.image_bytes)))
         if self.device.type == "cpu":
-            return prefetch(overlap(self._cpu_batches(steps)), depth)
-        return self._cuda_batches(steps, depth)
+            prepared = overlap(self._prepare(steps, BufferPool().take))
+            return prefetch((_batch(*tensors) for tensors in prepared), depth)
+        return self._copy(steps, depth)
 
-    def _cpu_batches(self, steps: EpochSteps) -> Generator[tuple[Batch, Wait], None, None]:
-        buffers = BufferPool()
+    def _prepare(
+        self, steps: EpochSteps, empty: Callable[[tuple[int, ...]], torch.Tensor]
+    ) -> Generator[tuple[list[torch.Tensor], Wait], None, None]:
+        """([*planes, labels and ids int64 (2, n)] of a batch in host memory, until when), step by step."""
         for rows, fill in self._fills(steps):
-            planes = [buffers.take((len(rows), *shape)) for shape in self.plane_shapes]
-            wait = fill([plane.numpy() for plane in planes])
-            labels, ids = self.selection.labels[rows], self.selection.ids_of_rows(rows)
-            yield batch_of(planes, torch.from_numpy(labels), torch.from_numpy(ids)), wait
+            planes = [empty((len(rows), *shape)) for shape in self.plane_shapes]
+            numbers = torch.from_numpy(np.stack([self.selection.labels[rows], self.selection.ids_of_rows(rows)]))
+            if self.device.type == "cuda":
+                numbers = numbers.pin_memory()
+            yield [*planes, numbers], fill([plane.numpy() for plane in planes])
 
-    def _cuda_batches(self, steps: EpochSteps, depth: int) -> Generator[Batch, None, None]:
+    def _copy(self, steps: EpochSteps, depth: int) -> Generator[Batch, None, None]:
         copy_stream = torch.cuda.Stream(self.device)
         handed_out: deque[torch.Event] = deque()  # in the consumer's stream, one a batch
 
-        def filled():
-            ring = itertools.cycle([_PinnedBuffers(self.plane_shapes) for _ in range(max(2, depth))])
-            for rows, fill in self._fills(steps):
-                buffers = next(ring)
-                planes, numbers = buffers.take(len(rows))
-                numbers[0] = torch.from_numpy(self.selection.labels[rows])
-                numbers[1] = torch.from_numpy(self.selection.ids_of_rows(rows))
-                yield (buffers, planes, numbers), fill([plane.numpy() for plane in planes])
+        def pinned(shape: tuple[int, ...]) -> torch.Tensor:
+            # torch keeps pinned memory that is let go of, and gives it out again only when copies from it are done.
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
 
-        def copied():
+        def copied() -> Generator[tuple[list[torch.Tensor], torch.Event], None, None]:
             torch.cuda.set_device(self.device)  # this generator runs in a thread of its own
-            for buffers, planes, numbers in overlap(filled()):
+            for tensors in overlap(self._prepare(steps, pinned)):
                 # The host may launch work far ahead of the device, and the memory of a batch is only free again when
                 # the device is done with it: do not copy more batches than the device is about to need.
                 while len(handed_out) > NUM_AHEAD:
                     handed_out.popleft().synchronize()
                 with torch.cuda.stream(copy_stream):
-                    on_device = [tensor.to(self.device, non_blocking=True) for tensor in (*planes, numbers)]
-                    buffers.copied = copy_stream.record_event()
-                yield on_device, buffers.copied
+                    on_device = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+                yield on_device, copy_stream.record_event()
 
         for on_device, event in prefetch(copied(), depth):
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(event)
-            for tensor in on_device:  # their memory belongs to copy_stream: it must not reuse it while this one reads
+            for (
+                tensor
+            ) in on_device:  # their memory belongs to copy_stream, which must not reuse it while this one reads
                 tensor.record_stream(stream)
             handed_out.append(stream.record_event())
-            *planes, numbers = on_device
-            yield batch_of(planes, numbers[0], numbers[1])
+            yield _batch(*on_device)
 
 
-class _PinnedBuffers:
-    """Pinned memory for a batch, and the event after the last copy out of it: only then it may be filled again."""
-
-    def __init__(self, shapes: list[tuple[int, int, int]]):
-        self.copied: torch.Event | None = None
-        self._shapes, self._capacity = shapes, 0
-        self._planes: list[torch.Tensor] = []
-        self._numbers = torch.empty(0, dtype=torch.int64)
-
-    def take(self, n: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Planes uint8 (n, ...), and labels and ids int64 (2, n), free to be written."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        if n > self._capacity:
-            self._planes = [torch.empty((n, *shape), dtype=torch.uint8, pin_memory=True) for shape in self._shapes]
-            self._numbers = torch.empty(2 * n, dtype=torch.int64, pin_memory=True)
-            self._capacity = n
-        return [plane[:n] for plane in self._planes], self._numbers[: 2 * n].view(2, n)
+def _batch(*tensors: torch.Tensor) -> Batch:
+    *planes, numbers = tensors
+    return batch_of(planes, numbers[0], numbers[1])
 
 
 class Pinned(HostTier):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from mlpdata.errors import Error
 from mlpdata.loader.options import shown
-from mlpdata.loader.subset import Selection
 
 MAX_EPOCH = 1 << 31
 MAX_BLOCKS = 1 << 16  # a window
@@ -30,34 +26,6 @@ class Position:
     step: int
     blocks: tuple[int, int] | None
     begun: bool = False
-
-
-def facts(
-    data: str,
-    selection: Selection,
-    shape: tuple[int, ...],
-    *,
-    seed: int,
-    shuffle: bool,
-    batch_size: int,
-    drop_last: bool,
-) -> dict[str, Any]:
-    """What the sequence of batches follows from, the number of processes aside. data: the digest of the split."""
-    return {
-        "data": data,
-        "classes": _digest(selection.classes),
-        "subset": _digest(selection.ids),
-        "num_samples": len(selection.labels),
-        "size": "x".join(map(str, shape)),
-        "seed": seed,
-        "shuffle": shuffle,
-        "batch_size": batch_size,
-        "drop_last": drop_last,
-    }
-
-
-def _digest(array: np.ndarray | None) -> str | None:
-    return None if array is None else hashlib.sha256(array.tobytes()).hexdigest()[:16]
 
 
 def pack(position: Position, facts: dict[str, Any]) -> dict[str, Any]:

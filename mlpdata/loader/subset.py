@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from mlpdata.errors import Error
 from mlpdata.loader.options import is_whole, shown
 from mlpdata.loader.order import permute
+from mlpdata.shards.classes import read_classes
+from mlpdata.shards.open import DataSplit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,40 +41,35 @@ class Selection:
         return rows if self.ids is None else self.ids[rows]
 
 
-def select(
-    labels: np.ndarray,
-    num_classes: int,
-    subset,
-    classes,
-    *,
-    relabel: bool,
-    seed: int,
-    class_names: Callable[[], list[str]],
-    where: object,
-) -> Selection:
+def select(opened: DataSplit, root: Path, subset: Any, classes: Any, relabel: bool, seed: int) -> Selection:
     """The samples of a split that `subset` and `classes` ask for, in their order. Raises Error.
 
-    labels: int64 (n,) of the whole split. subset, classes, relabel: as mlpdata.load takes them. class_names, where: as
-    of class_numbers.
+    subset, classes, relabel, seed: as mlpdata.load takes them. root: where the split is, for its list of classes.
     """
+
+    def class_names() -> list[str]:
+        return [name for name, _ in read_classes(root, opened.manifest)] if opened.manifest else []
+
+    labels, num_classes = np.array(opened.index.label, np.int64), opened.num_classes
     allowed = chosen = None
     if classes is not None:
-        numbers = class_numbers(classes, num_classes, class_names, where)
+        numbers = class_numbers(classes, num_classes, class_names, root)
         allowed = np.flatnonzero(np.isin(labels, numbers))
         chosen = np.array(numbers if relabel else sorted(numbers), np.int64)
         if relabel:
             order = np.argsort(numbers)
-            labels = labels.copy()
             labels[allowed] = order[np.searchsorted(numbers, labels[allowed], sorter=order)]
             num_classes = len(numbers)
     ids = choose(len(labels), subset, allowed, seed)
     if ids is not None and np.array_equal(ids, np.arange(len(labels))):
         ids = None
     labels = labels if ids is None else labels[ids]
+    if not len(labels):
+        raise Error(f"subset and classes leave no samples of split {opened.split!r}")
     return Selection(labels=labels, num_classes=num_classes, ids=ids, classes=chosen)
 
 
-def choose(n: int, subset, allowed: np.ndarray | None, seed: int) -> np.ndarray | None:
+def choose(n: int, subset: Any, allowed: np.ndarray | None, seed: int) -> np.ndarray | None:
     """The ids that a subset asks for, int64, in its order; None for all n samples. Raises Error.
 
     subset: as mlpdata.load takes it. allowed: the ids that it may choose from, ascending; None for all.
@@ -149,7 +147,7 @@ def _check_bounds(low: int, high: int, n: int) -> None:
         raise Error(f"subset names sample {high}, beyond the {n} of the split")
 
 
-def class_numbers(classes, num_classes: int, names: Callable[[], list[str]], where: object) -> list[int]:
+def class_numbers(classes: Any, num_classes: int, names: Callable[[], list[str]], where: object) -> list[int]:
     """The numbers of classes that are listed by number or by name, in that order. Raises Error.
 
     names: returns the source's names of the classes in label order. where: what has these classes, for messages.
