@@ -459,9 +459,9 @@ def eval_(**options):
     \b
     mlpdata eval runs/cifar10-small/best.safetensors --shards shards/cifar10-32 --tta 100
     """
-    from trainer.evaluate import Options, run
+    from trainer.evaluate import EvalOptions, run
 
-    click.echo(run(Options(**options)))
+    click.echo(run(EvalOptions(**options)))
 
 
 @main.command()

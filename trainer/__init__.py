@@ -1,4 +1,4 @@
-"""The trainer: recipe -> model -> loop -> checkpoint. It knows mlpdata's shards and nothing of how they are made."""
+"""The trainer: recipe -> data -> model -> step -> report. It reads shards and knows nothing of how they are made."""
 
 __all__ = ["build", "load", "run"]
 

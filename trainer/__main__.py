@@ -14,14 +14,14 @@ from mlpdata.errors import Error
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Several processes train one model.")
     parser.add_argument("recipe")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this recipe's run")
     parser.add_argument("--profile", action="store_true", help="measure the speed and train nothing")
     args = parser.parse_args()
     try:
-        # Asked to end before the training asks for its own signals: end with a word, wherever it is.
+        # Until the training handles its signals itself, SIGTERM ends the process with a message too.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         from trainer.train import run
 
@@ -39,5 +39,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not by way of the interpreter's end: there a group that lost a process now and then aborts instead of the status.
+    # Skip the interpreter's shutdown: there, a group that lost a process sometimes aborts instead of giving the status.
     os._exit(status)

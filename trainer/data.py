@@ -2,71 +2,56 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from mlpdata.augment.augment import Augment
 from mlpdata.augment.batch import Batch
+from mlpdata.augment.settings import Augmentation
 from mlpdata.errors import Error
 from mlpdata.loader.loader import Loader
 from mlpdata.loader.order import EpochSteps
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.remote import local_copy
 from mlpdata.splits import HELD_OUT, canonical, find
-from trainer.recipe import Augmentation, Data, Recipe
+from trainer.model import MLP
+from trainer.recipe import Recipe
 from trainer.world import World
 
-DTYPES = {"bf16": "bfloat16", "fp16": "float16"}  # what the first layer would cast to anyway
+DTYPES = {"bf16": "bfloat16", "fp16": "float16"}  # to which autocast would cast the images anyway
+FEATURES_BATCH = 1024
 
 
-def augment_of(a: Augmentation, manifest: Manifest, precision: str, *, training: bool) -> Augment:
-    """The recipe's augmentation of training images, or what evaluation does to images. Raises Error."""
-    if (a.mean is None) != (a.std is None):
-        raise Error("recipe: augment.mean and augment.std come together")
-    changed = {} if training else {"crop_scale": None, "flip": False}
-    for f in dataclasses.fields(a) if training else ():
-        if getattr(a, f.name) != f.default:
-            changed[f.name] = getattr(a, f.name)
-    changed["res"] = a.res or manifest.res
-    changed["mean"] = tuple(a.mean or manifest.mean)
-    changed["std"] = tuple(a.std or (max(s, 1e-3) for s in manifest.std))
-    try:
-        return Augment(**changed, dtype=DTYPES.get(precision, "float32"))
-    except ValueError as e:
-        raise Error(f"recipe: augment: {e}") from None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shards:
-    """The shard directory of a recipe, before anything of it is read but the manifest."""
+@dataclass(frozen=True, kw_only=True)
+class DataSplits:
+    """The shard directory of a recipe and the splits that it uses; nothing is read yet but the manifest."""
 
     root: Path
     manifest: Manifest
     train_split: str
-    eval_split: str | None  # None: there is nothing that is held out
-    warning: str | None  # what the user has to know about that
+    eval_split: str | None  # None: there are no held-out images
+    warning: str | None  # what the user has to know about eval_split
 
 
-def find_shards(recipe: Recipe) -> Shards:
-    """The shards of a recipe and the splits it asks for. Raises Error for what would end the work later."""
+def find_splits(recipe: Recipe) -> DataSplits:
+    """The splits that a recipe asks for. Raises Error for those that would end the work later."""
     data, batch_size = recipe.data, recipe.train.batch_size
     try:
         root = Path(local_copy(data.shards))
         manifest = Manifest.load(root)
     except Error as e:
-        raise Error(f"{e}{_how_made(data.shards)}") from None
-    train = _split(manifest, data.train_split, data.shards)
+        raise Error(f"{e}{_how_to_make(data.shards)}") from None
+    train = _find_split(manifest, data.train_split, data.shards)
     if (n := manifest.splits[train].num_samples) < batch_size:
-        many = f"{n:,} images" if n else "no images"
+        count = f"{n:,} images" if n else "no images"
         raise Error(
-            f"split {train!r} of {data.shards} has {many}, fewer than one batch of {batch_size}"
+            f"split {train!r} of {data.shards} has {count}, fewer than one batch of {batch_size}"
             + ("; lower train.batch_size" if n else "")
         )
     others = [split for split, info in manifest.splits.items() if split != train and info.num_samples]
@@ -74,23 +59,23 @@ def find_shards(recipe: Recipe) -> Shards:
     if find(data.eval_split, [train]) == train:
         held_out, warning = train, f"the accuracy will be that on {train}, the images trained on"
     elif others or canonical(data.eval_split) not in HELD_OUT:
-        held_out = _split(manifest, data.eval_split, data.shards)
+        held_out = _find_split(manifest, data.eval_split, data.shards)
         if not manifest.splits[held_out].num_samples:
             raise Error(f"split {held_out!r} of {data.shards} has no images; data.eval_split chooses another")
     else:
         warning = f"{data.shards} has no held-out images, only {train}: nothing is evaluated, and best is the last"
-    return Shards(root=root, manifest=manifest, train_split=train, eval_split=held_out, warning=warning)
+    return DataSplits(root=root, manifest=manifest, train_split=train, eval_split=held_out, warning=warning)
 
 
-def _split(manifest: Manifest, name: str, shards: str) -> str:
+def _find_split(manifest: Manifest, name: str, shards: str) -> str:
     split = find(name, manifest.splits)
     if split is None:
         raise Error(f"no split {name!r} in {shards}; it has {', '.join(sorted(manifest.splits)) or 'none'}")
     return split
 
 
-def _how_made(shards: str) -> str:
-    """How to make the shards that are not there, if their path is one that `convert` gives by itself."""
+def _how_to_make(shards: str) -> str:
+    """The command that makes missing shards, where their path is one that `convert` chooses by itself."""
     from mlpdata.datasets import SPECS
 
     name, _, res = Path(shards).name.rpartition("-")
@@ -99,11 +84,11 @@ def _how_made(shards: str) -> str:
     return f"; `mlpdata convert {name} --res {res}` makes it"
 
 
-def facts_of(shards: Shards, format: str) -> dict[str, Any]:
-    """What a run's data are, by the manifest's sums, for a resume to be compared with. format: the recipe's."""
-    m = shards.manifest
+def data_facts(splits: DataSplits, format: str) -> dict[str, Any]:
+    """What the data of a run are, by the sums in the manifest, for a resume to compare. format: of the recipe."""
+    m = splits.manifest
     facts: dict[str, Any] = {"classes": m.num_classes, "list of classes": m.classes_sha256[:16], "resolution": m.res}
-    for role, split in (("training", shards.train_split), ("held-out", shards.eval_split)):
+    for role, split in (("training", splits.train_split), ("held-out", splits.eval_split)):
         facts[f"{role} split"] = split
         if split:
             info = m.splits[split]
@@ -114,54 +99,54 @@ def facts_of(shards: Shards, format: str) -> dict[str, Any]:
     return facts
 
 
-def open_loaders(recipe: Recipe, shards: Shards, device: torch.device, world: World) -> tuple[Loader, Loader | None]:
-    """(training, evaluation) of a recipe, this process's share of each. Raises Error."""
-    loaders = []
-    for split, batch_size, training in (
-        (shards.train_split, recipe.train.batch_size, True),
-        (shards.eval_split, -(-recipe.eval.batch_size // world.size) * world.size, False),
-    ):
-        if split is None:
-            loaders.append(None)
-            continue
-        loader = open_loader(
-            recipe.data, shards.root, split, batch_size, device, shuffle=training, drop_last=training,
-            seed=recipe.seed, rank=world.rank, world_size=world.size,
+def make_augment(settings: Augmentation, manifest: Manifest, precision: str) -> Augment:
+    """The Augment of a recipe's section; resolution, mean and std default to the data set's. Raises Error."""
+    mean, std = settings.mean or manifest.mean, settings.std or [max(s, 1e-3) for s in manifest.std]
+    settings = replace(settings, res=settings.res or manifest.res, mean=tuple(mean), std=tuple(std))
+    return Augment(**vars(settings), dtype=DTYPES.get(precision, "float32"))
+
+
+def open_loaders(
+    recipe: Recipe, splits: DataSplits, device: torch.device, world: World
+) -> tuple[Loader, Loader | None]:
+    """(training, evaluation) loaders of a recipe; each process gets its share of every batch. Raises Error."""
+
+    def open_loader(split: str, batch_size: int, settings: Augmentation, training: bool) -> Loader:
+        return Loader(
+            splits.root, split, batch_size, device=device, format=None if data.format == "auto" else data.format,
+            tier=data.tier, pixels=data.pixels, augment=make_augment(settings, splits.manifest, recipe.train.precision),
+            shuffle=training, drop_last=training, seed=recipe.seed, rank=world.rank, world_size=world.size,
         )  # fmt: skip
-        loader.augment = augment_of(recipe.augment, loader.manifest, recipe.train.precision, training=training)
-        loaders.append(loader)
-    return loaders[0], loaders[1]
 
-
-def open_loader(data: Data, root: Path, split: str, batch_size: int, device: torch.device, **options) -> Loader:
-    """A split as the recipe's section says."""
-    if data.pixels != "rgb":
-        options["pixels"] = data.pixels
-    chosen = {k: None if v == "auto" else v for k, v in (("format", data.format), ("tier", data.tier))}
-    return Loader(root, split, batch_size=batch_size, device=device, **chosen, **options)
+    data, settings = recipe.data, recipe.augment
+    train_loader = open_loader(splits.train_split, recipe.train.batch_size, settings, training=True)
+    if splits.eval_split is None:
+        return train_loader, None
+    divisible = -(-recipe.eval.batch_size // world.size) * world.size
+    return train_loader, open_loader(splits.eval_split, divisible, settings.without_random(), training=False)
 
 
 class FeatureLoader(Loader):
-    """A loader's batches with the body's features (n, m) for images, computed once: for augmentation that is none.
+    """A loader whose batches hold the body's features (n, m) instead of images, for augmentation without random parts.
 
-    The same order, slices and state as the loader it is made from.
+    Features are computed once. Order, slices and state are those of the loader that it is made from.
     """
 
-    def __init__(self, loader: Loader, model: nn.Module, autocast):
+    def __init__(self, loader: Loader, model: MLP, autocast):
         self.__dict__.update(loader.__dict__)
-        pieces = []
+        augment, pieces = loader.augment or Augment(crop_scale=None, flip=False), []
         model.eval()
         with torch.no_grad():
-            for start in range(0, loader.num_samples, 1024):
-                ids = np.arange(start, min(start + 1024, loader.num_samples))
-                images, there = (torch.from_numpy(a).to(loader.device) for a in (loader.read(ids), ids))
+            for start in range(0, loader.num_samples, FEATURES_BATCH):
+                rows = np.arange(start, min(start + FEATURES_BATCH, loader.num_samples))
+                images, ids = (torch.from_numpy(a).to(loader.device) for a in (loader.read(rows), rows))
                 with autocast():
-                    pieces.append(model.features(loader.augment.apply(Batch(images, there, there), 0, 0).images))
+                    pieces.append(model.features(augment.apply(Batch(images, ids, ids), 0, 0).images))
         self.augment, self.pixels, self.tier_reason = None, "rgb", "features of the body, resident"
-        self._tier = _Features(torch.cat(pieces), torch.from_numpy(loader.labels.copy()).to(loader.device))
+        self._tier = _FeatureTier(torch.cat(pieces), torch.from_numpy(loader.labels.copy()).to(loader.device))
 
 
-class _Features:
+class _FeatureTier:
     """A tier of a Loader: features (N, m) and labels (N,) on the device."""
 
     blocks = None

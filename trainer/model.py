@@ -18,7 +18,7 @@ from torch import nn
 
 from mlpdata.errors import Error
 from mlpdata.system.memory import free_memory
-from trainer.recipe import AT_MOST, Model
+from trainer.recipe import LIMITS, Model
 
 NORMS = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda width: nn.Identity()}
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -38,73 +38,86 @@ class Block(nn.Module):
         return self.dropout(self.block(z))
 
 
-class BMLP(nn.Module):
-    """The inverted-bottleneck MLP: (N, d) or (N, 3, r, r) normalised images -> (N, C) logits."""
+class MLP(nn.Module):
+    """Body and head: (N, d) or (N, 3, r, r) normalised images -> (N, C) logits."""
 
-    def __init__(self, config: Model, res: int, num_classes: int):
-        super().__init__()
-        width = config.width
-        self.linear_in = nn.Linear(3 * res * res, width)
-        self.blocks = nn.ModuleList(
-            Block(width, config.expansion, config.activation, config.dropout) for _ in range(config.depth)
-        )
-        self.layernorms = nn.ModuleList(NORMS[config.norm](width) for _ in range(config.depth))
-        self.linear_out = nn.Linear(width, num_classes)
+    linear_in: nn.Linear
+    linear_out: nn.Linear
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """What the head reads: (N, m)."""
+        raise NotImplementedError
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear_out(self.features(images))
+
+
+class BMLP(MLP):
+    """The inverted-bottleneck MLP."""
+
+    def __init__(self, config: Model, res: int, num_classes: int):
+        super().__init__()
+        width, depth = config.width, range(config.depth)
+        self.linear_in = nn.Linear(3 * res * res, width)
+        self.blocks = nn.ModuleList(Block(width, config.expansion, config.activation, config.dropout) for _ in depth)
+        self.layernorms = nn.ModuleList(NORMS[config.norm](width) for _ in depth)
+        self.linear_out = nn.Linear(width, num_classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
         z = self.linear_in(images.flatten(1))
         for norm, block in zip(self.layernorms, self.blocks, strict=True):
             z = z + block(norm(z))
         return z
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.linear_out(self.features(images))
 
-
-class SMLP(nn.Module):
-    """The standard MLP, without skip connections: (N, d) or (N, 3, r, r) normalised images -> (N, C) logits."""
+class SMLP(MLP):
+    """The standard MLP, without skip connections."""
 
     def __init__(self, config: Model, res: int, num_classes: int):
         super().__init__()
-        width, inner = config.width, config.depth - 1
+        width, inner = config.width, range(config.depth - 1)
         self.linear_in = nn.Linear(3 * res * res, width)
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(inner))
-        self.layernorms = nn.ModuleList(NORMS[config.norm](width) for _ in range(inner))
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in inner)
+        self.layernorms = nn.ModuleList(NORMS[config.norm](width) for _ in inner)
         self.activation = ACTIVATIONS[config.activation]()
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.linear_out = nn.Linear(width, num_classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """What the head reads: (N, m)."""
         z = self.linear_in(images.flatten(1))
         for norm, layer in zip(self.layernorms, self.layers, strict=True):
             z = layer(self.dropout(self.activation(norm(z))))
         return z
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.linear_out(self.features(images))
-
 
 def parse_name(name: str) -> Model:
     """`B_12-Wi_1024` or `S_6-Wi_512`, optionally with the expansion: `B_12-Wi_1024-E_2`. Raises Error.
 
-    The authors' code takes any word for the E, so any is taken here.
+    The E may be any word, as in the authors' code.
+
+    >>> config = parse_name("B_12-Wi_1024")
+    >>> config.kind, config.depth, config.width, config.expansion
+    ('b_mlp', 12, 1024, 4)
     """
     match = re.fullmatch(r"([BS])_(\d{1,9})-Wi_(\d{1,9})(?:-[A-Za-z]+_(\d{1,9}))?", name)
     if not match or not int(match[2]) or not int(match[3]) or match[4] == "0" or (match[1] == "S" and match[4]):
         raise Error(f"model name {name!r} is not like B_12-Wi_1024, B_12-Wi_1024-E_2 or S_6-Wi_1024")
-    sizes = {"depth": int(match[2]), "width": int(match[3]), "expansion": int(match[4] or 4)}
-    for field, value in sizes.items():
-        if value > AT_MOST[f"model.{field}"]:
-            raise Error(f"model name {name!r}: {field} must be at most {AT_MOST[f'model.{field}']}")
-    return Model(kind="b_mlp" if match[1] == "B" else "s_mlp", **sizes)
+    depth, width, expansion = int(match[2]), int(match[3]), int(match[4] or 4)
+    for field, value in (("depth", depth), ("width", width), ("expansion", expansion)):
+        if value > (most := LIMITS[f"model.{field}"][1]):
+            raise Error(f"model name {name!r}: {field} must be at most {most}")
+    return Model(kind="b_mlp" if match[1] == "B" else "s_mlp", depth=depth, width=width, expansion=expansion)
 
 
-def build(model: str | Model, res: int, num_classes: int, seed: int | None = None) -> nn.Module:
+def build(model: str | Model, res: int, num_classes: int, seed: int | None = None) -> MLP:
     """Make a model with torch's default initialisation.
 
-    model: a name, or the recipe's section. seed: of the initial weights; None takes torch's global generator.
+    model: a name, or the recipe's section. res: pixels a side. seed: of the initial weights; None takes torch's global
+    generator. Raises Error for a name that is none.
+
+    >>> model = build("B_1-Wi_8", res=4, num_classes=5, seed=0)
+    >>> model(torch.zeros(2, 3, 4, 4)).shape
+    torch.Size([2, 5])
     """
     config = config_of(model)
     kind = {"b_mlp": BMLP, "s_mlp": SMLP}[config.kind]
@@ -115,15 +128,15 @@ def build(model: str | Model, res: int, num_classes: int, seed: int | None = Non
         return kind(config, res, num_classes)
 
 
-def outline(model: str | Model, res: int, num_classes: int) -> nn.Module:
-    """The model with the shapes of its weights and without their memory."""
+def build_on_meta(model: str | Model, res: int, num_classes: int) -> MLP:
+    """The model with the shapes of its weights and without their memory (torch's meta device)."""
     with torch.device("meta"):
         return build(model, res, num_classes)
 
 
 def check_size(model: str | Model, res: int, num_classes: int) -> None:
-    """Raise Error for a model whose training does not fit the memory: an allocation that fails says nothing useful."""
-    parameters, free = num_parameters(outline(model, res, num_classes)), free_memory()
+    """Raise Error for a model whose training does not fit the memory: a failed allocation names no cause."""
+    parameters, free = num_parameters(build_on_meta(model, res, num_classes)), free_memory()
     need = 12 * parameters  # weights, gradients and an optimizer's state, float32; a checkpoint holds as much
     if need > free:
         raise Error(
@@ -133,7 +146,7 @@ def check_size(model: str | Model, res: int, num_classes: int) -> None:
 
 
 def config_of(model: str | Model) -> Model:
-    """A name or the recipe's section as fields; norm, activation and dropout go with a name too."""
+    """The recipe's section with its name resolved to fields; norm, activation and dropout apply to names too."""
     if isinstance(model, str):
         return parse_name(model)
     if model.name is None:
@@ -144,8 +157,3 @@ def config_of(model: str | Model) -> Model:
 
 def num_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def forward_flops(model: nn.Module) -> int:
-    """Floating point operations of one image's forward pass: two a weight of every linear layer."""
-    return sum(2 * m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))

@@ -34,12 +34,15 @@ def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, momentum=optim.momentum, fused=True)
 
 
-def lr_factor(schedule: Schedule, step: int, total_steps: int, steps_an_epoch: int) -> float:
-    """What the learning rate is multiplied by at a step (from 0): linear warm-up, then what the schedule's name says.
+def lr_factor(schedule: Schedule, step: int, total_steps: int, steps_per_epoch: int) -> float:
+    """What the learning rate is multiplied by at a step (from 0): linear warm-up, then the schedule's shape.
 
     A half cosine or a line ends just above 0 at the last step.
+
+    >>> [lr_factor(Schedule(name="linear"), step, total_steps=4, steps_per_epoch=2) for step in range(4)]
+    [1.0, 0.75, 0.5, 0.25]
     """
-    warmup = schedule.warmup_epochs * steps_an_epoch
+    warmup = schedule.warmup_epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if schedule.name == "constant":

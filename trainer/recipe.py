@@ -9,20 +9,28 @@ from typing import Any, Literal
 
 import yaml
 
+from mlpdata.augment.settings import Augmentation
 from mlpdata.errors import Error
+from mlpdata.loader.options import Pixels, Tier
 from mlpdata.shards.manifest import MAX_RES
 from trainer import strict
 
 MAX_NAME_BYTES = 200  # of a run; file systems take 255, and a number may follow
-# No experiment is beyond these; what is would end in an overflow, or after minutes without memory.
-AT_MOST = {
-    "seed": (1 << 32) - 1, "augment.res": MAX_RES, "augment.pad": MAX_RES, "augment.cutout": MAX_RES,
-    "augment.mixup": 1e3, "augment.cutmix": 1e3, "augment.brightness": 10, "augment.contrast": 10,
-    "augment.saturation": 10, "model.depth": 1000, "model.width": 1 << 20, "model.expansion": 1 << 10,
-    "train.epochs": 10**9, "train.batch_size": 1 << 30, "train.accumulate": 1 << 30, "eval.batch_size": 1 << 20,
-    "eval.every": 10**9, "save.every_steps": 10**12, "save.keep": 10**6, "save.every_minutes": 1e9,
-    "schedule.warmup_epochs": 1e9,
+ANY = float("inf")
+# (least, most) of the numbers of a recipe. A greater one would end in an overflow, or after minutes without memory.
+LIMITS = {
+    "seed": (0, (1 << 32) - 1),
+    "augment.res": (1, MAX_RES), "augment.pad": (-ANY, MAX_RES), "augment.cutout": (-ANY, MAX_RES),
+    "augment.mixup": (-ANY, 1e3), "augment.cutmix": (-ANY, 1e3), "augment.brightness": (-ANY, 10),
+    "augment.contrast": (-ANY, 10), "augment.saturation": (-ANY, 10),
+    "model.depth": (1, 1000), "model.width": (1, 1 << 20), "model.expansion": (1, 1 << 10),
+    "optim.weight_decay": (0, ANY), "schedule.warmup_epochs": (0, 1e9),
+    "train.epochs": (1, 10**9), "train.batch_size": (1, 1 << 30), "train.accumulate": (1, 1 << 30),
+    "eval.every": (1, 10**9), "eval.batch_size": (1, 1 << 20),
+    "save.every_steps": (1, 10**12), "save.every_minutes": (-ANY, 1e9), "save.keep": (1, 10**6),
 }  # fmt: skip
+SHARES = ("model.dropout", "train.label_smoothing", "train.ema", "optim.momentum")  # from 0 to below 1
+POSITIVE = ("optim.lr", "optim.head_lr", "train.clip_norm", "save.every_minutes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,39 +39,10 @@ class Data:
 
     shards: str  # shard directory
     format: Literal["auto", "beton", "tar"] = "auto"
-    tier: Literal["auto", "resident", "pinned", "stream"] = "auto"
-    pixels: Literal["rgb", "ycc420"] = "rgb"  # of the resident tier; ycc420 takes half the memory
+    tier: Tier = "auto"
+    pixels: Pixels = "rgb"  # of the resident tier; ycc420 takes half the memory
     train_split: str = "train"
     eval_split: str = "val"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """What is done to training images, by the names of mlpdata.Augment; evaluation only resizes and normalises."""
-
-    res: int | None = None  # pixels a side that the model sees; null: as stored
-    crop_scale: tuple[float, float] | None = (0.08, 1.0)  # share of the area; null: no random crop
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height
-    pad: int = 0  # pixels padded around before a crop of the full size
-    flip: bool = True
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    cutout: int = 0  # side of the square, in output pixels
-    erase: float = 0.0  # probability
-    mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0: none
-    cutmix: float = 0.0  # alpha
-    mean: tuple[float, float, float] | None = None  # on the scale of 0 to 1; null: the data set's own
-    std: tuple[float, float, float] | None = None
-    compile: bool | None = None  # fuse it with torch.compile; null: where that pays
-
-    def random(self) -> bool:
-        """Whether a sample looks different from epoch to epoch."""
-        plain = Augmentation(
-            res=self.res, crop_scale=None, flip=False, crop_ratio=self.crop_ratio,
-            mean=self.mean, std=self.std, compile=self.compile,
-        )  # fmt: skip
-        return self != plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +125,14 @@ class Log:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One experiment."""
+    """One experiment. Raises Error for settings that no experiment has.
+
+    The fields of `augment` are those of mlpdata.Augment; evaluation only resizes and normalises.
+
+    >>> recipe = Recipe(name="tiny", data=Data(shards="shards/cifar10-32"), train=Train(epochs=3))
+    >>> recipe.train.epochs, recipe.optim.name, recipe.augment.flip
+    (3, 'lion', True)
+    """
 
     name: str  # of the run directory; the file's name if it says nothing
     seed: int = 0
@@ -162,27 +148,18 @@ class Recipe:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self):
-        at_least = (
-            ("train.epochs", 1), ("train.batch_size", 1), ("train.accumulate", 1), ("eval.every", 1),
-            ("eval.batch_size", 1), ("model.depth", 1), ("model.width", 1), ("model.expansion", 1), ("save.keep", 1),
-            ("save.every_steps", 1), ("seed", 0), ("optim.weight_decay", 0), ("schedule.warmup_epochs", 0),
-            ("augment.res", 1),
-        )  # fmt: skip
-        for where, low in at_least:
-            value = self._get(where)
-            if value is not None and not value >= low:
-                raise Error(f"recipe: {where} must be at least {low}, not {value}")
-        for where, high in AT_MOST.items():
-            value = self._get(where)
-            if value is not None and not value <= high:
-                raise Error(f"recipe: {where} must be at most {high}, not {value}")
-        for where in ("model.dropout", "train.label_smoothing", "train.ema", "optim.momentum"):
-            if not 0 <= self._get(where) < 1:
-                raise Error(f"recipe: {where} must be from 0 to below 1, not {self._get(where)}")
-        for where in ("optim.lr", "optim.head_lr", "train.clip_norm", "save.every_minutes"):
-            value = self._get(where)
+        for key, (least, most) in LIMITS.items():
+            value = self._get(key)
+            if value is not None and not least <= value <= most:
+                bound = f"at least {least}" if value < least else f"at most {most}"
+                raise Error(f"recipe: {key} must be {bound}, not {value}")
+        for key in SHARES:
+            if not 0 <= self._get(key) < 1:
+                raise Error(f"recipe: {key} must be from 0 to below 1, not {self._get(key)}")
+        for key in POSITIVE:
+            value = self._get(key)
             if value is not None and not value > 0:
-                raise Error(f"recipe: {where} must be positive, not {value}")
+                raise Error(f"recipe: {key} must be positive, not {value}")
         if self.optim.betas is not None and not all(0 <= b < 1 for b in self.optim.betas):
             raise Error(f"recipe: optim.betas must be from 0 to below 1, not {list(self.optim.betas)}")
         if self.train.batch_size % self.train.accumulate:
@@ -195,9 +172,9 @@ class Recipe:
         if not self.name or not fits or "/" in self.name or self.name.startswith("."):
             raise Error(f"recipe: name {self.name!r:.80} does not make a directory name")
 
-    def _get(self, where: str) -> Any:
-        section, _, key = where.rpartition(".")
-        return getattr(getattr(self, section) if section else self, key)
+    def _get(self, key: str) -> Any:
+        section, _, name = key.rpartition(".")
+        return getattr(getattr(self, section) if section else self, name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries and lists, for checkpoints and the run directory."""
@@ -207,10 +184,10 @@ class Recipe:
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """The inverse of to_dict, as strict as a file. Raises Error."""
         text = yaml.safe_dump(_plain(values), sort_keys=False)
-        return strict.build(strict.tree_of(strict.compose(text, "checkpoint"), "checkpoint"), cls)
+        return strict.build(strict.parse(text, "checkpoint"), cls)
 
 
-def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe file, what it extends, and `section.key=value` overrides on top. Raises Error."""
     tree = strict.read(Path(path))
     for setting in overrides:

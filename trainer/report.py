@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics.jsonl, steps.jsonl, curve.png, event files, and the line on the terminal."""
+"""What a run reports: metrics.jsonl, steps.jsonl, curve.png, event files, and the line on the terminal."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any
 
 from mlpdata.errors import Error
 from trainer.recipe import Recipe
-from trainer.runs import WriteError, write, writing
+from trainer.run_directory import WriteError, write_errors, write_file
 
 METRICS, STEPS, CURVE, SUMMARY = "metrics.jsonl", "steps.jsonl", "curve.png", "summary.json"
-LINE_BYTES = 1000  # more than a line of steps.jsonl has
+MAX_LINE_BYTES = 1000  # of steps.jsonl; ours are far shorter
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The epochs recorded so far, [] where there is no such file. Raises Error for what is no record of epochs."""
+    """A row for each epoch so far, [] where there is no metrics.jsonl. Raises Error where it is damaged."""
     path = run / METRICS
     try:
         lines = path.read_bytes().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines]
+        rows: list[Any] = [json.loads(line) for line in lines]
     except (OSError, ValueError, RecursionError):
         rows = [None]
     if not all(isinstance(row, dict) for row in rows):
@@ -35,46 +35,46 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def write_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
-    """Write all epochs anew, in one piece: they are few, and an append could be torn."""
-    write(run / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    """Rewrite the file with all epochs: they are few, and an append could be torn."""
+    write_file(run / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def append_steps(run: Path, first: int, losses: list[float]) -> None:
     """Record the losses of steps from `first` on, a JSON object a line."""
-    with writing(run / STEPS), open(run / STEPS, "a", encoding="utf-8") as f:
+    with write_errors(run / STEPS), open(run / STEPS, "a", encoding="utf-8") as f:
         f.writelines(json.dumps({"step": first + k, "loss": loss}) + "\n" for k, loss in enumerate(losses))
         f.flush()
         os.fsync(f.fileno())
 
 
 def cut_steps(run: Path, last: int, say: Callable[[str], None]) -> None:
-    """Forget the steps after `last`: they came after the state that is gone back to and will come again.
+    """Remove the steps after `last`, the step of the state that a resume starts from: it takes them again.
 
-    Of a damaged file what comes before the damage is kept; `say` is told what is lost.
+    Of a damaged file the lines before the damage are kept; `say` gets a line about the lost steps.
     """
-    path, end, before = run / STEPS, 0, 0
-    with writing(path), open(path, "a+b") as f:
+    path, end, kept = run / STEPS, 0, 0
+    with write_errors(path), open(path, "a+b") as f:
         f.seek(0)
         for line in f:
             step = _step(line)
             if step is None or step > last:
                 break
-            end, before = end + len(line), step
+            end, kept = end + len(line), step
         f.truncate(end)
-    if before < last:
-        say(f"warning: {path} lacks the losses of step {before + 1} up to step {last}, which do not come again")
+    if kept < last:
+        say(f"warning: {path} lacks the losses of step {kept + 1} up to step {last}, which do not come again")
 
 
 def _step(line: bytes) -> int | None:
-    """The step of a line of steps.jsonl; None for what is none."""
+    """The step of a line of steps.jsonl; None for a damaged line."""
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        step = json.loads(line)["step"] if len(line) < LINE_BYTES and line.endswith(b"}\n") else None
+        step = json.loads(line)["step"] if len(line) < MAX_LINE_BYTES and line.endswith(b"}\n") else None
         return step if type(step) is int else None
     return None
 
 
 def write_summary(run: Path, summary: dict[str, Any]) -> None:
-    write(run / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+    write_file(run / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
 
 
 def draw_curve(run: Path, title: str, rows: list[dict[str, Any]]) -> Path:
@@ -98,25 +98,25 @@ def draw_curve(run: Path, title: str, rows: list[dict[str, Any]]) -> Path:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=110)
     plt.close(figure)
-    write(run / CURVE, drawn.getbuffer())
+    write_file(run / CURVE, png.getbuffer())
     return run / CURVE
 
 
-class Boards:
+class Trackers:
     """TensorBoard's event files and Weights & Biases, where they are installed and wanted."""
 
     def __init__(self, run: Path, recipe: Recipe, step: int):
-        """step: the one the run goes on from; what a board has beyond it is struck out."""
+        """step: the one that the run resumes from; TensorBoard hides later events of the run."""
         self._events = self._wandb = None
         wanted = recipe.log.tensorboard
         if wanted or (wanted is None and importlib.util.find_spec("tensorboard")):
             from torch.utils.tensorboard import SummaryWriter
 
             self._path = run / "tensorboard"
-            with writing(self._path):
+            with write_errors(self._path):
                 self._events = SummaryWriter(str(self._path), purge_step=step + 1 if step else None)
         if recipe.log.wandb:
             import wandb
@@ -127,16 +127,16 @@ class Boards:
 
     @staticmethod
     def check(recipe: Recipe) -> None:
-        """Raise Error where a board is wanted that is not installed."""
+        """Raise Error where a tracker is wanted that is not installed."""
         if recipe.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise Error("log.tensorboard is true, but tensorboard is not installed: pip install 'mlpdata[tb]'")
         if recipe.log.wandb and importlib.util.find_spec("wandb") is None:
             raise Error("log.wandb is true, but wandb is not installed: pip install wandb")
 
     def write(self, row: dict[str, Any]) -> None:
-        """Show an epoch's row."""
+        """Send an epoch's row."""
         if self._events is not None:
-            with writing(self._path):
+            with write_errors(self._path):
                 for key, value in row.items():
                     if key not in ("epoch", "step"):
                         self._events.add_scalar(key.replace("_", "/", 1), value, row["step"])
@@ -146,14 +146,14 @@ class Boards:
 
     def close(self) -> None:
         if self._events is not None:
-            with writing(self._path):
+            with write_errors(self._path):
                 self._events.close()
         if self._wandb is not None:
             self._wandb.finish()
 
 
-def tell(text: str) -> None:
-    """Print a line. Raises WriteError where standard output takes no more, as a log on a full disk."""
+def print_line(text: str) -> None:
+    """Print a line. Raises WriteError where standard output fails, such as a log on a full disk."""
     try:
         print(text, flush=True)
     except OSError as e:
@@ -161,8 +161,11 @@ def tell(text: str) -> None:
         raise WriteError(f"cannot write to standard output: {e.strerror}") from None
 
 
-class Line:
-    """The live line of an epoch; without a terminal, only its end is printed."""
+class EpochLine:
+    """The live line of an epoch; without a terminal, only its end is printed.
+
+    due: costs nothing to ask; the numbers, which wait for the device, are fetched only then.
+    """
 
     EVERY_S = 1.0
 
@@ -171,7 +174,6 @@ class Line:
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether it is time to speak again: asking costs nothing, and the numbers are fetched only then."""
         return self.live and not self.quiet and time.monotonic() - self._last >= self.EVERY_S
 
     def show(self, text: str) -> None:
@@ -184,4 +186,4 @@ class Line:
             return
         if self.live:
             print("\r\x1b[2K", end="", file=sys.stderr)
-        tell(text)
+        print_line(text)

@@ -8,146 +8,124 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from trainer.data import FeatureLoader
-from trainer.model import forward_flops
-
-if TYPE_CHECKING:
-    from trainer.train import Trainer
+from mlpdata.augment.batch import Batch
+from mlpdata.loader.loader import Loader
+from trainer.world import World
 
 TURN_S = 0.05  # a turn lasts at least so long, or one step
 LEAST_TURNS = 5
-# Peak of dense products in bf16, FLOP/s, from the vendors' data sheets; TF32 runs at half of it. First match counts.
-PEAKS = (
-    ("B200", 2250e12), ("H200", 989e12), ("H100 NVL", 835e12), ("H100 PCIe", 756e12), ("H100", 989e12),
-    ("A100", 312e12), ("L40S", 362e12), ("L4", 121e12), ("RTX 4090", 165e12), ("A5000", 111e12), ("A6000", 155e12),
-)  # fmt: skip
-OF_PEAK = {"bf16": 1.0, "fp16": 1.0, "tf32": 0.5}
 
 
-def flop_share(trainer: Trainer, images_per_s: float) -> float | None:
-    """Model FLOPs over the devices' peak, a share; None where the peak is not known."""
-    if trainer.device.type != "cuda" or trainer.recipe.train.precision not in OF_PEAK:
-        return None
-    name = torch.cuda.get_device_name(trainer.device)
-    peak = next((flops for part, flops in PEAKS if part in name), None)
-    if peak is None:
-        return None
-    peak *= OF_PEAK[trainer.recipe.train.precision] * trainer.world.size
-    return images_per_s * 3 * forward_flops(trainer.model) / peak
+@dataclass(frozen=True, kw_only=True)
+class Saturation:
+    """Speeds in images/s, each the median over the turns, and how they compare."""
+
+    saturation: float  # median of each turn's shards / fixed
+    saturation_min: float
+    saturation_max: float
+    wait_share: float  # of the time of the steps on shards; blurred less than the ratio by other work on the machine
+    shards: float  # training from shards
+    fixed: float  # training on one stored batch, augmented anew each step
+    loader: float  # augmented batches, no training
+    pixels: float  # stored batches, no augmentation
+    turns: int
+
+    def sentence(self) -> str:
+        return (
+            f"saturation {self.saturation:.3f}: {self.shards:,.0f} images/s from shards, {self.fixed:,.0f} on one "
+            f"fixed batch, {self.wait_share:.1%} waiting; the loader alone {self.loader:,.0f}"
+        )
+
+    def table(self) -> str:
+        return (
+            f"{self.shards:14,.0f} images/s  training from shards\n"
+            f"{self.fixed:14,.0f} images/s  training on one fixed batch, augmented each step\n"
+            f"{self.loader:14,.0f} images/s  loader with augmentation, no training\n"
+            f"{self.pixels:14,.0f} images/s  loader alone\n"
+            f"{self.saturation:14.3f} saturation, the first over the second; {self.wait_share:.2%} waiting"
+        )
 
 
-def measure(trainer: Trainer, seconds: float) -> dict[str, Any]:
-    """Take steps for about so long and compare. The model is trained on by this: nothing of it is saved.
+def measure(train_step: Callable[[Batch], None], loader: Loader, world: World, seconds: float) -> Saturation:
+    """Take training steps for about so long and compare. Every process must call it.
 
-    Gives images/s, each the median of some turns: `shards`, `fixed` (one stored batch, augmented anew each step),
-    `loader` (augmented batches, no step), `pixels` (stored batches alone); and `saturation`, the median of each turn's
-    shards over fixed. `wait_share` is the time that shards' steps waited for pixels: where nothing is read ahead, a
-    machine that is busy with other work blurs it less than the ratio. Every process must call it.
+    train_step: one step on a batch; it changes the model, so nothing of the model may be saved afterwards.
     """
-    loader, size = trainer.train_loader, trainer.recipe.train.batch_size
-    waited = 0.0
-    augment = None if isinstance(loader, FeatureLoader) else loader.augment
-    with_augment = _endless(loader)
-    trainer.model.train(not trainer.recipe.train.probe)
-    fixed = _stored(loader)
+    augment, device, waited_s = loader.augment, loader.device, 0.0
+    loader.augment = None
+    fixed_batch = next(_batches(loader))
+    loader.augment = augment
+    batches = _batches(loader)
 
     def step_fixed():
-        trainer.train_step(augment.apply(fixed, 0, 0) if augment else fixed)
+        train_step(augment.apply(fixed_batch, 0, 0) if augment else fixed_batch)
 
     def step_shards():
-        nonlocal waited
+        nonlocal waited_s
         before = loader.wait_s
-        batch = next(with_augment)
-        waited += loader.wait_s - before
-        trainer.train_step(batch)
+        batch = next(batches)
+        waited_s += loader.wait_s - before
+        train_step(batch)
 
     step_fixed()
     step_shards()
-    each = _timed(trainer, step_fixed, 1)
+    step_s = _timed(step_fixed, 1, device)
     # Counted in steps, alike in all processes: one that took one more would wait for the others for ever.
-    plan = torch.tensor([TURN_S / each, seconds / (2 * max(TURN_S, each))], device=trainer.device)
-    steps, count = (int(x) for x in trainer.world.reduce(plan, "min").tolist())
-    steps, turns, waited = max(1, steps), [], 0.0
-    for k in range(max(LEAST_TURNS, count)):
-        acts = (step_fixed, step_shards) if k % 2 else (step_shards, step_fixed)
-        took = [_timed(trainer, act, steps) for act in acts]
-        turns.append(took if k % 2 else took[::-1])
-    wait_share = waited / (steps * sum(s for _, s in turns))
-    whole = [_timed(trainer, lambda: next(with_augment), 1) for _ in range(LEAST_TURNS)]
-    with_augment.close()
+    plan = torch.tensor([TURN_S / step_s, seconds / (2 * max(TURN_S, step_s))], device=device)
+    steps, num_turns = (int(x) for x in world.reduce(plan, "min").tolist())
+    steps, turns, waited_s = max(1, steps), [], 0.0
+    for k in range(max(LEAST_TURNS, num_turns)):
+        order = (step_fixed, step_shards) if k % 2 else (step_shards, step_fixed)
+        times = [_timed(step, steps, device) for step in order]
+        turns.append(times if k % 2 else times[::-1])
+    wait_share = waited_s / (steps * sum(shards for _, shards in turns))
+    augmented = _timed_batches(batches, device)
     loader.augment = None
-    plain = _endless(loader)
-    next(plain)
-    alone = [_timed(trainer, lambda: next(plain), 1) for _ in range(LEAST_TURNS)]
-    plain.close()
+    stored = _timed_batches(_batches(loader), device)
     loader.augment = augment
-    trainer.step_losses.clear()
-    rate = lambda times: size / statistics.median(times)  # noqa: E731
-    return {
-        "saturation": statistics.median(f / s for f, s in turns),
-        "saturation_min": min(f / s for f, s in turns),
-        "saturation_max": max(f / s for f, s in turns),
-        "wait_share": wait_share,
-        "shards": rate([s for _, s in turns]),
-        "fixed": rate([f for f, _ in turns]),
-        "loader": rate(whole),
-        "pixels": rate(alone),
-        "turns": len(turns),
-    }
+    ratios = [fixed / shards for fixed, shards in turns]
+    return Saturation(
+        saturation=statistics.median(ratios),
+        saturation_min=min(ratios),
+        saturation_max=max(ratios),
+        wait_share=wait_share,
+        shards=loader.batch_size / statistics.median(shards for _, shards in turns),
+        fixed=loader.batch_size / statistics.median(fixed for fixed, _ in turns),
+        loader=loader.batch_size / augmented,
+        pixels=loader.batch_size / stored,
+        turns=len(turns),
+    )
 
 
-def _endless(loader) -> Iterator[Any]:
+def _batches(loader: Loader) -> Generator[Batch]:
     while True:
         yield from loader
 
 
-def _stored(loader):
-    """One batch as it is stored, on the device."""
-    augment, loader.augment = getattr(loader, "augment", None), None
-    batches = iter(loader)
-    try:
-        return next(batches)
-    finally:
-        batches.close()
-        loader.augment = augment
+def _timed_batches(batches: Generator[Batch], device: torch.device) -> float:
+    """Seconds a batch takes without training."""
+    next(batches)
+    times = [_timed(lambda: next(batches), 1, device) for _ in range(LEAST_TURNS)]
+    batches.close()
+    return statistics.median(times)
 
 
-def _timed(trainer: Trainer, act: Callable[[], Any], times: int) -> float:
-    """Seconds of one of so many acts, the device's work included."""
-    _wait(trainer.device)
+def _timed(act: Callable[[], Any], times: int, device: torch.device) -> float:
+    """Seconds of one of so many calls, the device's work included."""
+    _synchronize(device)
     started = time.perf_counter()
     for _ in range(times):
         act()
-    _wait(trainer.device)
+    _synchronize(device)
     return (time.perf_counter() - started) / times
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def sentence(found: dict[str, Any]) -> str:
-    return (
-        f"saturation {found['saturation']:.3f}: {found['shards']:,.0f} images/s from shards, {found['fixed']:,.0f} on "
-        f"one fixed batch, {found['wait_share']:.1%} waiting; the loader alone {found['loader']:,.0f}"
-    )
-
-
-def table(found: dict[str, Any]) -> str:
-    rows = (
-        ("training from shards", "shards"), ("training on one fixed batch, augmented each step", "fixed"),
-        ("loader with augmentation, no training", "loader"), ("loader alone", "pixels"),
-    )  # fmt: skip
-    lines = [f"{found[key]:14,.0f} images/s  {what}" for what, key in rows]
-    return "\n".join(
-        [
-            *lines,
-            f"{found['saturation']:14.3f} saturation, the first over the second; {found['wait_share']:.2%} waiting",
-        ]
-    )

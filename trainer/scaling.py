@@ -14,13 +14,13 @@ from scipy.optimize import least_squares
 
 from mlpdata.errors import Error, first_line
 from trainer.report import read_metrics
-from trainer.runs import write
+from trainer.run_directory import write_file
 
 UNKNOWNS = 4
 
 
 @dataclass(frozen=True)
-class Point:
+class RunPoint:
     """A finished run: compute in FLOP, error as a share, parameters, images seen."""
 
     name: str
@@ -31,7 +31,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Law:
+class ScalingLaw:
     """E(C) = a (b + C)^-alpha + e_inf, with C in units of `unit` FLOP. rms: of log E about the fit."""
 
     a: float
@@ -45,7 +45,7 @@ class Law:
         return self.a * (self.b + np.asarray(compute) / self.unit) ** -self.alpha + self.e_inf
 
 
-def read_point(run: Path) -> Point:
+def read_point(run: Path) -> RunPoint:
     """What a run ended with. Raises Error for one that did not end with an evaluation."""
     rows = read_metrics(run)
     if not (run / "summary.json").is_file() or not rows or "val_top1" not in rows[-1]:
@@ -61,10 +61,10 @@ def read_point(run: Path) -> Point:
     if not np.isfinite(numbers).all():
         raise Error(f"{run}: its metrics.jsonl has other things than numbers where numbers belong")
     compute, error, parameters, images = numbers
-    return Point(run.name, compute, error, int(parameters), images)
+    return RunPoint(run.name, compute, error, int(parameters), images)
 
 
-def fit(compute: np.ndarray, error: np.ndarray) -> Law:
+def fit(compute: np.ndarray, error: np.ndarray) -> ScalingLaw:
     """Least squares of log E, from several starts; all four constants are kept from going below 0.
 
     compute: (n,) FLOP. error: (n,) above 0. Raises Error for fewer points than unknowns.
@@ -91,10 +91,10 @@ def fit(compute: np.ndarray, error: np.ndarray) -> Law:
                 best = found
     log_a, b, alpha, e_inf = best.x
     rms = float(np.sqrt(2 * best.cost / len(c)))
-    return Law(float(np.exp(log_a)), float(b), float(alpha), float(e_inf), unit, rms)
+    return ScalingLaw(float(np.exp(log_a)), float(b), float(alpha), float(e_inf), unit, rms)
 
 
-def frontier(points: list[Point]) -> list[Point]:
+def frontier(points: list[RunPoint]) -> list[RunPoint]:
     """The runs that no run of as much compute or less beats, by compute."""
     best, out = np.inf, []
     for p in sorted(points, key=lambda p: (p.compute, p.error)):
@@ -128,7 +128,7 @@ def run(runs: list[Path], out: Path) -> str:
     return "\n".join([*lines, f"plot: {out}"])
 
 
-def draw(points: list[Point], law: Law, out: Path, title: str) -> None:
+def draw(points: list[RunPoint], law: ScalingLaw, out: Path, title: str) -> None:
     """Draw error over compute, both logarithmic, a colour a model size."""
     import matplotlib
 
@@ -153,4 +153,4 @@ def draw(points: list[Point], law: Law, out: Path, title: str) -> None:
         raise Error(f"cannot write {out}: {first_line(e)}") from None
     finally:
         plt.close(figure)
-    write(out, drawn.getbuffer())
+    write_file(out, drawn.getbuffer())

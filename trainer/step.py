@@ -1,16 +1,21 @@
-"""What happens in a step besides the model: the loss, sums on the device, the average of the weights."""
+"""One training step: a batch to new weights, sums on the device, the average of the weights."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mlpdata.augment.batch import Batch
+from trainer.model import MLP
+from trainer.optim import make_optimizer
+from trainer.recipe import Recipe
 from trainer.world import World
 
 NEVER = 1 << 62
@@ -18,35 +23,34 @@ NEVER = 1 << 62
 
 def mixed_loss(logits: torch.Tensor, batch: Batch, label_smoothing: float) -> torch.Tensor:
     """Cross-entropy of (N, C) logits; mixed images give lam CE(y) + (1 - lam) CE(y'), lam a sample's own weight."""
-    if batch.mix_lam is None:
+    if batch.mix_lam is None or batch.mix_labels is None:
         return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
     own = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing, reduction="none")
     other = F.cross_entropy(logits, batch.mix_labels, label_smoothing=label_smoothing, reduction="none")
     return (batch.mix_lam * own + (1 - batch.mix_lam) * other).mean()
 
 
-def pieces(batch: Batch, count: int) -> Iterator[Batch]:
+def cut(batch: Batch, count: int) -> Iterator[Batch]:
     """A batch cut into so many equal ones."""
     if count == 1:
         yield batch
         return
-    cut = [getattr(batch, f.name) for f in fields(batch)]
-    cut = [[None] * count if t is None else t.chunk(count) for t in cut]
-    for values in zip(*cut, strict=True):
+    tensors = [getattr(batch, f.name) for f in fields(batch)]
+    for values in zip(*([None] * count if t is None else t.chunk(count) for t in tensors), strict=True):
         yield Batch(*values)
 
 
 @dataclass
-class Totals:
-    """Sums over an epoch so far, on the device: reading them waits, so that is done rarely."""
+class EpochSums:
+    """Sums over an epoch so far, on the device: reading them waits for it, so that is done rarely."""
 
     loss: torch.Tensor
     correct: torch.Tensor
-    bad_step: torch.Tensor  # the first step whose loss was no number
+    bad_step: torch.Tensor  # the first step whose loss was no number, or NEVER
     samples: int = 0
 
     @classmethod
-    def zero(cls, device: torch.device) -> Totals:
+    def zero(cls, device: torch.device) -> EpochSums:
         zero = torch.zeros((), dtype=torch.float64, device=device)
         return cls(zero, zero.clone(), torch.full((), NEVER, dtype=torch.int64, device=device))
 
@@ -62,32 +66,120 @@ class Totals:
         self.bad_step.masked_fill_((self.bad_step == NEVER) & ~torch.isfinite(value), step)
         self.samples += len(labels)
 
-    def whole(self, world: World) -> Totals:
+    def over(self, world: World) -> EpochSums:
         """The sums over all processes; every one must call it."""
         if world.size == 1:
             return self
         sums = torch.stack((self.loss, self.correct, self.loss.new_tensor(self.samples)))
         loss, correct, samples = world.reduce(sums)
-        return Totals(loss, correct, world.reduce(self.bad_step, "min"), int(samples))
+        return EpochSums(loss, correct, world.reduce(self.bad_step, "min"), int(samples))
+
+    def means(self) -> tuple[float, float]:
+        """(mean loss, share of right answers); waits for the device."""
+        n = max(1, self.samples)
+        return float(self.loss) / n, float(self.correct) / n
 
     def state(self) -> list:
         return [self.loss, self.correct, self.bad_step, self.samples]
 
 
-class Average:
+class WeightAverage:
     """An exponential moving average of a model's weights (Polyak and Juditsky 1992), a model of its own.
 
     Over its first 1 / (1 - decay) steps it is their plain mean, so that the random start leaves no trace.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: MLP, decay: float):
         self.model, self.decay = copy.deepcopy(model).requires_grad_(False), decay
-        self._ours, self._theirs = list(self.model.parameters()), list(model.parameters())
+        self._averages: list[torch.Tensor] = list(self.model.parameters())
+        self._weights: list[torch.Tensor] = list(model.parameters())
         self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after a step, counted from 1."""
-        torch._foreach_lerp_(self._ours, self._theirs, 1 - min(self.decay, (step - 1) / step))
-        for ours, theirs in self._buffers:
-            ours.copy_(theirs)
+        weight = 1 - min(self.decay, (step - 1) / step)
+        torch._foreach_lerp_(self._averages, self._weights, weight)  # pyright: ignore[reportPrivateImportUsage] - no other name
+        for average, value in self._buffers:
+            average.copy_(value)
+
+
+class TrainingStep:
+    """Forward, backward, update: calling it with a batch takes one step and waits for nothing.
+
+    count: steps taken. sums: over the epoch so far. losses: of the steps since they were last taken out, where the
+    recipe records them.
+    """
+
+    def __init__(self, model: MLP, net: nn.Module, recipe: Recipe, device: torch.device, world: World,
+                 autocast: Callable[[], Any]):  # fmt: skip
+        """net: what runs forward, the model or its head alone."""
+        train = recipe.train
+        self.recipe, self.world, self.autocast = recipe, world, autocast
+        self.model, self.net = model, net.to(device)
+        self.optimizer = make_optimizer(model, recipe.optim)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+        self.average = WeightAverage(model, train.ema) if train.ema else None
+        self.sums, self.count = EpochSums.zero(device), 0
+        self.losses: list[torch.Tensor] = []
+        self._ddp = nn.parallel.DistributedDataParallel(self.net) if world.size > 1 else None
+        self._forward = self.net if self._ddp is None else self._ddp
+        if train.compile or train.cuda_graphs:
+            self._forward = torch.compile(self._forward, mode="reduce-overhead" if train.cuda_graphs else None)
+
+    def __call__(self, batch: Batch) -> None:
+        train, losses, logits = self.recipe.train, [], []
+        if self.recipe.model.dropout:  # its draws follow from the step alone, so a resume repeats them
+            torch.manual_seed((self.recipe.seed * 1_000_003 + self.count) * 4_099 + self.world.rank)
+        self.optimizer.zero_grad(set_to_none=True)
+        for k, piece in enumerate(cut(batch, train.accumulate)):
+            is_last = k + 1 == train.accumulate
+            with contextlib.nullcontext() if is_last or self._ddp is None else self._ddp.no_sync():
+                if train.cuda_graphs:
+                    torch.compiler.cudagraph_mark_step_begin()
+                with self.autocast():
+                    out = self._forward(piece.images)
+                    piece_loss = mixed_loss(out, piece, train.label_smoothing) / train.accumulate
+                self.scaler.scale(piece_loss).backward()
+            losses.append(piece_loss.detach())
+            logits.append(out.detach().clone() if train.cuda_graphs else out.detach())
+        if train.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.net.parameters(), train.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.count += 1
+        if self.average:
+            self.average.update(self.count)
+        loss = torch.stack(losses).sum()
+        self.sums.add(loss, torch.cat(logits), batch, self.count)
+        if train.record_steps:
+            self.losses.append(loss)
+
+    def averaged_model(self) -> MLP:
+        """The model to evaluate and save: the average of the weights where there is one."""
+        return self.average.model if self.average else self.model
+
+    def take_losses(self) -> list[float]:
+        """The recorded losses since the last call, over all processes; every one must call it."""
+        if not self.losses:
+            return []
+        losses = (self.world.reduce(torch.stack(self.losses)) / self.world.size).tolist()
+        self.losses.clear()
+        return losses
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs of it, with the state of the sums left to the caller."""
+        average = self.average.model.state_dict() if self.average else None
+        return {
+            "model": self.model.state_dict(), "average": average, "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(), "step": self.count,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state; the model was made from it already."""
+        if self.average:
+            self.average.model.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.count = state["step"]

@@ -3,8 +3,8 @@
 Recipes come from anywhere: a file is bounded in size and depth, and YAML's tags and aliases, which can name code and
 grow without end, are not read.
 
-A tree is a Section {key: Section | (node, where)}: everything keeps its place in the file until the last moment, for
-the messages.
+A file becomes a tree, Section {key: Section | (node, where)}, in which every value keeps its place in the file, for the
+messages; `build` makes the dataclass of it.
 """
 
 from __future__ import annotations
@@ -24,46 +24,46 @@ import yaml
 
 from mlpdata.errors import Error, first_line
 
-MAX_BYTES = 1 << 20  # of a recipe; those of the repository have below 2 kB
-MAX_EXTENDS = 16  # recipes, one on top of the other
+MAX_BYTES = 1 << 20  # of a recipe; those of the repository are smaller than 2 kB
+MAX_EXTENDS = 16  # recipes that extend one another
 WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]{0,24})")  # 010 is 8 to YAML 1.1 and 10 to 1.2: neither is taken
-NOT_TEXT = ("Cc", "Cs", "Zl", "Zp")  # NUL, line breaks, lone surrogates: no name of a file or of anything else
+NOT_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories of NUL, line breaks, lone surrogates: never in a name
 NULL = "tag:yaml.org,2002:null"
 
 
 class Section(dict):
-    """A mapping and where it stands: `file:line`."""
+    """A mapping; `where` is its place, `file:line`."""
 
     def __init__(self, where: str, values: dict | None = None):
         super().__init__(values or {})
         self.where = where
 
 
-class _Refused(yaml.MarkedYAMLError):
-    """YAML, but nothing that a recipe may hold."""
+class _ForbiddenYaml(yaml.MarkedYAMLError):
+    """The text is YAML, but uses what a recipe must not."""
 
 
-class _Loader(yaml.SafeLoader):
+class _StrictLoader(yaml.SafeLoader):
     """YAML without tags and aliases."""
 
     def compose_node(self, parent, index):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise _Refused(problem=f"aliases (*{event.anchor:.40}) are not read", problem_mark=event.start_mark)
+            raise _ForbiddenYaml(problem=f"aliases (*{event.anchor:.40}) are not read", problem_mark=event.start_mark)
         if getattr(event, "tag", None):
-            raise _Refused(problem=f"tags ({event.tag:.60}) are not read", problem_mark=event.start_mark)
+            raise _ForbiddenYaml(problem=f"tags ({event.tag:.60}) are not read", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
 
 def read(path: Path, seen: tuple[Path, ...] = ()) -> Section:
-    """A file's tree on top of what it extends. seen: the files that lead here, to notice a circle. Raises Error."""
+    """A file's tree on top of what it extends. seen: the files that extend it, to notice a circle. Raises Error."""
     text = _read_text(path)
     real = path.resolve()
     if real in seen:
         raise Error(f"{path}: extends itself, by way of {' -> '.join(str(p) for p in seen)}")
     if len(seen) == MAX_EXTENDS:
         raise Error(f"{path}: more than {MAX_EXTENDS} recipes extend each other")
-    tree = tree_of(compose(text, str(path)), str(path))
+    tree = parse(text, str(path))
     if "extends" in tree:
         value = tree.pop("extends")
         if isinstance(value, Section):
@@ -95,7 +95,7 @@ def override(tree: Section, setting: str) -> None:
     key, equals, value = setting.partition("=")
     if not equals:
         raise Error(f"{where}: expected section.key=value")
-    node = compose(value, where)
+    node = _compose(value, where)
     *sections, last = key.strip().split(".")
     for section in sections:
         tree = tree.setdefault(section, Section(where))
@@ -104,30 +104,34 @@ def override(tree: Section, setting: str) -> None:
     tree[last] = (node, where)
 
 
-def compose(text: str, where: str) -> yaml.Node:
+def parse(text: str, file: str) -> Section:
+    """A YAML document as a tree. file: its name in messages. Raises Error."""
+    return _section(_compose(text, file), file, file)
+
+
+def _compose(text: str, where: str) -> yaml.Node:
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=_StrictLoader)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        what = "write the value out" if isinstance(e, _Refused) else "not YAML"
+        what = "write the value out" if isinstance(e, _ForbiddenYaml) else "not YAML"
         raise Error(f"{where}{line}: {what}: {getattr(e, 'problem', None) or first_line(e)}") from None
     except RecursionError:
         raise Error(f"{where}: not a recipe: it is nested too deeply") from None
     return node if node is not None else yaml.ScalarNode(NULL, "")
 
 
-def tree_of(node: yaml.Node, file: str, where: str = "") -> Section:
-    """A composed document as a tree. file: its name in messages."""
+def _section(node: yaml.Node, file: str, where: str) -> Section:
     if not isinstance(node, yaml.MappingNode):
         raise Error(f"{file}: expected `key: value` lines")
-    tree = Section(where or file)
+    tree = Section(where)
     for key_node, value in node.value:
         where = f"{file}:{key_node.start_mark.line + 1}"
         key = key_node.value
         if not isinstance(key, str) or key in tree:
             raise Error(f"{where}: key {key!r:.80} is given twice" if isinstance(key, str) else f"{where}: bad key")
-        tree[key] = tree_of(value, file, where) if isinstance(value, yaml.MappingNode) else (value, where)
+        tree[key] = _section(value, file, where) if isinstance(value, yaml.MappingNode) else (value, where)
     return tree
 
 
@@ -140,7 +144,18 @@ def _merge(base: Section, top: Section) -> Section:
 
 
 def build(tree: Section, kind: type, section: str = "") -> Any:
-    """A tree as an instance of a frozen dataclass. section: its dotted name so far, for messages. Raises Error."""
+    """A frozen dataclass of a tree's values. section: its dotted name so far, for messages. Raises Error.
+
+    >>> import dataclasses
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Optim:
+    ...     lr: float = 0.1
+    >>> build(parse("lr: 1e-3", "recipe.yaml"), Optim)
+    Optim(lr=0.001)
+    >>> build(parse("lrr: 1e-3", "recipe.yaml"), Optim)
+    Traceback (most recent call last):
+    mlpdata.errors.Error: recipe.yaml:1: unknown key 'lrr'; did you mean 'lr'?
+    """
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in tree.items():
@@ -156,7 +171,7 @@ def build(tree: Section, kind: type, section: str = "") -> Any:
         elif isinstance(value, Section):
             raise Error(f"{_where(value)}: {full} takes a value, not a section")
         else:
-            values[key] = _convert(*value[:1], hints[key], value[1], full)
+            values[key] = _convert(value[0], hints[key], value[1], full)
     for f in dataclasses.fields(kind):
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and f.name not in values:
@@ -165,7 +180,10 @@ def build(tree: Section, kind: type, section: str = "") -> Any:
             else:
                 full = f"{section}.{f.name}" if section else f.name
                 raise Error(f"recipe: {full} is missing; give it in the file or with --set {full}=...")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ValueError as e:  # a section that checks its own values
+        raise Error(f"recipe: {section}: {e}") from None
 
 
 def _where(value: Any) -> str:

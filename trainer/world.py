@@ -1,6 +1,6 @@
-"""The processes that train one model together. A process alone is a world of one and talks to nobody.
+"""The processes that train one model together. A single process is a world of size 1 and communicates with nobody.
 
-torchrun starts them and says in the environment who is who; `torch.distributed` carries the sums.
+torchrun starts them and numbers them in the environment; `torch.distributed` adds up their sums.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ import torch.distributed as dist
 
 from mlpdata.errors import Error, first_line
 
-TIMEOUT = timedelta(minutes=10)  # waiting longer than this for another process is an error: loading and evaluating fit
+TIMEOUT = timedelta(minutes=10)  # for another process; loading and evaluating take less
 
 
 @dataclass(frozen=True)
 class World:
-    """rank: this process, from 0. size: how many. control: the group that decisions travel in, past the device."""
+    """rank: of this process, from 0. size: number of processes. control: the group for decisions, which are on the CPU.
+
+    >>> World().any(True, False)
+    [True, False]
+    """
 
     rank: int = 0
     size: int = 1
@@ -40,12 +44,12 @@ class World:
         """Each flag, true where it is true for any process. Waits for the others, but not for the device."""
         if self.size == 1:
             return list(flags)
-        there = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(there, dist.ReduceOp.MAX, group=self.control)
-        return [bool(f) for f in there.tolist()]
+        reduced = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(reduced, dist.ReduceOp.MAX, group=self.control)
+        return [bool(flag) for flag in reduced.tolist()]
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What the first process makes, for all of them; its Error is everybody's."""
+        """The value that the first process makes, in all processes; an Error of the first is raised in all."""
         if self.size == 1:
             return make()
         box: list[Any] = [None, None]
@@ -84,8 +88,8 @@ def precision_of(name: str, device: torch.device) -> str:
 def join(device: str) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone.
 
-    A process that ends, for whatever reason, makes the others raise Error instead of waiting for it. After an error the
-    group is left as it is: taking a broken one down can abort the process.
+    When a process ends, for whatever reason, the others raise Error instead of waiting for it. After an error the group
+    is not destroyed: destroying a broken group can abort the process.
     """
     try:
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

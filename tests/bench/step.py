@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from trainer import saturation
 from trainer.recipe import load_recipe
 from trainer.train import Trainer
 from trainer.world import device_of, precision_of
@@ -33,12 +32,12 @@ def main() -> None:
     precision = precision_of(recipe.train.precision, device)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
     trainer = Trainer(recipe, Path("unused"), device, quiet=True)
-    found = saturation.measure(trainer, args.seconds)
+    measured = trainer.measure_saturation(args.seconds)
     row = {
         "bench": "step", "recipe": recipe.name, "device": str(device), "precision": precision,
         "cores": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
-        "batch_size": recipe.train.batch_size, **found, "ratio": found["saturation"],
-        "flop_share": saturation.flop_share(trainer, found["shards"]),
+        "batch_size": recipe.train.batch_size, **dataclasses.asdict(measured), "ratio": measured.saturation,
+        "flop_share": trainer.flop_share(measured.shards),
     }  # fmt: skip
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}))
 

@@ -12,10 +12,11 @@ from conftest import run_cli
 import mlpdata
 import trainer
 from mlpdata import Augment, Batch, Error
+from mlpdata.augment.settings import Augmentation
 from mlpdata.shards.manifest import Manifest, index_path, real_path
 from trainer import checkpoint
-from trainer.evaluate import Options, Views, evaluate, read_real, run
-from trainer.recipe import Augmentation, Data, Model, Recipe
+from trainer.evaluate import EvalOptions, TestTimeCrops, evaluate, read_real_labels, run
+from trainer.recipe import Data, Model, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def scores(saved, shapes_dir, augment=None, epoch=0):
 
 def test_the_measures_are_what_they_say(saved, shapes_dir):
     probs, labels = scores(saved, shapes_dir)
-    options = Options(checkpoint=saved, shards=shapes_dir, as_json=True, per_class=True, batch_size=700)
+    options = EvalOptions(checkpoint=saved, shards=shapes_dir, as_json=True, per_class=True, batch_size=700)
     found = json.loads(run(options))
     order = np.argsort(-probs, axis=1)
     right = order[:, 0] == labels
@@ -64,7 +65,7 @@ def test_crops_are_those_of_training_and_averaged_as_asked(saved, shapes_dir, av
     probs = [scores(saved, shapes_dir, crop, epoch=k)[0] for k in range(3)]
     labels = scores(saved, shapes_dir)[1]
     mean = np.mean(probs, 0) if average == "probabilities" else np.mean(np.log(probs), 0)
-    found = json.loads(run(Options(checkpoint=saved, shards=shapes_dir, tta=3, average=average, as_json=True)))
+    found = json.loads(run(EvalOptions(checkpoint=saved, shards=shapes_dir, tta=3, average=average, as_json=True)))
     assert found["val_top1"] == pytest.approx((mean.argmax(1) == labels).mean(), abs=0.002)
     if average == "probabilities":
         assert found["val_loss"] == pytest.approx(-np.log(mean[range(1500), labels]).mean(), rel=1e-3)
@@ -76,7 +77,7 @@ def test_it_is_probabilities_that_are_averaged():
             return Batch(batch.images + epoch, batch.labels, batch.ids)
 
     table = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
-    views = Views(whole=View(), crop=View(), crops=2)
+    views = TestTimeCrops(whole=View(), crop=View(), crops=2)
     batch = Batch(torch.zeros(1, dtype=torch.int64), torch.zeros(1), torch.zeros(1))
     mean = views.logits(lambda x: table[x], batch, contextlib.nullcontext, 0)
     assert torch.allclose(mean.exp(), (table[:1].softmax(1) + table[1:].softmax(1)) / 2)
@@ -97,12 +98,12 @@ def test_real_accuracy_counts_only_images_with_labels(saved, shapes_dir, tmp_pat
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["files"]["val.real.json"] = {"bytes": 0, "sha256": "0" * 64}
     (root / "manifest.json").write_text(json.dumps(manifest))
-    found = json.loads(run(Options(checkpoint=saved, shards=root, as_json=True, batch_size=400)))
+    found = json.loads(run(EvalOptions(checkpoint=saved, shards=root, as_json=True, batch_size=400)))
     assert found["val_real"] == pytest.approx(500 / 1000)
-    assert "ReaL 50.00%" in run(Options(checkpoint=saved, shards=root))
+    assert "ReaL 50.00%" in run(EvalOptions(checkpoint=saved, shards=root))
     real_path(root, "val").write_text("[1]")
     with pytest.raises(Error, match=r"val\.real\.json is damaged"):
-        read_real(root, Manifest.load(root), "val")
+        read_real_labels(root, Manifest.load(root), "val")
 
 
 def test_predictions_and_the_command(saved, shapes_dir, tmp_path):
@@ -122,16 +123,16 @@ def test_predictions_and_the_command(saved, shapes_dir, tmp_path):
 
 def test_a_checkpoint_of_the_authors_is_evaluated_at_its_own_resolution(shapes_dir, tmp_path):
     torch.save(trainer.build("B_1-Wi_8", 24, 10, seed=0).state_dict(), tmp_path / "B_1-Wi_8")
-    assert "1,500 samples" in run(Options(checkpoint=tmp_path / "B_1-Wi_8", shards=shapes_dir, tta=1))
+    assert "1,500 samples" in run(EvalOptions(checkpoint=tmp_path / "B_1-Wi_8", shards=shapes_dir, tta=1))
     torch.save(trainer.build("B_1-Wi_8", 16, 11, seed=0).state_dict(), tmp_path / "other")
     with pytest.raises(Error, match=r"knows 11 classes and .* has 10; the class lists must be equal"):
-        run(Options(checkpoint=tmp_path / "other", shards=shapes_dir))
+        run(EvalOptions(checkpoint=tmp_path / "other", shards=shapes_dir))
 
 
 def test_mean_and_std_are_the_checkpoints_unless_asked_otherwise(saved, shapes_dir):
     manifest = Manifest.load(shapes_dir)
     losses = [
-        json.loads(run(Options(checkpoint=saved, shards=shapes_dir, normalize=n, as_json=True)))["val_loss"]
+        json.loads(run(EvalOptions(checkpoint=saved, shards=shapes_dir, normalize=n, as_json=True)))["val_loss"]
         for n in (None, "own", "imagenet")
     ]
     assert manifest.mean != [0.485, 0.456, 0.406] and losses[0] == losses[1] != losses[2]
@@ -164,17 +165,17 @@ def changed(shapes_dir, root, change, classes=None):
 def test_a_split_that_is_not_there_is_said_with_those_that_are(saved, shapes_dir, tmp_path):
     root = changed(shapes_dir, tmp_path / "s", lambda m: m["splits"].pop("val"))
     with pytest.raises(Error, match="s has no split 'val', only train; --split chooses one of these"):
-        run(Options(checkpoint=saved, shards=root))
-    assert "1,500 samples of shapes train" in run(Options(checkpoint=saved, shards=root, split="train"))
+        run(EvalOptions(checkpoint=saved, shards=root))
+    assert "1,500 samples of shapes train" in run(EvalOptions(checkpoint=saved, shards=root, split="train"))
     for name in ("validation", "dev", "test"):  # val by another name
-        assert "1,500 samples of shapes val" in run(Options(checkpoint=saved, shards=shapes_dir, split=name))
+        assert "1,500 samples of shapes val" in run(EvalOptions(checkpoint=saved, shards=shapes_dir, split=name))
 
 
 def test_another_list_of_as_many_classes_is_refused(saved, shapes_dir, tmp_path):
     lines = (shapes_dir / "classes.txt").read_bytes().splitlines(True)
     root = changed(shapes_dir, tmp_path / "s", lambda m: None, b"".join(lines[::-1]))
     with pytest.raises(Error, match=r"knows 10 classes and .* has as many, but another list of them; .*fine-tune"):
-        run(Options(checkpoint=saved, shards=root))
+        run(EvalOptions(checkpoint=saved, shards=root))
 
 
 def test_classes_of_one_name_and_of_odd_names_each_have_a_line(shapes_dir, tmp_path):
@@ -184,9 +185,9 @@ def test_classes_of_one_name_and_of_odd_names_each_have_a_line(shapes_dir, tmp_p
     )
     torch.save(trainer.build("B_1-Wi_8", 16, 10, seed=0).state_dict(), tmp_path / "c")
     options = {"checkpoint": tmp_path / "c", "shards": root, "per_class": True}
-    per_class = json.loads(run(Options(**options, as_json=True)))["per_class"]
+    per_class = json.loads(run(EvalOptions(**options, as_json=True)))["per_class"]
     assert len(per_class) == 10 and {"ring (n0)", "ring (n1)"} <= per_class.keys()
-    lines = run(Options(**options)).splitlines()
+    lines = run(EvalOptions(**options)).splitlines()
     assert len(lines) == 12 and "does not name its classes" in lines[-1]
 
 
@@ -194,7 +195,7 @@ def test_predictions_that_cannot_be_written_are_said_before_the_work(saved, shap
     monkeypatch.setattr("trainer.evaluate.evaluate", lambda *_, **__: pytest.fail("it began to work"))
     for out in (tmp_path, tmp_path / "none" / "p.parquet"):
         with pytest.raises(Error, match="cannot write"):
-            run(Options(checkpoint=saved, shards=shapes_dir, predictions=out))
+            run(EvalOptions(checkpoint=saved, shards=shapes_dir, predictions=out))
 
 
 def test_a_full_disk_leaves_no_half_of_the_predictions(saved, shapes_dir, tmp_path, monkeypatch):
@@ -203,5 +204,5 @@ def test_a_full_disk_leaves_no_half_of_the_predictions(saved, shapes_dir, tmp_pa
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(Error, match=r"cannot write .*p\.parquet: No space left on device"):
-        run(Options(checkpoint=saved, shards=shapes_dir, predictions=tmp_path / "p.parquet"))
+        run(EvalOptions(checkpoint=saved, shards=shapes_dir, predictions=tmp_path / "p.parquet"))
     assert not list(tmp_path.iterdir())

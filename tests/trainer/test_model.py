@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 import trainer
 from mlpdata import Error
-from trainer.model import forward_flops, num_parameters
+from trainer.flops import forward_flops
+from trainer.model import num_parameters
 from trainer.recipe import Model
 
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import run_cli
 
 from mlpdata import Error
-from trainer.scaling import Point, exponent, fit, frontier, read_point
+from trainer.scaling import RunPoint, exponent, fit, frontier, read_point
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,8 @@ def test_noise_moves_the_exponent_little():
 
 
 def test_frontier_and_exponents():
-    points = [Point("x", 10.0**k, 0.5 / k, 10 ** (k // 2), 10.0 ** (k / 2)) for k in range(2, 8, 2)]
-    worse = Point("worse", 10**5, 0.4, 1, 1.0)
+    points = [RunPoint("x", 10.0**k, 0.5 / k, 10 ** (k // 2), 10.0 ** (k / 2)) for k in range(2, 8, 2)]
+    worse = RunPoint("worse", 10**5, 0.4, 1, 1.0)
     assert frontier([*points, worse]) == points
     compute = np.array([p.compute for p in points])
     assert exponent(compute, np.array([float(p.parameters) for p in points])) == pytest.approx(0.5)

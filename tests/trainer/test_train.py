@@ -20,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import trainer
 from mlpdata import Error
 from mlpdata.loader.loader import Loader
-from trainer import checkpoint, report, runs, saturation
+from trainer import checkpoint, report, run_directory, saturation, states
 from trainer.model import BMLP
 from trainer.optim import lr_factor, make_optimizer, set_lr
 from trainer.recipe import Optim, Schedule, load_recipe
-from trainer.step import Average, Totals, mixed_loss
+from trainer.step import EpochSums, WeightAverage, mixed_loss
 from trainer.train import Trainer, run
 
 RECIPE = """\
@@ -115,7 +115,7 @@ def test_resume_in_the_middle_changes_nothing(recipe, optimizer, stop_at):
 
     def stop(self, batch, original=Trainer.train_step):
         original(self, batch)
-        if self.step == stop_at and not self.rows[2:]:
+        if self.step == stop_at and not self.record.rows[2:]:
             self.stop_signal = signal.SIGINT
 
     with pytest.MonkeyPatch.context() as patch:
@@ -154,12 +154,12 @@ def kill_and_resume(recipe, kills, epochs):
         process = subprocess.Popen(
             [sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        until(lambda aim=aim: any(int(p.stem[6:]) >= aim for p in checkpoint.states(folder)), process)
+        until(lambda aim=aim: any(int(p.stem[6:]) >= aim for p in states.list_states(folder)), process)
         time.sleep(rng.random() * 0.05)  # any moment will do
         process.kill()
         process.wait()
         process.stderr.close()
-        killed.append(max(int(p.stem[6:]) for p in checkpoint.states(folder)))
+        killed.append(max(int(p.stem[6:]) for p in states.list_states(folder)))
         resume = ["--resume"]
     assert killed == sorted(set(killed)) and killed[-1] < total
     go(recipe, *extra, "name=killed", resume=True)
@@ -190,7 +190,7 @@ def test_terminate_saves_and_says_how_to_go_on(recipe):
     out, _ = process.communicate(timeout=HANG_S)
     assert process.returncode == 1
     assert "--resume goes on" in out and "Traceback" not in out
-    assert checkpoint.states(metrics.parent)
+    assert states.list_states(metrics.parent)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(recipe):
@@ -239,7 +239,7 @@ def test_no_loss_is_written_that_is_no_number(recipe):
         patch.setattr(Trainer, "train_step", spoil)
         with pytest.raises(Error, match=r"from step 25 on; .* the last good checkpoint is .*state-000000020.pt"):
             go(recipe, "save.every_steps=10", "save.keep=9")
-    for path in checkpoint.states(recipe.parent / "runs" / "tiny"):
+    for path in states.list_states(recipe.parent / "runs" / "tiny"):
         state = torch.load(path, weights_only=True)
         assert all(torch.isfinite(t).all() for t in state["model"].values()) and state["step"] <= 20
 
@@ -255,7 +255,7 @@ def test_too_little_memory_on_the_gpu_is_an_error_with_a_way_out(recipe, monkeyp
 
 def test_a_checkpoint_is_written_every_so_many_minutes(recipe):
     folder = go(recipe, "save.every_minutes=0.0001", "save.keep=100", "train.epochs=2")
-    assert len(checkpoint.states(folder)) > 10
+    assert len(states.list_states(folder)) > 10
 
 
 def test_accumulated_pieces_make_the_same_step(recipe):
@@ -295,7 +295,7 @@ def test_a_step_asks_the_device_nothing(recipe, optimizer):
         trainer_.train_step(batch)
     assert asked.seen == [] and trainer_.step == 2
     with Asked() as asked:
-        float(trainer_.totals.loss)
+        float(trainer_.training_step.sums.loss)
     assert asked.seen  # the notes are taken
 
 
@@ -310,7 +310,7 @@ def test_compiled_takes_the_same_steps(recipe):
 
 def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(recipe):
     folder = go(recipe, "train.ema=0.9", "train.epochs=2", "save.every_steps=17")
-    state = checkpoint.load_state(folder)
+    state = states.load_state(folder)
     saved = trainer.load(folder / "last.safetensors").state_dict()
     assert all(torch.equal(saved[k], state["average"][k]) for k in saved)
     assert not torch.equal(saved["linear_in.weight"], state["model"]["linear_in.weight"])
@@ -318,7 +318,7 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(recipe):
 
 def test_the_average_is_that_of_the_formula():
     model = torch.nn.Linear(1, 1, bias=False)
-    average, seen = Average(model, 0.8), []
+    average, seen = WeightAverage(model, 0.8), []
     for step in range(1, 21):
         model.weight.data.fill_(float(step))
         average.update(step)
@@ -368,18 +368,18 @@ def losses(folder):
 
 def test_any_flipped_bit_of_a_state_is_found_and_the_state_before_taken(recipe, whole):
     folder = cut_short(recipe, "train.epochs=2")
-    last = checkpoint.states(folder)[-1]
+    last = states.list_states(folder)[-1]
     data, rng = last.read_bytes(), random.Random(0)
-    for at in [*rng.sample(range(len(data)), 40), len(data) - 1, len(data) - checkpoint.SUM_BYTES - 1]:
+    for at in [*rng.sample(range(len(data)), 40), len(data) - 1, len(data) - states.DIGEST_BYTES - 1]:
         flipped = bytearray(data)
         flipped[at] ^= 1 << rng.randrange(8)
         last.write_bytes(flipped)
         said = []
-        assert checkpoint.load_state(folder, said.append)["step"] == 20, at
+        assert states.load_state(folder, said.append)["step"] == 20, at
         assert len(said) == 1 and "state-000000025.pt cannot be read" in said[0] and "state before" in said[0]
     assert losses(go(recipe, *SAME, "train.epochs=2", resume=True)) == losses(whole)
-    assert torch.load(checkpoint.states(folder)[-1], weights_only=True)["step"] == 30  # as torch reads any file
-    assert [checkpoint.step_of(p) for p in checkpoint.states(folder)] == [10, 20, 30]
+    assert torch.load(states.list_states(folder)[-1], weights_only=True)["step"] == 30  # as torch reads any file
+    assert [states.step_of(p) for p in states.list_states(folder)] == [10, 20, 30]
 
 
 @pytest.mark.parametrize(
@@ -387,12 +387,12 @@ def test_any_flipped_bit_of_a_state_is_found_and_the_state_before_taken(recipe, 
 )
 def test_a_state_that_cannot_be_read_is_left_for_the_one_before(recipe, what):
     folder = cut_short(recipe)
-    last = checkpoint.states(folder)[-1]
+    last = states.list_states(folder)[-1]
     data = last.read_bytes()
     if what == "another version":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoint, "STATE_VERSION", 1)
-            checkpoint.save_state(folder, 25, {"step": 25}, keep=3)
+            patch.setattr(states, "STATE_VERSION", 1)
+            states.save_state(folder, 25, {"step": 25}, keep=3)
     elif what in ("a list", "no file of ours"):
         torch.save([1], last)
         if what == "a list":
@@ -403,8 +403,8 @@ def test_a_state_that_cannot_be_read_is_left_for_the_one_before(recipe, what):
     else:
         last.write_bytes({"cut": data[:-100], "empty": b"", "zeros": bytes(len(data))}[what])
     said = []
-    assert checkpoint.load_state(folder, said.append)["step"] == 20 and len(said) == 1 and "\n" not in said[0]
-    for path in checkpoint.states(folder)[:-1]:
+    assert states.load_state(folder, said.append)["step"] == 20 and len(said) == 1 and "\n" not in said[0]
+    for path in states.list_states(folder)[:-1]:
         path.write_bytes(b"")
     with pytest.raises(Error, match=r"nothing to resume: .*state-000000010.pt cannot be read") as caught:
         go(recipe, *SAME, resume=True)
@@ -511,25 +511,25 @@ def test_one_trainer_in_a_directory(recipe):
         patch.setattr(Trainer, "train_step", train_step)
         go(recipe, *SAME, resume=True)
     assert seen[1] == "tiny-2"
-    assert not list((recipe.parent / "runs").rglob(runs.LOCK))
+    assert not list((recipe.parent / "runs").rglob(run_directory.LOCK))
     assert {p.name for p in (recipe.parent / "runs").iterdir()} == {"tiny", "tiny-2"}
 
 
 def test_runs_are_numbered_on_and_the_last_is_gone_on_with(tmp_path):
     for name in ("x", "x-3", "x-1", "x-03", "x-y", "xx-9"):
         (tmp_path / name).mkdir()
-    folder, release = runs.go_on(tmp_path, "x")
+    folder, release = run_directory.reopen(tmp_path, "x")
     release()
     assert folder.name == "x-3" and not folder.exists()  # nothing was in it
     (tmp_path / "x-3").mkdir()
-    assert runs.begin(tmp_path, "x")[0].name == "x-4" and runs.begin(tmp_path, "z")[0].name == "z"
+    assert run_directory.create(tmp_path, "x")[0].name == "x-4" and run_directory.create(tmp_path, "z")[0].name == "z"
     with pytest.raises(Error, match="nothing to resume: there is no run"):
-        runs.go_on(tmp_path, "w")
+        run_directory.reopen(tmp_path, "w")
     (tmp_path / "file").write_text("")
     with pytest.raises(Error, match=r"cannot write .*file"):
-        runs.begin(tmp_path / "file", "x")
+        run_directory.create(tmp_path / "file", "x")
     with pytest.raises(Error, match="file is no directory"):
-        runs.go_on(tmp_path, "file")
+        run_directory.reopen(tmp_path, "file")
 
 
 # -------------------------------------------------------------------------------------------- nothing that is held out
@@ -597,11 +597,11 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(recipe, whole, name):
         return replace(tmp, path)
 
     def step():
-        return max(map(checkpoint.step_of, checkpoint.states(recipe.parent / "runs" / "tiny")), default=0)
+        return max(map(states.step_of, states.list_states(recipe.parent / "runs" / "tiny")), default=0)
 
     def append(*args, original=report.append_steps):
         if name == "steps.jsonl" and step() > 10:
-            with runs.writing(args[0] / name):
+            with run_directory.write_errors(args[0] / name):
                 raise OSError(28, "No space left on device")
         return original(*args)
 
@@ -624,7 +624,7 @@ def test_a_run_directory_that_vanishes_is_one_line(recipe, monkeypatch):
     def train_step(self, batch):
         original(self, batch)
         if self.step == 12:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.record.folder)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
     with pytest.raises(Error, match=r"cannot write .*/tiny/.*: No such file or directory"):
@@ -687,7 +687,7 @@ def test_terminate_ends_a_background_job_of_a_script(recipe, number):
     process.send_signal(number)
     _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 1 and "stopped and saved" in err and "--resume goes on" in err
-    assert checkpoint.states(metrics.parent)
+    assert states.list_states(metrics.parent)
 
 
 # ---------------------------------------------------------------------------------------------- from a checkpoint
@@ -742,7 +742,7 @@ def test_a_probe_trains_the_head_alone_and_computes_features_once(recipe, pretra
         cached = go(recipe, *words, *off, "name=cached")
         assert sum(calls) == 3000  # each image of both splits once
         calls.clear()
-        patch.setattr("trainer.recipe.Augmentation.random", lambda self: True)
+        patch.setattr("mlpdata.augment.settings.Augmentation.random", lambda self: True)
         fresh = go(recipe, *words, *off, "name=fresh")
         assert sum(calls) > 3 * 3000
     a, b = ([r["loss"] for r in read_jsonl(f / "steps.jsonl")] for f in (fresh, cached))
@@ -801,7 +801,7 @@ def test_weights_and_biases_where_installed_and_asked_for(recipe, monkeypatch):
 def test_a_profile_says_what_data_costs_and_leaves_nothing(recipe, capsys):
     with pytest.MonkeyPatch.context() as patch:
         measure = saturation.measure
-        patch.setattr(saturation, "measure", lambda trainer, seconds: measure(trainer, 0.1))
+        patch.setattr(saturation, "measure", lambda *args: measure(*args[:-1], 0.1))
         assert run(recipe, runs=recipe.parent / "runs", profile=True) is None
     out = capsys.readouterr().out
     assert "saturation" in out and "one fixed batch" in out and "loader alone" in out
@@ -823,27 +823,27 @@ def test_waiting_for_data_is_seen(recipe, monkeypatch):
     trainer_.train_loader.__class__ = Slow
     monkeypatch.setattr(saturation, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(trainer_, "train_step", lambda batch: now.__setitem__(0, now[0] + 0.05))
-    found = saturation.measure(trainer_, 0.1)
-    assert found["saturation"] == pytest.approx(1 / 3)
-    assert (found["pixels"], found["fixed"]) == (pytest.approx(1000), pytest.approx(2000))
+    measured = trainer_.measure_saturation(0.1)
+    assert measured.saturation == pytest.approx(1 / 3)
+    assert (measured.pixels, measured.fixed) == (pytest.approx(1000), pytest.approx(2000))
 
 
 def test_states_are_replaced_in_one_piece_and_the_last_ones_kept(tmp_path, monkeypatch):
     for step in range(5):
-        checkpoint.save_state(tmp_path, step, {"step": step}, keep=3)
-    assert [p.name for p in checkpoint.states(tmp_path)] == [f"state-00000000{k}.pt" for k in (2, 3, 4)]
+        states.save_state(tmp_path, step, {"step": step}, keep=3)
+    assert [p.name for p in states.list_states(tmp_path)] == [f"state-00000000{k}.pt" for k in (2, 3, 4)]
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save_state(tmp_path, 4, {"step": 99}, keep=3)
-    assert checkpoint.load_state(tmp_path) == {"step": 4}
+        states.save_state(tmp_path, 4, {"step": 99}, keep=3)
+    assert states.load_state(tmp_path) == {"step": 4}
     said = []
-    checkpoint.state_path(tmp_path, 4).write_bytes(b"x" * 50)
-    assert checkpoint.load_state(tmp_path, said.append) == {"step": 3}
+    states.state_path(tmp_path, 4).write_bytes(b"x" * 50)
+    assert states.load_state(tmp_path, said.append) == {"step": 3}
     assert len(said) == 1 and "state-000000004.pt cannot be read" in said[0]
-    for path in checkpoint.states(tmp_path):
+    for path in states.list_states(tmp_path):
         path.write_bytes(b"")
     with pytest.raises(Error, match=r"nothing to resume: .* cannot be read"):
-        checkpoint.load_state(tmp_path, said.append)
+        states.load_state(tmp_path, said.append)
 
 
 # ----------------------------------------------------------------------------------------------------------- parts
@@ -907,7 +907,7 @@ def test_mixed_loss_is_the_weighted_sum():
     expected = -(lam * log[range(4), y] + (1 - lam) * log[range(4), other]).mean()
     batch = Batch(None, y, None, other, lam)
     assert torch.allclose(mixed_loss(logits, batch, 0.0), expected)
-    totals, found = Totals.zero(torch.device("cpu")), torch.nn.functional.one_hot(torch.tensor([0, 0, 2, 4]), 5)
+    totals, found = EpochSums.zero(torch.device("cpu")), torch.nn.functional.one_hot(torch.tensor([0, 0, 2, 4]), 5)
     totals.add(expected, found.float(), batch, 1)
     assert float(totals.correct) == pytest.approx(1.0 + 1.0 + 0.3 + 0.0)
     assert json.dumps(float(expected))

@@ -10,7 +10,7 @@ import torch
 from conftest import HANG_S, read_jsonl, until
 
 from mlpdata import Error
-from trainer import checkpoint
+from trainer import states
 from trainer.recipe import load_recipe
 from trainer.train import Trainer, run
 from trainer.world import World, join
@@ -91,7 +91,7 @@ def test_two_processes_take_the_steps_of_one_and_pass_on_checkpoints(recipe, mon
 
 def test_a_process_that_dies_ends_the_others_with_a_message(recipe):
     processes = start(recipe, "--set", "train.epochs=100000", "--set", "save.every_steps=10")
-    until(lambda: checkpoint.states(recipe.parent / "runs" / "tiny"), *processes)
+    until(lambda: states.list_states(recipe.parent / "runs" / "tiny"), *processes)
     processes[1].kill()
     (status, _, err), _ = finish(processes)
     assert status == 1
@@ -101,7 +101,7 @@ def test_a_process_that_dies_ends_the_others_with_a_message(recipe):
 
 def test_asked_to_end_all_processes_save_at_the_same_step(recipe):
     processes = start(recipe, "--set", "train.epochs=100000", "--set", "save.every_steps=10")
-    until(lambda: checkpoint.states(recipe.parent / "runs" / "tiny"), *processes)
+    until(lambda: states.list_states(recipe.parent / "runs" / "tiny"), *processes)
     processes[1].terminate()  # one is told; all stop
     ended = finish(processes)
     assert [status for status, *_ in ended] == [1, 1]

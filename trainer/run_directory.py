@@ -8,61 +8,60 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 from mlpdata.errors import Error, first_line
 from mlpdata.system.files import write_atomic
 
 LOCK = "lock"
-MOST = 10_000  # runs of one name
+MAX_RUNS = 10_000  # of one name
 
 
 class WriteError(Error):
-    """A file of a run cannot be written: what came before it is whole, so the run can go on later."""
+    """A file of a run cannot be written. Everything before it is whole, so the run can be resumed later."""
 
 
-def begin(runs: Path, name: str) -> tuple[Path, Callable[[], None]]:
+def create(runs: Path, name: str) -> tuple[Path, Callable[[], None]]:
     """Make and lock the directory of a new run. A taken name gets a number, so nothing is overwritten.
 
-    Returns the directory and what unlocks it. Raises Error.
+    Returns the directory and the function that unlocks it. Raises Error.
     """
-    with writing(runs):
+    with write_errors(runs):
         runs.mkdir(parents=True, exist_ok=True)
-    for k in range(_last(runs, name) + 1, MOST):
-        folder = runs / (name if k == 1 else f"{name}-{k}")
-        with writing(folder), contextlib.suppress(FileExistsError):  # of trainers that start at once, one is first
+    for number in range(_last_number(runs, name) + 1, MAX_RUNS):
+        folder = runs / (name if number == 1 else f"{name}-{number}")
+        with write_errors(folder), contextlib.suppress(FileExistsError):  # another trainer was first
             folder.mkdir()
             return folder, _lock(folder)
-    raise Error(f"{runs} has {MOST - 1:,} runs {name!r}: give the recipe another name, or move them away")
+    raise Error(f"{runs} has {MAX_RUNS - 1:,} runs {name!r}: give the recipe another name, or move them away")
 
 
-def go_on(runs: Path, name: str) -> tuple[Path, Callable[[], None]]:
-    """Lock the directory of the last run of that name, to go on with it; returns as `begin` does. Raises Error."""
-    k = _last(runs, name)
-    if not k:
+def reopen(runs: Path, name: str) -> tuple[Path, Callable[[], None]]:
+    """Lock the directory of the last run of that name, to resume it; returns as `create` does. Raises Error."""
+    number = _last_number(runs, name)
+    if not number:
         raise Error(f"nothing to resume: there is no run {runs / name}")
-    folder = runs / (name if k == 1 else f"{name}-{k}")
+    folder = runs / (name if number == 1 else f"{name}-{number}")
     if not folder.is_dir():
         raise Error(f"nothing to resume: {folder} is no directory")
     release = _lock(folder)
-    for half in folder.glob("*.tmp"):  # of a trainer that was killed
+    for leftover in folder.glob("*.tmp"):  # of a trainer that was killed
         with contextlib.suppress(OSError):
-            half.unlink()
+            leftover.unlink()
     return folder, release
 
 
-def _last(runs: Path, name: str) -> int:
+def _last_number(runs: Path, name: str) -> int:
     """The greatest number of a run of that name, 1 for the name alone; 0 where there is none."""
     try:
         names = [path.name for path in runs.iterdir()] if runs.is_dir() else []
     except OSError as e:
         raise Error(f"cannot read {runs}: {e.strerror}") from None
-    numbers = [re.fullmatch(re.escape(name) + r"(?:-([2-9]|[1-9]\d{1,3}))?", other) for other in names]
-    return max((int(match[1] or 1) for match in numbers if match), default=0)
+    matches = [re.fullmatch(re.escape(name) + r"(?:-([2-9]|[1-9]\d{1,3}))?", other) for other in names]
+    return max((int(match[1] or 1) for match in matches if match), default=0)
 
 
 def _lock(folder: Path) -> Callable[[], None]:
-    """Hold a run's directory; returns what lets it go. The lock ends with the process, however that ends."""
+    """Lock a run's directory; returns the function that unlocks it. The lock ends with the process, however it ends."""
     path = folder / LOCK
     try:
         file = open(path, "a")  # noqa: SIM115 - `release` closes it
@@ -75,22 +74,19 @@ def _lock(folder: Path) -> Callable[[], None]:
     def release() -> None:
         with contextlib.suppress(OSError):
             path.unlink()
-            folder.rmdir()  # where nothing came of the run
+            folder.rmdir()  # an empty run leaves no directory
         file.close()
 
-    # Its holder may have removed the file between the two calls: the lock is then on one that nobody else opens.
-    return release if _is_at(file, path) else _lock(folder)
-
-
-def _is_at(file: IO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except OSError:
-        return False
+    # The holder before us may have unlinked the file between our two calls; then we locked a file nobody else opens.
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return release
+    file.close()
+    return _lock(folder)
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Turn the system's errors while `path` is written into a WriteError."""
     try:
         yield
@@ -98,7 +94,7 @@ def writing(path: Path) -> Iterator[None]:
         raise WriteError(f"cannot write {path}: {e.strerror or first_line(e)}") from None
 
 
-def write(path: Path, data: bytes | memoryview) -> None:
-    """Write a file in one piece: whenever the machine stops, the old one or the new one is whole. Raises WriteError."""
-    with writing(path):
+def write_file(path: Path, data: bytes | memoryview) -> None:
+    """Write a file atomically: whenever the machine stops, the old or the new file is whole. Raises WriteError."""
+    with write_errors(path):
         write_atomic(path, data)
