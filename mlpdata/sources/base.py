@@ -121,7 +121,8 @@ class ClassFilter:
 
         Raises Error for a class that the source lacks.
         """
-        if missing := [name for name in self.classes or () if name not in known]:
+        in_source = set(known)
+        if missing := [name for name in self.classes or () if name not in in_source]:
             raise Error(
                 f"{source} lacks {len(missing):,} of the {len(self.classes or ()):,} classes asked for: "
                 f"{shown(missing[0])}"

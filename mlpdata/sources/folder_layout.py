@@ -1,7 +1,7 @@
-"""Which folders of a directory are splits and which are classes, and what is neither.
+"""Which folders of a directory are splits, which are classes, and which are neither.
 
-A layout that can be read in two ways is refused, and whatever is left out is listed and named: a folder taken for a
-class that is a split, or the other way round, makes a data set that looks whole and is wrong.
+A split taken for a class, or a class for a split, makes a data set that looks whole and is wrong. So a layout that can
+be read in two ways is refused, and every folder that is left out is listed and named.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlpdata import splits
-from mlpdata.errors import Error, first_line
-from mlpdata.sources import Broken
+from mlpdata.errors import Error, reading
+from mlpdata.sources.base import Broken
 from mlpdata.sources.files import IMAGE_SUFFIXES, is_folder, is_system, looks_like_image, tree, why_no_file
-from mlpdata.sources.keys import shown, text
+from mlpdata.sources.keys import listed, shown, text
 
 SYSTEM = "left there by a system or a tool"
-NAMED = 5  # of what is left out, in a warning
 MAX_ANNOTATIONS_BYTES = 64 << 20
 ANNOTATIONS = "val_annotations.txt"  # of TinyImageNet: file, class and a box a line
 # What TinyImageNet and ImageNet-1k have beside their images: either read elsewhere or of no use for classes.
@@ -37,7 +36,7 @@ class LabelledFolder:
 
 @dataclass
 class FolderLayout:
-    """What was found in a directory."""
+    """The folders of a directory: classes by split, and what is left out."""
 
     root: Path
     has_splits: bool = False
@@ -53,8 +52,7 @@ class FolderLayout:
     def warn(self, what: str, names: list[str]) -> None:
         """Add a warning that names the first few of some files or folders."""
         if names:
-            more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-            self.warnings.append(f"{shown(self.root)}: {what}: {', '.join(map(shown, names[:NAMED]))}{more}")
+            self.warnings.append(f"{shown(self.root)}: {what}: {listed(names)}")
 
     def leave_out(self, folders: list[str], why: str) -> None:
         """List folders as left out, and say so."""
@@ -73,7 +71,7 @@ def find(root: Path, labelled: Mapping[str, Mapping[str, str]]) -> FolderLayout:
     others = [name for name in folders if name not in split_of]
     classes = {name: _class_names(root / name) for name in split_of}
     trained = {c for name, split in split_of.items() if split == "train" for c in classes[name]}
-    # A held-out split that has no class of train's has none: test/images/ and test/unknown/ are such folders.
+    # Folders of a held-out split that are no class of train's are no classes, such as test/images/ and test/unknown/.
     deep = [
         name
         for name in split_of
@@ -97,17 +95,16 @@ def find(root: Path, labelled: Mapping[str, Mapping[str, str]]) -> FolderLayout:
     layout.leave_out(others, "beside the split folders")
     layout.leave_out(flat, "without class folders of train's: nothing says what its images are")
     ours = splits.settle(split_of[name] for name in deep)
+    layout.warnings += [f"{shown(root)}: {line}" for line in splits.renames(ours)]
+    folders_of: dict[str, list[str]] = {}
     for name in deep:
         split = ours[split_of[name]]
-        if split != split_of[name]:
-            layout.warnings.append(f"{shown(root / name)} is all that is held out: it is called {split!r}")
+        folders_of.setdefault(split, []).append(name)
         _read_split(layout, split, name, labelled.get(name))
-    for split in dict.fromkeys(ours.values()):
-        same = [name for name in deep if ours[split_of[name]] == split]
-        if len(same) > 1:
-            layout.warnings.append(
-                f"{shown(root)}: {' and '.join(same)} are both the split {split!r}: they are added up"
-            )
+    for split, names in folders_of.items():
+        if len(names) > 1:
+            both = f"{' and '.join(names)} are both the split {split!r}"
+            layout.warnings.append(f"{shown(root)}: {both}: they are put together")
     return layout
 
 
@@ -147,11 +144,11 @@ def _read_split(layout: FolderLayout, split: str, below: str, class_of: Mapping[
 
 
 def _level(layout: FolderLayout, below: str, split: str = "") -> list[str]:
-    """The folders of a level that should hold nothing but folders; what else is there is listed."""
+    """The folders of a level that should hold nothing but folders; everything else is listed as left out."""
     folders, system, strays = [], [], []
     for entry in _entries(layout.root / below):
         path = f"{below}/{entry.name}" if below else entry.name
-        if is_folder(entry) and not is_system(entry.name + "/"):
+        if is_data_folder(entry):
             folders.append(entry.name)
         elif is_folder(entry) or is_system(entry.name):
             system += [path] if is_folder(entry) else []
@@ -167,7 +164,7 @@ def _level(layout: FolderLayout, below: str, split: str = "") -> list[str]:
 
 
 def _refuse_classes_beside(root: Path, deep: list[str], others: list[str]) -> None:
-    """Raise Error where folders beside the only split hold images: they may be classes, and it another of them."""
+    """Raise Error where folders beside the only split hold images: all of them, the split too, may be classes."""
     for name in others:
         if any(looks_like_image(e.name) for _, entries in tree(str(root / name)) for e in entries if not is_folder(e)):
             raise Error(
@@ -178,7 +175,7 @@ def _refuse_classes_beside(root: Path, deep: list[str], others: list[str]) -> No
 
 def _class_names(folder: Path) -> set[str]:
     """The folders of a split folder, or of the one in it that has its name."""
-    names = {e.name for e in _entries(folder) if is_folder(e) and not is_system(e.name + "/")}
+    names = {entry.name for entry in _entries(folder) if is_data_folder(entry)}
     if len(names) == 1 and _is_same_split(only := next(iter(names)), folder.name):
         return _class_names(folder / only)
     return names
@@ -190,21 +187,20 @@ def _is_same_split(name: str, other: str) -> bool:
     )
 
 
+def is_data_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder, and not one that a system or a tool left there."""
+    return is_folder(entry) and not is_system(entry.name + "/")
+
+
 def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda e: e.name)
-    except OSError as e:
-        raise Error(f"cannot read the folder {folder}: {e.strerror or first_line(e)}") from None
+    with reading(f"the folder {folder}"), os.scandir(folder) as entries:
+        return sorted(entries, key=lambda e: e.name)
 
 
 def read_annotations(path: Path) -> dict[str, str]:
-    """The class of each file, from a list such as TinyImageNet's of its val images. Raises Error."""
-    try:
-        with open(path, "rb") as f:
-            data = f.read(MAX_ANNOTATIONS_BYTES + 1)
-    except OSError as e:
-        raise Error(f"cannot read {path}: {e.strerror or first_line(e)}") from None
+    """The class of each file, from a list such as TinyImageNet has of its val images. Raises Error."""
+    with reading(path), open(path, "rb") as f:
+        data = f.read(MAX_ANNOTATIONS_BYTES + 1)
     try:
         return parse_annotations(data)
     except ValueError as e:
@@ -212,10 +208,14 @@ def read_annotations(path: Path) -> dict[str, str]:
 
 
 def parse_annotations(data: bytes) -> dict[str, str]:
-    """{file: class} of lines of both with a TAB between, whatever follows. Raises ValueError, in words."""
+    """{file: class} from lines of a file, a TAB, a class, and whatever follows. Raises ValueError, in words.
+
+    >>> parse_annotations(b"val_0.JPEG\\tn01443537\\t0\\t32\\t44\\t62")
+    {'val_0.JPEG': 'n01443537'}
+    """
     if len(data) > MAX_ANNOTATIONS_BYTES:
         raise ValueError(f"has more than {MAX_ANNOTATIONS_BYTES >> 20} MiB")
-    found: dict[str, str] = {}
+    class_of: dict[str, str] = {}
     for number, line in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), 1):
         if not line.strip():
             continue
@@ -223,6 +223,6 @@ def parse_annotations(data: bytes) -> dict[str, str]:
         name = text(rest.partition("\t")[0].strip())
         if not tab or not name:
             raise ValueError(f"has a line {number} that is not a file, a TAB and a class")
-        if found.setdefault(file, name) != name:
-            raise ValueError(f"gives two classes to {shown(file)}: {shown(found[file])} and {shown(name)}")
-    return found
+        if class_of.setdefault(file, name) != name:
+            raise ValueError(f"gives two classes to {shown(file)}: {shown(class_of[file])} and {shown(name)}")
+    return class_of

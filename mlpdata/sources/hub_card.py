@@ -111,16 +111,16 @@ class HubCard:
         infos = _dicts(self._header.get("dataset_info"))
         name = self._config.get("config_name")
         info = next((i for i in infos if name is not None and i.get("config_name") == name), (infos or [{}])[0])
-        found = {}
+        features = {}
         for feature in _dicts(info.get("features")):
             column, kind = feature.get("name"), feature.get("dtype")
             if not isinstance(column, str):
                 continue
             if kind == "image":
-                found[column] = {"_type": "Image"}
+                features[column] = {"_type": "Image"}
             elif isinstance(kind, dict) and isinstance(kind.get("class_label"), dict):
-                found[column] = {"_type": "ClassLabel", "names": self._class_names(column, kind["class_label"])}
-        return found
+                features[column] = {"_type": "ClassLabel", "names": self._class_names(column, kind["class_label"])}
+        return features
 
     def _class_names(self, column: str, label: dict) -> list | None:
         names = label.get("names")

@@ -1,4 +1,4 @@
-"""What WebDataset tars hold: a look at the first samples of some, or every header where more has to be known."""
+"""What WebDataset tars hold: from the first samples of some, or from every header where more has to be known."""
 
 from __future__ import annotations
 
@@ -127,11 +127,11 @@ def repeated_keys(contents: list[TarContents], splits: Mapping[str, Iterable[str
     """(tars in which a key is there twice, whether two tars of a split share a key). splits: of each tar's samples."""
     of_split: dict[str, list[np.ndarray]] = {}
     repeating = set()
-    for found in contents:
-        hashes = np.unique(np.array(found.hashes, np.uint64))
-        if len(hashes) < len(found.hashes):
-            repeating.add(found.name)
-        for split in splits[found.name]:
+    for tar in contents:
+        hashes = np.unique(np.array(tar.hashes, np.uint64))
+        if len(hashes) < len(tar.hashes):
+            repeating.add(tar.name)
+        for split in splits[tar.name]:
             of_split.setdefault(split, []).append(hashes)
     merged = map(np.concatenate, of_split.values())
     return repeating, any(len(np.unique(hashes)) < len(hashes) for hashes in merged)

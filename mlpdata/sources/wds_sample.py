@@ -1,11 +1,12 @@
-"""Samples in WebDataset tars: members that follow one another under one key, and what of them is the image, the label.
+"""Samples in WebDataset tars: members that follow one another under one key, one of them the image, one the label.
 
-A member's name is cut at the first dot of its last part: key before it, extension behind. Nothing is believed of what
-stands in a sample, and what is not used of it is told.
+A member's name is cut at the first dot of its last part: the key before it, the extension behind. Content is checked
+before it is used, and every member that is not used is reported.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from mlpdata.archive.blob import PlainFile
 from mlpdata.archive.tarscan import BLOCK, Damage, Member, Special, next_member, scan
 from mlpdata.archive.url import UrlFile
-from mlpdata.sources import Broken, keys
+from mlpdata.sources import keys
+from mlpdata.sources.base import Broken
 from mlpdata.sources.files import IMAGE_SUFFIXES, is_system
 
 LABELS = ("cls", "label", "class", "json", "txt")  # extensions of members that say the class, in this order
@@ -35,7 +37,7 @@ Blob = PlainFile | UrlFile
 
 @dataclass(slots=True)
 class TarSample:
-    """One sample: its members by lower-case extension, and those that cannot be read, with what they are."""
+    """One sample: its members by lower-case extension, and those that cannot be used, with what they are."""
 
     folder: str
     stem: str
@@ -49,25 +51,25 @@ class TarSample:
 
     @property
     def key(self) -> str:
-        """The key under which a sample is written; no two names have one."""
+        """The key under which the sample is written; no two names share a key."""
         parts = [part for part in self.name.split("/") if part not in ("", ".")]
         return "/".join(map(keys.part, parts))
 
 
 def iter_samples(blob: Blob, start: int = 0, stop: int | None = None) -> Iterator[TarSample | Broken]:
-    """Samples of a range of a tar, the whole tar without one, and what else is to be told.
+    """Samples of a range of bytes of a tar (without one, of the whole tar), and what in it cannot be used.
 
-    Ranges that meet have nothing in common and leave nothing out: a sample belongs to the range in which it begins, but
-    for the first sample with a header at or after an edge, which belongs to the range before that edge.
+    Adjacent ranges share no sample and omit none. A sample belongs to the range in which it begins; only the first
+    sample with a header at or after the end of a range belongs to that range too, and not to the next one.
     """
     stop = blob.size if stop is None else stop
     skipping, last, current = start > 0, False, None
-    at = next_member(blob.read_at, start, blob.size) if start else 0
-    if at is None:
+    first = next_member(blob.read_at, start, blob.size) if start else 0
+    if first is None:
         return
-    for item in scan(blob.read_at, at, blob.size, origin=0):
+    for item in scan(blob.read_at, first, blob.size, origin=0):
         if isinstance(item, Damage):
-            if not skipping:  # else the range before has come this far
+            if not skipping:  # else the range before has reported it
                 yield Broken("", item.reason, is_data=item.lost)
             continue
         name = item.name.removeprefix("./").lstrip("/")
@@ -138,31 +140,29 @@ def _value(text: str) -> int | str:
 def _json_label(record: dict | None) -> tuple[int | str | None, str]:
     if record is None:
         return None, "has a JSON that cannot be read"
-    found = _find(record, 0)
-    if found is None:
+    field_and_value = _find(record, 0)
+    if field_and_value is None:
         names = ", ".join(keys.line(str(name)[:40]) for name in list(record)[:8])
         return None, f"has no class: its JSON has {names or 'nothing'}"
-    name, value = found
+    name, value = field_and_value
     if isinstance(value, str) and value.strip() and len(value) <= MAX_LABEL_BYTES:
         return _value(value.strip()), ""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e18:
         value = int(value)
     if type(value) is int and abs(value) < 10**18:
         return value, ""
-    return (
-        None,
-        f"has the class {keys.line(repr(value)[:40])} ({name} of its JSON), which is neither a number nor a name",
-    )
+    shown = f"{keys.line(repr(value)[:40])} ({name} of its JSON)"
+    return None, f"has the class {shown}, which is neither a number nor a name"
 
 
 def _find(record: dict, depth: int) -> tuple[str, object] | None:
-    """The field that says the class, and what it says: of the outermost object that has one."""
+    """(field that says the class, its value) of the outermost object that has one."""
     for name in FIELDS:
         if record.get(name) is not None and not isinstance(record[name], dict):
             return name, record[name]
     inner = [value for value in record.values() if isinstance(value, dict)]
-    found = [hit for value in inner if depth < MAX_DEPTH and (hit := _find(value, depth + 1))]
-    return found[0] if len(found) == 1 else None
+    hits = [hit for value in inner if depth < MAX_DEPTH and (hit := _find(value, depth + 1))]
+    return hits[0] if len(hits) == 1 else None
 
 
 def record_of(blob: Blob, sample: TarSample) -> dict | None:
@@ -172,8 +172,7 @@ def record_of(blob: Blob, sample: TarSample) -> dict | None:
         return {}
     if member.size > MAX_JSON_BYTES:
         return None
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         record = json.loads(blob.read_at(member.offset, member.size))
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
+        return record if isinstance(record, dict) else None
+    return None

@@ -35,7 +35,7 @@ MAX_CLASSES = 1 << 20
 def find(path: Location) -> TarList | None:
     """The tars of a directory, of a pattern like `imagenet1k-train-*.tar`, or the one at `path`; None if they are none.
 
-    They are told by the first samples of the first tars: a sample's class or JSON lies beside its image.
+    They are classes by the first samples of the first tars: a sample's class or JSON lies beside its image.
     """
     found = list_tars(path)
     for tar in found.tars[:LOOK]:
@@ -58,12 +58,12 @@ def _has_label(sample: TarSample) -> bool:
 class WebDataset(Source):
     """Tars of samples, in any order of classes.
 
-    path:  what the user named; tars: see find. Splits are told by `_info.json` beside them, else by the names of files
+    path:  what the user named; tars: see find. Splits are classes by `_info.json` beside them, else by the names of files
            and folders, else by folders inside the tars.
     lists: names of the class lists (mlpdata.labels) that `cls` may count in. The list is found by looking at samples
            whose wnid is known, from their key or the `filename` of their JSON. Where none fits, the classes are those
            wnids, and without any wnid the numbers or names that are there.
-    class_filter: only `classes`; class sizes are not known before everything was read.
+    class_filter: only its `classes`; class sizes are not known before everything was read.
     """
 
     def __init__(self, path: Location, tars: TarList, class_filter: ClassFilter, res: int, lists: tuple[str, ...]):
@@ -78,13 +78,13 @@ class WebDataset(Source):
         self.codec, self._mean_bytes = peek.codec, peek.mean_bytes
         self._by_wnid = False
         known = self._find_list(peek, lists)
-        # Keys that are not known to be different, and labels of no known list, are looked through before they are used.
+        # Keys that may not be unique and labels of no published list are known only when every header has been read.
         unnamed = {tar.name for tar in self._tars if tar.split is None}
-        splits_inside = any(found.name in unnamed and found.splits - {""} for found in peek.contents)
+        splits_inside = any(tar.name in unnamed and tar.splits - {""} for tar in peek.contents)
         is_sure = known and not splits_inside and all(map(OFFICIAL.search, peek.sample_names))
         is_all = is_local and not is_sure
         contents = read_through(self._tars, self._blobs, not known) if is_all else peek.contents
-        self._splits = SampleSplits(path, self._tars, {found.name: found.splits for found in contents}, notes)
+        self._splits = SampleSplits(path, self._tars, {tar.name: tar.splits for tar in contents}, notes)
         self.splits = self._splits.names
         splits_of = {tar.name: self._splits.of_tar(tar.name) for tar in self._tars}
         self._repeating, self._is_prefixed = repeated_keys(contents, splits_of)
@@ -100,21 +100,21 @@ class WebDataset(Source):
     # ---------------------------------------------------------------------------------------------------- classes
 
     def _find_list(self, peek: Peek, lists: tuple[str, ...]) -> bool:
-        """Set the classes from a published list, or from all synsets. False where only the labels say what there is.
+        """Set the classes from a published list, or from all synsets; False where only the labels tell the classes.
 
-        _name_of: name of the class by what `_value` gives for a sample.
+        _name_of: name of a class by what samples say: its number, its name, or its synset.
         """
         fits = [name for name in lists if _counts_in(labels.classes(name), peek.pairs)]
         is_published = bool(fits) and (bool(peek.pairs) or len(lists) == 1)
         self.drops_empty_classes = not is_published
         self._list: list[str] = []
         self._name_of: dict[int | str, str] = {}
-        told = "unknown release, classes by number"
+        classes = "unknown release, classes by number"
         if is_published:
             self._list = list(labels.classes(fits[0]))
             self._name_of = {value: name for i, name in enumerate(self._list) for value in (i, name)}
-            told = f"{fits[0]}, {len(self._list):,} synsets"
-            numbers = set().union(*(found.numbers for found in peek.contents))
+            classes = f"{fits[0]}, {len(self._list):,} synsets"
+            numbers = set().union(*(tar.numbers for tar in peek.contents))
             if len(self._list) in numbers and 0 not in numbers:
                 raise Error(
                     f"{self.path}: its classes are counted from 1; {fits[0]} is counted from 0: correct its labels"
@@ -123,18 +123,18 @@ class WebDataset(Source):
             self._by_wnid = True
             self._list = sorted(set(labels.classes("fall11")))
             self._name_of = {name: name for name in self._list}
-            told = "synsets by name, its labels count in no published list"
+            classes = "synsets by name, its labels count in no published list"
         kind = "" if isinstance(self.path, Path) else f"{self.path}, "
-        self.release = f"{kind}WebDataset tars ({told})"
+        self.release = f"{kind}WebDataset tars ({classes})"
         return bool(self._list)
 
     def _take_values(self, contents: list[TarContents], is_all: bool) -> None:
         """Make classes of the labels that are there. is_all: whether all samples were looked at."""
         numbers: Counter[int] = Counter()
         names: Counter[str] = Counter()
-        for found in contents:
-            numbers.update(found.numbers)
-            names.update(found.names)
+        for tar in contents:
+            numbers.update(tar.numbers)
+            names.update(tar.names)
         if names.total() > numbers.total():
             if not is_all:
                 raise Error(

@@ -217,7 +217,7 @@ def test_split_names(tmp_path, train, held_out, split):
         "train": [f"{train}/cat/1.jpg"],
         split: [f"{held_out}/cat/1.jpg"],
     }
-    assert ("is all that is held out" in told(source)) == ("test" in held_out)
+    assert ("is the only one that is held out" in told(source)) == ("test" in held_out)
 
 
 def test_val_and_test_are_two_splits(tmp_path):
@@ -323,7 +323,7 @@ def test_only_the_splits_that_are_asked_for_are_listed(tmp_path, monkeypatch):
     write(tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", "val/dog/1.jpg", "train/empty/1.txt")
     listed = []
     monkeypatch.setattr(
-        Folder, "_listing", lambda self, below, real=Folder._listing: (listed.append(below), real(self, below))[1]
+        Folder, "_list", lambda self, below, real=Folder._list: (listed.append(below), real(self, below))[1]
     )
     source = Folder(tmp_path, only=("validation",))
     assert class_names(source) == ["cat", "dog"] and {u.split for u in source.units()} == {"val"}
