@@ -35,7 +35,7 @@ MAX_CLASSES = 1 << 20
 def find(path: Location) -> TarList | None:
     """The tars of a directory, of a pattern like `imagenet1k-train-*.tar`, or the one at `path`; None if they are none.
 
-    They are classes by the first samples of the first tars: a sample's class or JSON lies beside its image.
+    The first samples of the first tars decide: in a WebDataset the class or the JSON of a sample lies beside its image.
     """
     found = list_tars(path)
     for tar in found.tars[:LOOK]:
@@ -58,8 +58,8 @@ def _has_label(sample: TarSample) -> bool:
 class WebDataset(Source):
     """Tars of samples, in any order of classes.
 
-    path:  what the user named; tars: see find. Splits are classes by `_info.json` beside them, else by the names of files
-           and folders, else by folders inside the tars.
+    path:  what the user named; tars: see find. Splits follow from `_info.json` beside them, else from names of files
+           and folders, else from folders inside the tars.
     lists: names of the class lists (mlpdata.labels) that `cls` may count in. The list is found by looking at samples
            whose wnid is known, from their key or the `filename` of their JSON. Where none fits, the classes are those
            wnids, and without any wnid the numbers or names that are there.
