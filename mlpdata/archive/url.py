@@ -79,7 +79,7 @@ class UrlFile:
                 with contextlib.closing(self._get(start + len(data), stop)) as response:
                     if response.size not in (None, self.size):
                         raise http.FileChangedError
-                    if response.response.status_code != 206 and stop - start < self.size:
+                    if response.reply.status_code != 206 and stop - start < self.size:
                         raise Error(f"{self.path}: {NO_RANGES}")
                     for chunk in response.chunks():
                         data += chunk
@@ -99,7 +99,7 @@ class UrlFile:
 
         def ask() -> int:
             with contextlib.closing(self._get(0, NEAR_BYTES)) as response:
-                if response.response.status_code != 206 or response.size is None:
+                if response.reply.status_code != 206 or response.size is None:
                     raise Error(f"{self.path}: {NO_RANGES}")
                 self._tag, beginning = response.tag, bytearray()
                 for chunk in response.chunks():

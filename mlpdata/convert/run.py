@@ -44,7 +44,7 @@ from mlpdata.errors import Error, first_line, lacks_memory
 from mlpdata.shards import beton, card, remote
 from mlpdata.shards.manifest import Manifest, beton_path, index_path, skipped_path
 from mlpdata.sources import NothingLeft
-from mlpdata.system.engines import Engine, LocalEngine, RayEngine
+from mlpdata.system.engines import Engine, LocalEngine
 from mlpdata.system.files import sync_dir
 from mlpdata.system.format import format_bytes
 from mlpdata.system.progress import Progress
@@ -167,6 +167,8 @@ def _engine(plan: Plan) -> Engine:
     names = [task.unit.name for task in plan.tasks]
     state = assembly.State(plan.source, plan.recipe, plan.root, plan.beton_codec, plan.tar_codec, names, plan.digest)
     if plan.options.engine == "ray":
+        from mlpdata.system.ray_engine import RayEngine
+
         return RayEngine(plan.options.workers, state)
     return LocalEngine(min(plan.num_workers, len(plan.tasks)), state)
 

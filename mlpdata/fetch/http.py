@@ -51,9 +51,9 @@ class FileChangedError(Exception):
 
 @dataclass(frozen=True)
 class Response:
-    """A response whose body is still to be read: bytes `start` on of a file of `size` bytes (None: not said)."""
+    """A reply whose body is still to be read: bytes `start` on of a file of `size` bytes (None: not said)."""
 
-    response: requests.Response
+    reply: requests.Response
     start: int
     size: int | None
     tag: str  # a strong ETag or the time of the last change; "" where the server gives neither
@@ -65,7 +65,7 @@ class Response:
 
         since, got = time.monotonic(), 0
         try:
-            while chunk := self.response.raw.read1(CHUNK_BYTES, decode_content=False):
+            while chunk := self.reply.raw.read1(CHUNK_BYTES, decode_content=False):
                 got += len(chunk)
                 yield chunk
                 if time.monotonic() - since > DRIP_S:
@@ -76,7 +76,7 @@ class Response:
             raise TransientError(_reason(e)) from None
 
     def close(self) -> None:
-        self.response.close()
+        self.reply.close()
 
 
 def get(session: requests.Session, url: str, start: int = 0, stop: int | None = None, tag: str = "") -> Response:

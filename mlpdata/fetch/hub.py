@@ -72,6 +72,8 @@ def open_repository(text: str) -> Repository:
             api.auth_check(name, repo_type="dataset")
         tree = api.list_repo_tree(name, repo_type="dataset", revision=info.sha, recursive=True)
         files = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+    if info.sha is None:
+        raise Error(f"{name}: the Hub names no commit; see {endpoint()}/datasets/{name}")
     for path in files:
         if path.startswith("/") or ".." in Path(path).parts:
             raise Error(f"{name} has a file with the impossible path {path!r}")

@@ -6,6 +6,7 @@ import re
 import warnings
 from dataclasses import dataclass, field, replace
 from functools import cache
+from http.cookiejar import LoadError, MozillaCookieJar
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -42,31 +43,30 @@ class Login:
         session = _session_class()(self.url or url)
         # Bytes as they lie on the server: offsets would mean nothing in a stream compressed on the way.
         session.headers.update({"Accept-Encoding": "identity", "User-Agent": "mlpdata"})
-        jar = self._read_cookies() if self.cookies is not None else None
+        jar = _read_cookies(self.cookies) if self.cookies is not None else None
         if session.is_own(url):
             session.headers.update(self.headers)
             session.private = set(self.headers)
             if jar is not None:
-                session.cookies = jar
+                session.cookies = jar  # pyright: ignore[reportAttributeAccessIssue] - requests takes any CookieJar
                 session.private.add("Cookie")
         return session
 
-    def _read_cookies(self):
-        from http.cookiejar import LoadError, MozillaCookieJar
 
-        jar, path = MozillaCookieJar(self.cookies), self.cookies
-        try:
-            if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_COOKIES_BYTES):
-                raise LoadError
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it warns of damage with a traceback, and then raises
-                jar.load(ignore_discard=True, ignore_expires=True)
-        except (OSError, LoadError, ValueError) as e:
-            reason = getattr(e, "strerror", None) or "it is not in the cookies.txt format that browsers export"
-            raise Error(f"cannot read --cookies {path}: {reason}") from None
-        for cookie in jar:
-            cookie.expires = cookie.expires or None  # browsers write 0 for "as long as the session"
-        return jar
+def _read_cookies(path: Path) -> MozillaCookieJar:
+    jar = MozillaCookieJar(path)
+    try:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_COOKIES_BYTES):
+            raise LoadError
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of damage with a traceback, and then raises
+            jar.load(ignore_discard=True, ignore_expires=True)
+    except (OSError, LoadError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or "it is not in the cookies.txt format that browsers export"
+        raise Error(f"cannot read --cookies {path}: {reason}") from None
+    for cookie in jar:
+        cookie.expires = cookie.expires or None  # browsers write 0 for "as long as the session"
+    return jar
 
 
 @cache
@@ -84,7 +84,7 @@ def _session_class():
 
         def rebuild_auth(self, prepared_request, response):
             # requests itself takes off Authorization only, and adds the cookies of whatever host the file has some for.
-            if not self.is_own(prepared_request.url):
+            if not self.is_own(str(prepared_request.url)):
                 for name in self.private:
                     prepared_request.headers.pop(name, None)
             super().rebuild_auth(prepared_request, response)

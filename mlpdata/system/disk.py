@@ -101,7 +101,7 @@ class Writer:
     that two of them share go through the page cache, which keeps the bytes of both.
     """
 
-    def __init__(self, path: Path, buffers: Buffers, flags: int = os.O_RDWR, at: int = 0):
+    def __init__(self, path: Path | str, buffers: Buffers, flags: int = os.O_RDWR, at: int = 0):
         self.at, self._path, self._buffers = at, path, buffers
         self._plain = os.open(path, flags | os.O_CLOEXEC, 0o666)
         self._direct = open_direct(path, os.O_WRONLY)
@@ -126,8 +126,7 @@ class Writer:
 
     def finish(self, durable: bool) -> None:
         """Wait until everything is written; durable: and will be there after a loss of power. Raises OSError."""
-        if self._buffer is not None:
-            self._flush()
+        self._flush()
         self._buffers.wait()
         if durable:
             os.fsync(self._plain)
@@ -144,8 +143,9 @@ class Writer:
                 os.close(fd)
 
     def _flush(self) -> None:
-        buffer, self._buffer = self._buffer, None
-        self._buffers.give_back(buffer, self._put, memoryview(buffer), self._first, self._end, self.at - self._end)
+        if (buffer := self._buffer) is not None:
+            self._buffer = None
+            self._buffers.give_back(buffer, self._put, memoryview(buffer), self._first, self._end, self.at - self._end)
 
     def _put(self, view: memoryview, first: int, end: int, base: int) -> None:
         """Write view[first:end] at base + first; base is on a block."""

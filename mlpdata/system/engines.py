@@ -1,4 +1,4 @@
-"""Where units of work run: processes on this machine, or a Ray cluster.
+"""Where units of work run: what every engine does, and processes on this machine.
 
 An engine maps functions over tasks; every call gets the engine's one state object and a task. It never hangs: what dies
 is noticed at once and its task named, and workers whose parent dies leave by themselves.
@@ -12,19 +12,20 @@ import gc
 import multiprocessing as mp
 import os
 import signal
-import socket
 import sys
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import wait
-from typing import Any, Protocol
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, Self
 
 from mlpdata.errors import Error, first_line, lacks_memory
 from mlpdata.system.progress import Progress
 
 TICK_S = 1.0
-CONNECT_S = 10.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 KEEP_BYTES = 1 << 30
@@ -32,6 +33,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the parent decides w
 
 # (task, its result) -> what they count for in a progress line: (samples, bytes, skipped), as `Progress.add` takes them.
 Amount = Callable[[Any, Any], tuple[int, ...]]
+Outcome = tuple[Any, Exception | None, str]  # of one call: (result, error, traceback); errors travel as values
 
 
 def one_task(task: Any, result: Any) -> tuple[int, ...]:
@@ -39,7 +41,7 @@ def one_task(task: Any, result: Any) -> tuple[int, ...]:
     return (1,)
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """What both engines do; also a context manager that stops the work."""
 
     def map(
@@ -56,17 +58,36 @@ class Engine(Protocol):
         Raises the worker's own Error, or RuntimeError with the worker's traceback for anything else, or Error naming
         the task of a worker that died.
         """
+        for task, (result, error, trace) in self._outcomes(function, iter(tasks), progress.tick if progress else _wait):
+            if error is not None:
+                raise error if isinstance(error, Error) else RuntimeError(f"in a worker, at {task}:\n{trace}")
+            if progress:
+                progress.add(*amount(task, result))
+            yield task, result
 
+    @abstractmethod
+    def _outcomes(
+        self, function: Callable[[Any, Any], Any], tasks: Iterator[Any], tick: Callable[[list], None]
+    ) -> Iterator[tuple[Any, Outcome]]:
+        """(task, outcome) as they finish. tick: called about every second meanwhile, with the tasks under way."""
+
+    @abstractmethod
     def close(self) -> None:
         """Stop the workers at once, whatever they do."""
 
-    def __enter__(self) -> Engine: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *_) -> None: ...
+    def __exit__(self, *_) -> None:
+        self.close()
 
 
-def _attempt(function: Callable, state: Any, task: Any) -> tuple[Any, Exception | None, str]:
-    """(result, error, traceback) of one call; errors travel as values."""
+def _wait(busy: list) -> None:
+    """The tick of work that shows no progress."""
+
+
+def attempt(function: Callable, state: Any, task: Any) -> Outcome:
+    """Call function(state, task) in a worker."""
     try:
         return function(state, task), None, ""
     except Error as e:
@@ -80,30 +101,17 @@ def _attempt(function: Callable, state: Any, task: Any) -> tuple[Any, Exception 
         return None, RuntimeError(str(e)), traceback.format_exc()
 
 
-def _result(answer: tuple[Any, Exception | None, str], task: Any) -> Any:
-    result, error, trace = answer
-    if error is not None:
-        raise error if isinstance(error, Error) else RuntimeError(f"in a worker, at {task}:\n{trace}")
-    return result
-
-
-def _count(result: Any, task: Any, progress: Progress | None, amount: Amount) -> Any:
-    if progress:
-        progress.add(*amount(task, result))
-    return result
-
-
 # ---------------------------------------------------------------------------------------------------------- local
 
 
-def process_context():
+def process_context() -> SpawnContext | ForkContext:
     """How processes are started: `get_start_method()` says whether they are forks."""
     # Forking is the fast start (no imports again), and safe only while the process has one thread and no torch.
     safe = threading.active_count() == 1 and "torch" not in sys.modules and sys.platform.startswith("linux")
-    return mp.get_context("fork" if safe else "spawn")
+    return mp.get_context("fork") if safe else mp.get_context("spawn")
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Worker processes on this machine, one task at a time each.
 
     state: pickled to each worker once (inherited where forked).
@@ -129,22 +137,13 @@ class LocalEngine:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def map(
-        self,
-        function: Callable[[Any, Any], Any],
-        tasks: Iterable[Any],
-        progress: Progress | None = None,
-        amount: Amount = one_task,
-    ) -> Iterator[tuple[Any, Any]]:
-        """See Engine."""
-        tasks = iter(tasks)
+    def _outcomes(
+        self, function: Callable[[Any, Any], Any], tasks: Iterator[Any], tick: Callable[[list], None]
+    ) -> Iterator[tuple[Any, Outcome]]:
         idle = list(self._workers)
         busy: dict[Any, tuple[_Worker, Any]] = {}
         while True:
-            while idle:
-                task = next(tasks, None)
-                if task is None:
-                    break
+            while idle and (task := next(tasks, None)) is not None:
                 worker = idle.pop()
                 try:
                     worker.pipe.send((function, task))
@@ -153,17 +152,17 @@ class LocalEngine:
                 busy[worker.pipe] = (worker, task)
             if not busy:
                 return
-            finished = wait(list(busy), TICK_S)
-            if not finished and progress:
-                progress.tick([task for _, task in busy.values()])
-            for pipe in finished:
+            ready = wait(list(busy), TICK_S)
+            if not ready:
+                tick([task for _, task in busy.values()])
+            for pipe in ready:
                 worker, task = busy.pop(pipe)
                 try:
-                    answer = pipe.recv()
+                    outcome = worker.pipe.recv()
                 except (EOFError, ConnectionResetError):
                     raise self._death(worker, task) from None
                 idle.append(worker)
-                yield task, _count(_result(answer, task), task, progress, amount)
+                yield task, outcome
 
     def _death(self, worker: _Worker, task: Any) -> Error:
         worker.process.join(5)
@@ -178,19 +177,13 @@ class LocalEngine:
         for worker in self._workers:
             worker.process.join()
 
-    def __enter__(self) -> LocalEngine:
-        return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
-
-
-class _Worker:
-    def __init__(self, process, pipe):
-        self.process, self.pipe = process, pipe
+class _Worker(NamedTuple):
+    process: BaseProcess
+    pipe: Any  # a Connection, whose class differs by system
 
 
-def _work(pipe, inherited, state) -> None:
+def _work(pipe: Connection, inherited: list[Connection], state: Any) -> None:
     for other in inherited:
         other.close()
     for number in SIGNALS:
@@ -211,106 +204,13 @@ def _work(pipe, inherited, state) -> None:
         except (EOFError, OSError):
             return
         try:
-            pipe.send(_attempt(function, state, task))
+            pipe.send(attempt(function, state, task))
         except (BrokenPipeError, ConnectionResetError):
             return
 
 
 def _follow_parent() -> None:
-    wait([mp.parent_process().sentinel])
+    parent = mp.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
     os._exit(1)
-
-
-# ------------------------------------------------------------------------------------------------------------ Ray
-
-
-class RayEngine:
-    """Tasks on a Ray cluster that is already there (RAY_ADDRESS, or the one this machine belongs to).
-
-    num_workers: tasks under way at once; None: the cluster's CPUs. A node that is lost costs the tasks it had at the
-    time: they run again elsewhere. state.arrive() is called once in each of Ray's processes: it raises Error where the
-    node is not fit for the work.
-    """
-
-    def __init__(self, num_workers: int | None, state: Any):
-        try:
-            import ray
-        except ImportError:
-            raise Error("--engine ray needs Ray: pip install 'mlpdata[ray]'") from None
-        self._ray, self._num_workers = ray, num_workers
-        ours = not ray.is_initialized()
-        host, _, port = os.environ.get("RAY_ADDRESS", "").removeprefix("ray://").rpartition(":")
-        try:
-            if ours:
-                if port.isdecimal():  # Ray itself would try for minutes
-                    socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-                ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-        except OSError:
-            raise Error("no Ray cluster found: `ray start --head` on one machine, or set RAY_ADDRESS") from None
-        except Exception as e:
-            raise Error(f"cannot join the Ray cluster: {first_line(e)}") from None
-        self._close = ray.shutdown if ours else lambda: None
-        # Waits for no node: one that is lost has its tasks started elsewhere, any number of times.
-        self._run = ray.remote(num_cpus=1, max_retries=-1)(_run_on_node)
-        self._name, self._state = f"{os.getpid()}-{id(self)}", ray.put(state)
-        self._busy: dict[Any, Any] = {}
-
-    def map(
-        self,
-        function: Callable[[Any, Any], Any],
-        tasks: Iterable[Any],
-        progress: Progress | None = None,
-        amount: Amount = one_task,
-    ) -> Iterator[tuple[Any, Any]]:
-        """See Engine."""
-        ray, busy, tasks = self._ray, self._busy, iter(tasks)
-        while True:
-            room = self._num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-            while len(busy) < room and (task := next(tasks, None)) is not None:
-                busy[self._run.remote(function, self._name, [self._state], task)] = task
-            if not busy:
-                return
-            finished, _ = ray.wait(list(busy), num_returns=1, timeout=TICK_S)
-            if not finished and progress:
-                progress.tick(list(busy.values()))
-            for reference in finished:
-                task = busy.pop(reference)
-                try:
-                    answer = ray.get(reference)
-                except ray.exceptions.RayError as e:
-                    text = str(e).strip().splitlines()
-                    raise Error(
-                        f"Ray could not run {task}: {text[-1] if text else type(e).__name__}; "
-                        "mlpdata must be installed on every node; run the same command again to go on from here"
-                    ) from None
-                yield task, _count(_result(answer, task), task, progress, amount)
-
-    def close(self) -> None:
-        for reference in self._busy:
-            with contextlib.suppress(Exception):  # it ends with us anyway
-                self._ray.cancel(reference, force=True)
-        self._busy.clear()
-        self._close()
-
-    def __enter__(self) -> RayEngine:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-
-_states: dict[str, Any] = {}  # in Ray's worker processes: the state of the run they last worked for
-
-
-def _run_on_node(function: Callable, name: str, state: list, task: Any) -> tuple[Any, Exception | None, str]:
-    if name not in _states:
-        import ray
-
-        arrived = ray.get(state[0])
-        answer = _attempt(lambda state, task: state.arrive(), arrived, task)
-        if answer[1] is not None:
-            return answer
-        _states.clear()
-        _states[name] = arrived
-        gc.disable()
-    return _attempt(function, _states[name], task)

@@ -334,7 +334,7 @@ def test_threads_that_cannot_be_started_are_one_line(tmp_path, monkeypatch, fini
     def refused(thread):
         raise RuntimeError("can't start new thread")
 
-    for where in ("mlpdata-ahead", "mlpdata-write"):
+    for where in ("mlpdata-prefetch", "mlpdata-write"):
         other = {**options, "out": tmp_path / where}
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", lambda t, w=where: (refused if t.name.startswith(w) else start)(t))
@@ -347,7 +347,7 @@ def test_threads_that_cannot_be_started_are_one_line(tmp_path, monkeypatch, fini
 
 def test_a_file_that_cannot_be_hashed_at_the_end_is_named(tmp_path):
     task = assembly.FileTask(tmp_path / "train.beton", True)
-    _, error, _ = engines._attempt(assembly.seal_file, None, task)
+    _, error, _ = engines.attempt(assembly.seal_file, None, task)
     assert str(error).endswith(f", at {tmp_path / 'train.beton'}; when that is mended, run the same command again")
 
 

@@ -1,5 +1,4 @@
 import hashlib
-import http.server
 import io
 import json
 import multiprocessing as mp
@@ -13,6 +12,7 @@ import tarfile
 import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ from servers import FileServer, cut, replaced, stall, status
 
 from mlpdata import Error, datasets
 from mlpdata.archive import url
-from mlpdata.fetch import download, http, official, retry
+from mlpdata.fetch import http, official, retry, transfer
 from mlpdata.fetch.download import RemoteFile, fetch
 from mlpdata.fetch.login import Login, parse_headers
 from mlpdata.sources import stl10
@@ -191,8 +191,8 @@ def test_bytes_of_a_bad_mirror_are_not_kept(server, tmp_path):
 
 
 def test_a_slow_connection_gets_company(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "SLOW_AFTER_S", 0.3)
-    monkeypatch.setattr(download, "SPLIT_BYTES", 100_000)
+    monkeypatch.setattr(transfer, "SLOW_AFTER_S", 0.3)
+    monkeypatch.setattr(transfer, "SPLIT_BYTES", 100_000)
     server.bytes_per_s = 1_000_000
     refused = []
 
@@ -207,9 +207,9 @@ def test_a_slow_connection_gets_company(server, tmp_path, monkeypatch):
     assert server.sent < len(DATA) + 4 * (1 << 19)  # what was on the way when a stretch ended
 
 
-def test_stretches_of_several_connections_are_resumed(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "SLOW_AFTER_S", 0.2)
-    monkeypatch.setattr(download, "SPLIT_BYTES", 100_000)
+def test_ranges_of_several_connections_are_resumed(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "SLOW_AFTER_S", 0.2)
+    monkeypatch.setattr(transfer, "SPLIT_BYTES", 100_000)
     server.bytes_per_s = 500_000
     original = http.Response.chunks
 
@@ -229,7 +229,39 @@ def test_stretches_of_several_connections_are_resumed(server, tmp_path, monkeypa
         # Another host with the same checksum, as a mirror is.
         data, _ = fetched(wanted(again), tmp_path)
         assert data == DATA
-        assert again.sent == sum(stop - at for at, stop in missing)
+        assert again.sent == sum(stop - start for start, stop in missing)
+
+
+def slow(server, monkeypatch):
+    monkeypatch.setattr(transfer, "SLOW_AFTER_S", 0.2)
+    monkeypatch.setattr(transfer, "SPLIT_BYTES", 100_000)
+    server.bytes_per_s = 1_000_000
+
+
+def test_a_server_that_offers_ranges_and_does_not_serve_them_gets_one_connection(server, tmp_path, monkeypatch):
+    def ignore_range(handler, body):
+        del handler.headers["Range"]
+        return body
+
+    slow(server, monkeypatch)
+    server.faults = [None] + [ignore_range] * 50
+    data, lines = fetched(wanted(server), tmp_path)
+    assert data == DATA
+    assert [line for line in lines if "does not go on in the middle" in line] == lines[1:] and len(lines) == 2
+
+
+def test_a_connection_to_the_file_before_its_change_writes_nothing_into_the_new_one(server, tmp_path, monkeypatch):
+    new = DATA[::-1]
+
+    def change(handler, body):
+        server.files["/a.bin"], server.bytes_per_s = new, None  # the connection that has the old body keeps its pace
+        return new
+
+    slow(server, monkeypatch)
+    server.faults = [None, change]
+    data, lines = fetched(wanted(server, size=None, md5=None), tmp_path)
+    assert data == new
+    assert any("has changed on the server; starting again" in line for line in lines)
 
 
 # ---------------------------------------------------------------------------------------------------- one clear line
@@ -283,7 +315,7 @@ def test_a_folder_that_cannot_be_written(server, tmp_path):
 
 
 def test_no_space(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(Error, match="no space for"):
         fetch(wanted(server), tmp_path)
 
@@ -343,7 +375,7 @@ def test_a_body_that_never_ends_is_bounded(server, tmp_path, monkeypatch):
     with pytest.raises(Error, match="gives more than 3,000,000 bytes and does not say how many there are"):
         fetch(wanted(server), tmp_path)
     assert not list(tmp_path.glob("*.part*"))
-    monkeypatch.setattr(download, "SPARE_BYTES", shutil.disk_usage(tmp_path).free - (8 << 20))
+    monkeypatch.setattr(transfer, "SPARE_BYTES", shutil.disk_usage(tmp_path).free - (8 << 20))
     server.faults = [endless(answered(200))]
     with pytest.raises(Error, match=r"gives more than .* bytes and does not say"):
         fetch(wanted(server, size=None, md5=None), tmp_path)
@@ -493,7 +525,7 @@ def test_cookies_of_another_kind_are_one_line(server, tmp_path):
 
 
 def test_proxy_variables_are_honoured(tmp_path, monkeypatch):
-    class Proxy(http.server.BaseHTTPRequestHandler):
+    class Proxy(BaseHTTPRequestHandler):
         def do_GET(self):
             seen.append(self.path)
             self.send_response(200)
@@ -505,7 +537,7 @@ def test_proxy_variables_are_honoured(tmp_path, monkeypatch):
             pass
 
     seen = []
-    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
     threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
     monkeypatch.setenv("no_proxy", "")
