@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 import mlpdata
 from mlpdata import Error
-from mlpdata.archive import pickles, zipdir
+from mlpdata.archive import pickles
 from mlpdata.archive.blob import PlainFile
+from mlpdata.archive.zip import read_directory
 from mlpdata.image.jpeg import header_of
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import Broken, Sample
@@ -114,7 +115,7 @@ def test_zips(tmp_path_factory, edits):
             archive.writestr(name, data)
     path = tmp_path_factory.mktemp("zip") / "x.zip"
     path.write_bytes(spoilt(out.getvalue(), edits))
-    right_or_one_line(lambda: zipdir.read_directory(PlainFile(path)))
+    right_or_one_line(lambda: read_directory(PlainFile(path)))
 
 
 @fuzz

@@ -1,8 +1,8 @@
 """Downsampled-ImageNet (Chrabaszcz et al., 2017): ImageNet-1k at 8 to 64 pixels, as pickles or npz, zipped or not.
 
 A batch is a pickled dict or an npz of `data`, uint8 (N, 3 * res * res), planar RGB, and `labels` from 1 to 1,000 in the
-order of `map_clsloc.txt`; here they become ranks of the sorted wnids. Batches of 64 pixels have 1.6 GB: rows are read
-from where they are, through as many zips as are around them, and never a batch at once.
+order of `map_clsloc.txt`, which become ranks of the sorted wnids. A batch of 64 pixels has 1.6 GB and is never loaded
+whole: rows are read in place, through all the zips around them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ NUM_BATCHES = 10  # of train
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """One file of rows, and the way to it."""
+class BatchFile:
+    """One batch of the data set, and where it lies."""
 
     name: str  # as the authors call it: train_data_batch_1, val_data
     split: str
@@ -48,17 +48,17 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Where the pixels of a batch are, and their labels."""
+class BatchRows:
+    """Where the pixels of a batch lie, and their labels."""
 
-    batch: Batch
+    batch: BatchFile
     layers: tuple[tuple[int, bool], ...]  # of zips, outermost first: where a member's bytes start, whether deflated
     offset: int  # of the first row below all layers
     res: int
     labels: np.ndarray  # (N,) int16, from 1
 
 
-def find(path: Path) -> list[Batch]:
+def find(path: Path) -> list[BatchFile]:
     """The batches of a directory, a zip or a single file, in order; [] if it has none.
 
     What a file is, is told by its first bytes, and what a zip is, by its members; pickles tell nothing of themselves
@@ -77,7 +77,7 @@ def find(path: Path) -> list[Batch]:
     return sorted(found, key=lambda b: (b.split, int(NAME.fullmatch(b.name)["number"] or 0)))
 
 
-def _batches_in(path: Path) -> list[Batch]:
+def _batches_in(path: Path) -> list[BatchFile]:
     with open(path, "rb") as f:
         magic = f.read(2)
     match = NAME.fullmatch(path.name)
@@ -88,9 +88,9 @@ def _batches_in(path: Path) -> list[Batch]:
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, MemoryError, struct.error) as e:
             raise Error(f"{path} is no whole zip archive ({first_line(e)}); get it again") from None
         inside = [(n, NAME.fullmatch(n.rpartition("/")[2])) for n in names]
-        return [Batch(m["name"], m["split"], path, n) for n, m in inside if m]
+        return [BatchFile(m["name"], m["split"], path, n) for n, m in inside if m]
     if match and (magic == b"PK" or magic[:1] == pickle.PROTO):
-        return [Batch(match["name"], match["split"], path)]
+        return [BatchFile(match["name"], match["split"], path)]
     return []
 
 
@@ -104,7 +104,7 @@ class Downsampled(Source):
 
     codec = "array"
 
-    def __init__(self, path: Path, batches: list[Batch], class_filter: ClassFilter, only: tuple[str, ...] = ()):
+    def __init__(self, path: Path, batches: list[BatchFile], class_filter: ClassFilter, only: tuple[str, ...] = ()):
         if class_filter.min_class_size or class_filter.val_per_class:
             raise Error(f"{path} is Downsampled-ImageNet, whose images have no names: it takes only --classes")
         names = [b.name for b in batches]
@@ -131,7 +131,7 @@ class Downsampled(Source):
         sizes = "/".join(str(r) for r in sorted({r.res for r in self._rows}))
         self.release = f"Downsampled-ImageNet {sizes}x{sizes} (ILSVRC2012, 1,000 synsets)"
 
-    def _say_what_is_missing(self, path: Path, batches: list[Batch]) -> None:
+    def _say_what_is_missing(self, path: Path, batches: list[BatchFile]) -> None:
         there = {int(NAME.fullmatch(b.name)["number"] or 0) for b in batches if b.split == "train"}
         missing = [] if 0 in there or not there else sorted(set(range(1, NUM_BATCHES + 1)) - there)
         if missing:
@@ -168,7 +168,7 @@ class Downsampled(Source):
 # --------------------------------------------------------------------------------------------------------- batches
 
 
-def _locate(batch: Batch) -> Rows:
+def _locate(batch: BatchFile) -> BatchRows:
     """Find the rows of a batch and read its labels. Raises Error."""
     where = f"{batch.path}: {batch.member or batch.name}"
     try:
@@ -194,7 +194,7 @@ def _locate(batch: Batch) -> Rows:
         raise Error(f"{keys.shown(where)} {first_line(e)[:300]}; get it again") from None
 
 
-def _locate_pickle(batch: Batch, content: BinaryIO, layers: tuple) -> Rows:
+def _locate_pickle(batch: BatchFile, content: BinaryIO, layers: tuple) -> BatchRows:
     found = pickles.load(content)
     data = found.get("data")
     if not isinstance(data, pickles.ArrayExtent):
@@ -203,10 +203,10 @@ def _locate_pickle(batch: Batch, content: BinaryIO, layers: tuple) -> Rows:
     if isinstance(labels_, pickles.ArrayExtent) and labels_.shape == data.shape[:1]:
         content.seek(labels_.offset)
         labels_ = np.frombuffer(content.read(labels_.shape[0] * labels_.dtype.itemsize), labels_.dtype)
-    return Rows(batch, layers, data.offset, res, _labels(labels_, data.shape[0]))
+    return BatchRows(batch, layers, data.offset, res, _labels(labels_, data.shape[0]))
 
 
-def _locate_npz(batch: Batch, content: BinaryIO, layers: tuple) -> Rows:
+def _locate_npz(batch: BatchFile, content: BinaryIO, layers: tuple) -> BatchRows:
     archive = zipfile.ZipFile(content)
     names = archive.namelist()
     if "data.npy" not in names or "labels.npy" not in names:
@@ -226,7 +226,7 @@ def _locate_npz(batch: Batch, content: BinaryIO, layers: tuple) -> Rows:
         if info.file_size != offset + 3 * res * res * shape[0]:
             raise ValueError(f"has {shape[0]:,} rows of pixels in {info.file_size:,} bytes")
         _skip(member, None)
-    return Rows(batch, (*layers, _layer(content, info)), offset, res, _labels(found, shape[0]))
+    return BatchRows(batch, (*layers, _layer(content, info)), offset, res, _labels(found, shape[0]))
 
 
 def _res(shape: tuple[int, ...], dtype: np.dtype) -> int:

@@ -90,6 +90,9 @@ def distinct(keys: Iterable[str]) -> list[str]:
     >>> distinct(["a", "b", "a", "a-2", "a"])
     ['a', 'b', 'a-2', 'a-2-2', 'a-3']
     """
+    keys = list(keys)
+    if len(set(keys)) == len(keys):
+        return keys
     taken: set[str] = set()
     counts: dict[str, int] = {}
     unique = []

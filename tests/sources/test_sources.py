@@ -12,7 +12,7 @@ from conftest import REAL_DATA
 
 from mlpdata import Error, datasets
 from mlpdata.archive.blob import PlainFile
-from mlpdata.archive.zipdir import read_directory
+from mlpdata.archive.zip import read_directory
 from mlpdata.sources import Broken, Sample, cifar
 from mlpdata.sources.cifar import Cifar
 from mlpdata.sources.shapes import Shapes
@@ -301,7 +301,7 @@ def test_zip_members_with_numbers_of_64_bits(tmp_path):
         data[:start] + directory + data[end : end + 12] + struct.pack("<L", len(directory)) + data[end + 16 :]
     )
     found = read_directory(PlainFile(path))
-    assert found.names == whole.names and found.entries.tolist() == whole.entries.tolist()
+    assert found.names == whole.names and found.members.tolist() == whole.members.tolist()
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_zip_directories_are_read_as_zipfile_reads_them(tmp_path, members):
     with zipfile.ZipFile(path) as archive:
         expected = [(e.filename, e.header_offset, e.compress_size, e.file_size, e.CRC) for e in archive.infolist()]
     found = read_directory(PlainFile(path))
-    columns = (found.entries[name].tolist() for name in ("offset", "packed", "size", "crc"))
+    columns = (found.members[name].tolist() for name in ("offset", "packed", "size", "crc"))
     assert list(zip(found.names, *columns, strict=True)) == expected
 
 
