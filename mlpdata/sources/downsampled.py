@@ -17,14 +17,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from mlpdata import labels, splits
 from mlpdata.archive import pickles
-from mlpdata.errors import Error, first_line
-from mlpdata.sources import Broken, ClassFilter, Sample, Source, Unit, keys
+from mlpdata.errors import Error, first_line, reading
+from mlpdata.sources import keys
+from mlpdata.sources.base import Broken, ClassFilter, Sample, Source, Unit
 from mlpdata.sources.files import is_system
 from mlpdata.system.progress import Progress
 
@@ -37,48 +38,50 @@ MAX_BATCH_BYTES = 32 << 30  # unpacked; all of train at 64 pixels has 16 GB
 NUM_BATCHES = 10  # of train
 
 
+Layers = tuple[tuple[int, bool], ...]  # (where a member's bytes start in the file around it, whether they are deflated)
+
+
 @dataclass(frozen=True, slots=True)
 class BatchFile:
     """One batch of the data set, and where it lies."""
 
     name: str  # as the authors call it: train_data_batch_1, val_data
     split: str
+    number: int  # of a batch of train; 0 for the whole split
     path: Path
     member: str = ""  # of the zip at `path`; "" for a file of its own
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRows:
-    """Where the pixels of a batch lie, and their labels."""
+    """Where the pixels of a batch lie, and its labels."""
 
     batch: BatchFile
-    layers: tuple[tuple[int, bool], ...]  # of zips, outermost first: where a member's bytes start, whether deflated
-    offset: int  # of the first row below all layers
+    layers: Layers  # the zips around it, outermost first
+    offset: int  # of the first row, inside all layers
     res: int
     labels: np.ndarray  # (N,) int16, from 1
 
 
 def find(path: Path) -> list[BatchFile]:
-    """The batches of a directory, a zip or a single file, in order; [] if it has none.
+    """The batches of a directory, a zip or a single file, in order; [] if it has none. Raises Error.
 
-    What a file is, is told by its first bytes, and what a zip is, by its members; pickles tell nothing of themselves
-    and need the authors' names.
+    Files are recognised by their first bytes and zips by their members. A pickle does not say what it is and needs the
+    authors' name.
     """
-    try:
+    with reading(path):
         if path.is_dir():
             with os.scandir(path) as entries:
                 names = sorted(e.name for e in entries if NAME.fullmatch(e.name) or e.name.endswith((".zip", ".npz")))
             files = [path / name for name in names if not is_system(name)]
         else:
             files = [path]
-        found = [batch for file in files if file.is_file() for batch in _batches_in(file)]
-    except OSError as e:
-        raise Error(f"cannot read {e.filename or path}: {e.strerror}") from None
-    return sorted(found, key=lambda b: (b.split, int(NAME.fullmatch(b.name)["number"] or 0)))
+        batches = [batch for file in files if file.is_file() for batch in _batches_in(file)]
+    return sorted(batches, key=lambda b: (b.split, b.number))
 
 
 def _batches_in(path: Path) -> list[BatchFile]:
-    with open(path, "rb") as f:
+    with reading(path), open(path, "rb") as f:
         magic = f.read(2)
     match = NAME.fullmatch(path.name)
     if magic == b"PK" and not match:
@@ -87,19 +90,25 @@ def _batches_in(path: Path) -> list[BatchFile]:
                 names = archive.namelist()
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, MemoryError, struct.error) as e:
             raise Error(f"{path} is no whole zip archive ({first_line(e)}); get it again") from None
-        inside = [(n, NAME.fullmatch(n.rpartition("/")[2])) for n in names]
-        return [BatchFile(m["name"], m["split"], path, n) for n, m in inside if m]
+        matches = ((name, NAME.fullmatch(name.rpartition("/")[2])) for name in names)
+        return [_batch(match, path, name) for name, match in matches if match]
     if match and (magic == b"PK" or magic[:1] == pickle.PROTO):
-        return [BatchFile(match["name"], match["split"], path)]
+        return [_batch(match, path)]
     return []
+
+
+def _batch(match: re.Match, path: Path, member: str = "") -> BatchFile:
+    return BatchFile(match["name"], match["split"], int(match["number"] or 0), path, member)
 
 
 class Downsampled(Source):
     """The batches of Downsampled-ImageNet, labels as ranks of the sorted wnids of ILSVRC2012.
 
-    batches: as `find` gives them. class_filter: only `classes`. only: names of the splits that are wanted, () for all.
-    Every batch is read through once, to learn where its
-    rows are, to have its labels and to verify the checksums of zips. Raises Error for a damaged or other batch.
+    batches:      as `find` gives them.
+    class_filter: only its `classes`.
+    only:         names of the splits that are wanted, () for all.
+    Every batch is read through once, to find its rows and labels and to verify the checksums of zips. Raises Error for
+    a damaged batch, and for one of another data set.
     """
 
     codec = "array"
@@ -110,10 +119,10 @@ class Downsampled(Source):
         names = [b.name for b in batches]
         if twice := next((n for n in names if names.count(n) > 1), None):
             raise Error(f"{path} has two files of {twice}; leave one")
-        there = list(dict.fromkeys(batch.split for batch in batches))
-        wanted_splits = {splits.find(name, there) for name in only} - {None} or set(there)
+        available = list(dict.fromkeys(batch.split for batch in batches))
+        wanted_splits = {splits.find(name, available) for name in only} - {None} or set(available)
         batches = [batch for batch in batches if batch.split in wanted_splits]
-        self._say_what_is_missing(path, batches)
+        self._warn_of_missing(path, batches)
         self._takes_all = class_filter.classes is None
         self.files = sorted({str(b.path) for b in batches})
         known = labels.classes("ilsvrc2012")
@@ -131,30 +140,29 @@ class Downsampled(Source):
         sizes = "/".join(str(r) for r in sorted({r.res for r in self._rows}))
         self.release = f"Downsampled-ImageNet {sizes}x{sizes} (ILSVRC2012, 1,000 synsets)"
 
-    def _say_what_is_missing(self, path: Path, batches: list[BatchFile]) -> None:
-        there = {int(NAME.fullmatch(b.name)["number"] or 0) for b in batches if b.split == "train"}
-        missing = [] if 0 in there or not there else sorted(set(range(1, NUM_BATCHES + 1)) - there)
+    def _warn_of_missing(self, path: Path, batches: list[BatchFile]) -> None:
+        numbers = {batch.number for batch in batches if batch.split == "train"}
+        missing = sorted(set(range(1, NUM_BATCHES + 1)) - numbers) if numbers and 0 not in numbers else []
         if missing:
-            numbers = ", ".join(map(str, missing))
-            self.warnings = (f"{path} has {len(there)} of the {NUM_BATCHES} batches of train; it lacks {numbers}",)
+            lacks = f"it lacks {', '.join(map(str, missing))}"
+            self.warnings = (f"{path} has {len(numbers)} of the {NUM_BATCHES} batches of train; {lacks}",)
 
     def units(self) -> list[Unit]:
         units = []
         for k, rows in enumerate(self._rows):
             for start in range(0, len(rows.labels), UNIT_ROWS):
                 stop = min(start + UNIT_ROWS, len(rows.labels))
-                num_bytes = (stop - start) * 3 * rows.res**2
-                name = f"{rows.batch.name}-{start:07d}"
-                at = (k, start, stop)
-                units.append(Unit(name, rows.batch.split, stop - start, num_bytes, at, exact=self._takes_all))
+                name, num_bytes = f"{rows.batch.name}-{start:07d}", (stop - start) * 3 * rows.res**2
+                content = (k, start, stop)
+                units.append(Unit(name, rows.batch.split, stop - start, num_bytes, content, exact=self._takes_all))
         return units
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
         k, start, stop = unit.at
-        rows, name, res = self._rows[k], self._rows[k].batch.name, self._rows[k].res
-        row_bytes = 3 * res * res
+        rows = self._rows[k]
+        name, res, row_bytes = rows.batch.name, rows.res, 3 * rows.res**2
         with open(rows.batch.path, "rb") as file:
-            stream = _below(file, rows.layers)
+            stream = _inside(file, rows.layers)
             _skip(stream, rows.offset + start * row_bytes)
             for i in range(start, stop):
                 data = stream.read(row_bytes)
@@ -169,12 +177,11 @@ class Downsampled(Source):
 
 
 def _locate(batch: BatchFile) -> BatchRows:
-    """Find the rows of a batch and read its labels. Raises Error."""
-    where = f"{batch.path}: {batch.member or batch.name}"
+    """Find the rows of a batch, read its labels, and verify the checksums of the zips around it. Raises Error."""
     try:
         with open(batch.path, "rb") as file:
-            layers: tuple = ()
-            content: BinaryIO = file
+            layers: Layers = ()
+            content: Any = file
             if batch.member:
                 archive = zipfile.ZipFile(file)
                 info = archive.getinfo(batch.member)
@@ -182,31 +189,29 @@ def _locate(batch: BatchFile) -> BatchRows:
                 if info.file_size > MAX_BATCH_BYTES:
                     raise ValueError(f"claims {info.file_size:,} bytes")
                 content = archive.open(info)
-            if content.read(2) == b"PK":
-                content.seek(0)
-                rows = _locate_npz(batch, content, layers)
-            else:
-                content.seek(0)
-                rows = _locate_pickle(batch, content, layers)
-            _skip(content, None)  # at its end a zip's member is verified
+            is_npz = content.read(2) == b"PK"
+            content.seek(0)
+            rows = (_locate_npz if is_npz else _locate_pickle)(batch, content, layers)
+            _skip(content, None)  # zipfile verifies a member at its end
             return rows
     except Exception as e:  # damaged zips, pickles and headers of arrays raise nearly anything
-        raise Error(f"{keys.shown(where)} {first_line(e)[:300]}; get it again") from None
+        name = f"{batch.path}: {batch.member or batch.name}"
+        raise Error(f"{keys.shown(name)} {first_line(e)[:300]}; get it again") from None
 
 
-def _locate_pickle(batch: BatchFile, content: BinaryIO, layers: tuple) -> BatchRows:
-    found = pickles.load(content)
-    data = found.get("data")
+def _locate_pickle(batch: BatchFile, content: BinaryIO, layers: Layers) -> BatchRows:
+    batch_dict = pickles.load(content)
+    data = batch_dict.get("data")
     if not isinstance(data, pickles.ArrayExtent):
         raise ValueError("has no array of pixels under 'data'")
-    res, labels_ = _res(data.shape, data.dtype), found.get("labels")
+    res, labels_ = _res(data.shape, data.dtype), batch_dict.get("labels")
     if isinstance(labels_, pickles.ArrayExtent) and labels_.shape == data.shape[:1]:
         content.seek(labels_.offset)
         labels_ = np.frombuffer(content.read(labels_.shape[0] * labels_.dtype.itemsize), labels_.dtype)
     return BatchRows(batch, layers, data.offset, res, _labels(labels_, data.shape[0]))
 
 
-def _locate_npz(batch: BatchFile, content: BinaryIO, layers: tuple) -> BatchRows:
+def _locate_npz(batch: BatchFile, content: BinaryIO, layers: Layers) -> BatchRows:
     archive = zipfile.ZipFile(content)
     names = archive.namelist()
     if "data.npy" not in names or "labels.npy" not in names:
@@ -214,7 +219,7 @@ def _locate_npz(batch: BatchFile, content: BinaryIO, layers: tuple) -> BatchRows
     info = archive.getinfo("labels.npy")
     if info.file_size > 8 * MAX_ROWS + 4096:
         raise ValueError(f"has {info.file_size} bytes of labels")
-    found = np.load(io.BytesIO(archive.read(info)), allow_pickle=False)
+    labels_ = np.load(io.BytesIO(archive.read(info)), allow_pickle=False)
     info = archive.getinfo("data.npy")
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
@@ -226,7 +231,7 @@ def _locate_npz(batch: BatchFile, content: BinaryIO, layers: tuple) -> BatchRows
         if info.file_size != offset + 3 * res * res * shape[0]:
             raise ValueError(f"has {shape[0]:,} rows of pixels in {info.file_size:,} bytes")
         _skip(member, None)
-    return BatchRows(batch, (*layers, _layer(content, info)), offset, res, _labels(found, shape[0]))
+    return BatchRows(batch, (*layers, _layer(content, info)), offset, res, _labels(labels_, shape[0]))
 
 
 def _res(shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -237,30 +242,30 @@ def _res(shape: tuple[int, ...], dtype: np.dtype) -> int:
     return res
 
 
-def _labels(found: object, num_rows: int) -> np.ndarray:
-    if isinstance(found, list) and all(type(x) is int and 1 <= x <= 1000 for x in found):
-        found = np.array(found, np.int16)  # not before: lists of lists of one another fill any memory
-    array = found if isinstance(found, np.ndarray) else np.empty(0)
+def _labels(labels_: object, num_rows: int) -> np.ndarray:
+    if isinstance(labels_, list) and all(type(x) is int and 1 <= x <= 1000 for x in labels_):
+        labels_ = np.array(labels_, np.int16)  # only after the check: lists of lists of one another fill any memory
+    array = labels_ if isinstance(labels_, np.ndarray) else np.empty(0)
     if array.shape != (num_rows,) or array.dtype.kind not in "iu" or array.min() < 1 or array.max() > 1000:
         raise ValueError(f"has no {num_rows} labels from 1 to 1,000 under 'labels'")
     return array.astype(np.int16)
 
 
 def _layer(enclosing: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, bool]:
-    """(where the bytes of a member start in the file around it, whether they are deflated)."""
+    """The layer of a member: where its bytes start, and whether they are deflated. Raises ValueError."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
         raise ValueError("is compressed in a way no zip of this data set is")
-    at = enclosing.tell()
+    position = enclosing.tell()
     enclosing.seek(info.header_offset + 26)
     name_bytes, extra_bytes = struct.unpack("<2H", enclosing.read(4))
-    enclosing.seek(at)
+    enclosing.seek(position)
     return info.header_offset + 30 + name_bytes + extra_bytes, info.compress_type == zipfile.ZIP_DEFLATED
 
 
 class _Inflate:
-    """Read a deflated stream from front to back."""
+    """Reads a deflated stream from front to back."""
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: Any):
         self._stream, self._inflate = stream, zlib.decompressobj(-15)
 
     def read(self, size: int) -> bytes:
@@ -274,16 +279,17 @@ class _Inflate:
         return b"".join(pieces)
 
 
-def _below(file: BinaryIO, layers: tuple[tuple[int, bool], ...]) -> BinaryIO:
-    stream = file
+def _inside(file: BinaryIO, layers: Layers) -> Any:
+    """The content inside all layers, as a stream from front to back."""
+    stream: Any = file
     for start, deflated in layers:
         _skip(stream, start)
         stream = _Inflate(stream) if deflated else stream
     return stream
 
 
-def _skip(stream: BinaryIO, size: int | None) -> None:
-    """Read so many bytes, or all there are, and forget them."""
+def _skip(stream: Any, size: int | None) -> None:
+    """Skip so many bytes, or all that follow (None), which are read then."""
     if size and isinstance(stream, io.IOBase):
         stream.seek(size, os.SEEK_CUR)
         return

@@ -15,7 +15,8 @@ from mlpdata.image.limits import MAX_IMAGE_BYTES
 from mlpdata.sources import Broken, ClassFilter, Sample, TooSmall, Unit
 from mlpdata.sources.devkit import DEVKIT, VAL_NAME, Devkit, read_devkit
 from mlpdata.sources.files import is_system
-from mlpdata.sources.imagenet import ImageNetTars, recognise
+from mlpdata.sources.imagenet import ImageNetTars
+from mlpdata.sources.imagenet_release import recognise
 from mlpdata.sources.keys import part, text
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

@@ -12,7 +12,8 @@ from mlpdata.sources.devkit import flat_val
 from mlpdata.sources.files import is_folder, is_system
 from mlpdata.sources.folder import Folder
 from mlpdata.sources.ilsvrc import TRAIN, ImageNet1k
-from mlpdata.sources.imagenet import ImageNetTars, recognise
+from mlpdata.sources.imagenet import ImageNetTars
+from mlpdata.sources.imagenet_release import recognise
 from mlpdata.sources.keys import shown
 
 

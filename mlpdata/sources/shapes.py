@@ -1,7 +1,7 @@
 """Shapes: a procedural data set, made on the spot for the demo and the tests.
 
-Ten classes of outlines with random position, size, rotation, colours, textures and background, so that neither a pixel
-nor a colour tells the class: a linear model stays well below an MLP. Every image follows from (seed, split, number).
+Ten classes of outlines with random position, size, rotation, colours, textures and background. Neither a pixel nor a
+colour predicts the class: a linear model stays well below an MLP. (seed, split, number) determines an image.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlpdata.errors import Error
-from mlpdata.sources import Sample, Source, Unit
+from mlpdata.sources.base import Sample, Source, Unit
 
 NAMES = ["disc", "square", "triangle", "ring", "cross", "star", "bar", "crescent", "two discs", "frame"]
 IMAGES_A_UNIT = 500
 
 
 class Shapes(Source):
-    """num_train and num_val images of res x res pixels, classes drawn at random."""
+    """num_train and num_val images of res x res pixels, at least 8, with random classes."""
 
     codec = "array"
 
@@ -39,7 +39,7 @@ class Shapes(Source):
 
     def samples(self, unit: Unit) -> Iterator[Sample]:
         start, stop = unit.at
-        # A unit always starts at a multiple of its size, so this stream is its own whatever is asked for.
+        # Units start at multiples of IMAGES_A_UNIT, so each has a random stream of its own for any num_train.
         rng = np.random.default_rng([self.seed, sum(unit.split.encode()), start])
         labels = rng.integers(0, len(NAMES), IMAGES_A_UNIT)
         images = draw(labels, self.res, rng)
@@ -74,7 +74,7 @@ def draw(labels: np.ndarray, res: int, rng: np.random.Generator) -> np.ndarray:
         return (wave * uniform(0, 0.25))[..., None]
 
     ground = rng.uniform(0.1, 0.9, (n, 1, 1, 3)).astype(np.float32)
-    # The figure's colour is far from the ground's, in a direction that says nothing.
+    # The figure's colour is far from the ground's, in a random direction, so that it does not predict the class.
     shift = rng.normal(size=(n, 1, 1, 3)).astype(np.float32)
     figure = ground + shift / np.linalg.norm(shift, axis=-1, keepdims=True) * rng.uniform(0.4, 0.8, (n, 1, 1, 1))
     cover = inside[..., None]
@@ -84,7 +84,7 @@ def draw(labels: np.ndarray, res: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _coverage(kind: int, x: np.ndarray, y: np.ndarray, pixel: np.ndarray) -> np.ndarray:
-    """How much of each pixel the outline covers, from its signed distance d (negative inside), about a pixel soft."""
+    """The share of each pixel that the outline covers, from its signed distance d (negative inside); edges are soft."""
     r, ax, ay = np.hypot(x, y), np.abs(x), np.abs(y)
     turn = np.arctan2(y, x)
     d = {

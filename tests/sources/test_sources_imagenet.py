@@ -28,9 +28,10 @@ from mlpdata import Error, labels
 from mlpdata.archive.blob import open_blob
 from mlpdata.archive.gzip import GzipFile
 from mlpdata.shards.classes import read_classes
-from mlpdata.sources import Broken, ClassFilter, imagenet, imagenet_listing
-from mlpdata.sources.imagenet import ImageNetTars, recognise
+from mlpdata.sources import Broken, ClassFilter, imagenet, imagenet_scan
+from mlpdata.sources.imagenet import ImageNetTars
 from mlpdata.sources.imagenet_detect import open_imagenet1k, open_imagenet21k
+from mlpdata.sources.imagenet_release import recognise
 from mlpdata.system import engines
 
 
@@ -443,5 +444,5 @@ def test_a_gzip_conversion_end_to_end(tmp_path):
     for file in ("train.beton", "val.beton", "train-000000.tar", "classes.txt"):
         assert (tmp_path / "out-w.tar.gz" / file).read_bytes() == (tmp_path / "out-f.tar" / file).read_bytes()
     assert [name for name, _ in read_classes(tmp_path / "out-f.tar")] == list(classes)
-    assert imagenet_listing.list_archive  # the cache lies in the user's folder, not beside the archive
+    assert imagenet_scan.list_archive  # the cache lies in the user's folder, not beside the archive
     assert any((tmp_path / "home" / "listings").iterdir())
