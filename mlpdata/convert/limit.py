@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mlpdata.convert.units import Task
+from mlpdata.convert.worker import UnitTask
 from mlpdata.sources import Unit
 
 FIRST_WAVE = 8  # units of which it is guessed what they hold; a wave may have twice as many as were read before it
@@ -20,8 +20,8 @@ def first_samples(
     units: Sequence[Unit],
     holds: Sequence[Sequence[str]],
     limit: int,
-    convert: Callable[[list[Task]], list[dict[str, int]]],
-) -> list[Task]:
+    convert: Callable[[list[UnitTask]], list[dict[str, int]]],
+) -> list[UnitTask]:
     """Convert as many units as it takes. Returns the tasks whose parts hold the first `limit` samples of every split.
 
     holds:   of each unit, the wanted splits that its samples may be of.
@@ -53,7 +53,7 @@ def first_samples(
                     guesses -= 1
         if not wave:
             break
-        for i, counts in zip(sorted(wave), convert([Task(units[i], limits[i]) for i in sorted(wave)]), strict=True):
+        for i, counts in zip(sorted(wave), convert([UnitTask(units[i], limits[i]) for i in sorted(wave)]), strict=True):
             found[i] = counts
     changed = set()
     for split, queue in queues.items():
@@ -65,5 +65,5 @@ def first_samples(
                 changed.add(i)
             left -= min(left, count)
     limits = [{split: n for split, n in wanted.items() if n} for wanted in limits]
-    convert([Task(units[i], limits[i]) for i in sorted(changed) if limits[i]])
-    return [Task(unit, wanted) for unit, wanted in zip(units, limits, strict=True) if wanted]
+    convert([UnitTask(units[i], limits[i]) for i in sorted(changed) if limits[i]])
+    return [UnitTask(unit, wanted) for unit, wanted in zip(units, limits, strict=True) if wanted]

@@ -1,4 +1,7 @@
-"""The plan of a conversion: every choice settled, every unit of work listed, before anything is written."""
+"""The plan of a conversion: every choice made, every unit of work listed, before anything is written.
+
+This is as far as the options go. What each stage needs of them is a field of the plan.
+"""
 
 from __future__ import annotations
 
@@ -16,83 +19,77 @@ import mlpdata
 from mlpdata import datasets, image
 from mlpdata.archive.blob import fingerprint
 from mlpdata.convert.options import FORMATS, Options
-from mlpdata.convert.units import Recipe, Task
+from mlpdata.convert.space import estimated_bytes, is_large
+from mlpdata.convert.workdir import WorkDir
+from mlpdata.convert.worker import ImageSettings, UnitTask
 from mlpdata.errors import Error
 from mlpdata.fetch import http
-from mlpdata.shards.manifest import FORMAT_VERSION, work_path
+from mlpdata.shards.manifest import FORMAT_VERSION, Manifest
 from mlpdata.sources import ClassFilter, Source, Unit, keys
 from mlpdata.splits import checked, find
-from mlpdata.system.threads import cores
 
-DURABLE_FROM_BYTES = 2 << 30  # smaller outputs are not synced part by part: a power cut costs them seconds
 MEASURED = (16, 1024)  # fidelity is measured on one sample in 256, but on about this many at least and at most
 MAX_UNIT_NAME = 200  # bytes
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The work, settled before it starts."""
+@dataclass(frozen=True, kw_only=True)
+class ConversionPlan:
+    """The work, decided before it starts."""
 
     spec: datasets.DatasetSpec
     source: Source
-    options: Options
-    res: int
-    root: Path
-    beton_codec: str | None
-    tar_codec: str | None
-    tasks: list[Task]
+    tasks: list[UnitTask]
     splits: list[str]
     class_filter: ClassFilter  # as it is applied
-    filter_note: str  # what is to be said of a filter that nobody asked for
-    recipe: Recipe
+    settings: ImageSettings
+    root: Path  # of the shard directory
+    shard_size: int
+    limit: int | None  # samples a split
+    max_skipped: float
     num_expected: int  # samples, about; 0 where nobody knows
-    identity: dict  # equal identities give equal output; a work directory is only continued under its own
-    stamps: dict[str, str]  # see Source.stamps: when the source was opened
+    draft: Manifest  # what the manifest will say, as far as it is known: counts, sums and files are missing
+    identity: dict  # equal identities give equal output; a work directory is continued only under its own
+    stamps: dict[str, str]  # Source.stamps of when the source was opened
+    filter_note: str  # what is to be said of a class filter that nobody asked for
+    # How the work is done. Nothing below changes the output.
+    engine: str
+    workers: int | None  # None: the cores of this machine, or of the cluster
+    share: tuple[int, int] | None  # (K, N): this run converts the K-th of N shares of the units, and stops there
+    assemble: bool  # go on only if all shares are there
+    quiet: bool
 
     @cached_property
     def digest(self) -> str:
-        """Of the identity: what a journal in the work directory has to be of."""
+        """Of the identity: what every journal in the work directory has to belong to."""
         return xxhash.xxh3_128_hexdigest(json.dumps(self.identity, sort_keys=True).encode())
 
     @property
-    def work(self) -> Path:
-        return work_path(self.root)
+    def work(self) -> WorkDir:
+        return WorkDir(self.root)
 
     @property
-    def share(self) -> list[Task]:
+    def own_tasks(self) -> list[UnitTask]:
         """The tasks of this run: all, or every N-th where several machines share them."""
-        k, n = self.options.part or (1, 1)
+        k, n = self.share or (1, 1)
         return self.tasks[k - 1 :: n]
 
     @property
-    def num_workers(self) -> int:
-        return self.options.workers or cores()
-
-    @property
-    def parts(self) -> Path:
-        return self.work / "parts"
+    def all_splits(self) -> set[str]:
+        """Of the source and of the output."""
+        return {*self.source.splits, *self.splits}
 
     @property
     def estimate(self) -> tuple[int, int]:
         """About how many bytes the beton and the tars will have."""
-        return estimated_bytes(self.num_expected, self.res, self.beton_codec, self.tar_codec)
-
-    @property
-    def peak_bytes(self) -> int:
-        """About how much of the disk the work takes at its largest moment."""
-        return largest(sum(self.estimate))
-
-    @property
-    def assembling(self) -> Path:
-        """Stands once all parts were whole, before the first of them is cut off: see workdir.begin_with."""
-        return self.work / "assembling"
+        settings = self.settings
+        return estimated_bytes(self.num_expected, settings.resize.res, settings.beton_codec, settings.tar_codec)
 
 
-def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
-    """Open the source, list its units and settle every choice. Raises Error for a bad source or impossible options."""
+def make_plan(options: Options, say: Callable[[str], None] = print) -> ConversionPlan:
+    """Open the source, list its units and make every choice. Raises Error for a bad source or impossible options."""
     spec = datasets.get(options.dataset)
     res = options.res or spec.res
-    class_filter = _class_filter(options, spec)
+    asked = _asked_filter(options, spec)
     root, archive = Path(options.out or Path("shards") / f"{spec.name}-{res}"), options.source
     if options.engine == "ray":  # its workers start elsewhere
         root = root.absolute()
@@ -102,7 +99,7 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
         archive,
         res=res,
         seed=options.seed,
-        class_filter=class_filter,
+        class_filter=asked,
         splits=options.splits,
         limit=options.limit,
         image_column=options.image_column,
@@ -111,88 +108,90 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Plan:
         quiet=options.quiet,
     )
     stamps = source.stamps(str(root))
-    asked, note = class_filter, ""
-    if asked.is_default and not source.class_filter.is_default:
-        class_filter = asked.beside_splits()
-        note = f"{spec.name}: the source has splits of its own: nothing is held out, no class is left out for its size"
-    elif asked.is_default:
-        note = f"{spec.name}: {_filter_in_words(asked)}; --min-class-size 0 --val-per-class 0 takes everything"
+    class_filter, filter_note = _applied_filter(asked, source, spec.name)
     units = _checked_units(source)
-    available = list(source.splits or dict.fromkeys(unit.split for unit in units))
-    splits = _asked_for(options.splits, available, spec.name)
+    splits = _asked_splits(
+        options.splits, list(source.splits or dict.fromkeys(unit.split for unit in units)), spec.name
+    )
     order = {split: i for i, split in enumerate(source.splits or splits)}
-    wanted = [unit for unit in units if set(splits_of(source, unit)) & set(splits)]
-    tasks = [Task(unit) for unit in sorted(wanted, key=lambda unit: order[unit.split])]
-    if not tasks:
+    units = sorted((u for u in units if set(splits_of(source, u)) & set(splits)), key=lambda u: order[u.split])
+    if not units:
         raise Error(f"{spec.name}: nothing to convert; the source has no images")
-    formats = FORMATS[options.format]
-    tar_codec = options.codec
-    if options.codec == "auto":
-        tar_codec = "jpg" if source.codec == "jpg" else "png"
-    tar_codec = tar_codec if "tar" in formats else None
-    beton_codec = ("jpg" if options.codec == "jpg" else "raw") if "beton" in formats else None
-    expected = sum(unit.num_samples for unit in wanted)
-    if options.limit is not None:
-        most = options.limit * len(splits)
-        expected = min(expected, most) if all(unit.num_samples for unit in wanted) else most
-    identity = {
-        "format_version": FORMAT_VERSION,
-        "tool_version": mlpdata.__version__,
-        "command": _command(spec, options, res, splits, class_filter),
-        "release": source.release,
-        "source_files": _source_files(source, stamps),
-        "units": _digest(tasks),
-        "classes": xxhash.xxh3_64_hexdigest(repr(source.classes).encode()),
-        "image_library": image.library_versions(),
-    }
-    keep_pixels = beton_codec == "raw" or tar_codec == "raw"
-    encoding = next((c for c in (tar_codec, beton_codec) if c in ("jpg", "png")), None)
-    recipe = Recipe(
+    num_expected = _num_expected(units, options.limit, len(splits))
+    beton_codec, tar_codec = _codecs(options, source)
+    settings = ImageSettings(
         resize=image.Resize(res, options.resize, options.filter),
-        keep_pixels=keep_pixels,
-        encoding=encoding,
+        beton_codec=beton_codec,
+        tar_codec=tar_codec,
         quality=options.quality,
         seed=options.seed,
-        measure_one_in=max(1, expected // min(max(expected // 256, MEASURED[0]), MEASURED[1])),
-        durable=is_large(sum(estimated_bytes(expected, res, beton_codec, tar_codec))),
-        defers=keep_pixels and encoding != "png",
+        measure_one_in=max(1, num_expected // min(max(num_expected // 256, MEASURED[0]), MEASURED[1])),
+        durable=is_large(sum(estimated_bytes(num_expected, res, beton_codec, tar_codec))),
         splits=tuple(splits),
         training_split="train" if "train" in splits else splits[0],
     )
-    return Plan(spec, source, options, res, root, beton_codec, tar_codec, tasks, splits, class_filter, note, recipe,
-                expected, identity, stamps)  # fmt: skip
-
-
-def _source_files(source: Source, stamps: dict[str, str]) -> dict[str, dict]:
-    """What the manifest says of the files read: by name, and by as much of the path as tells them apart."""
-    names = {path: http.file_name(path) for path in source.files}
-    if len(set(names.values())) < len(names):
-        above = os.path.commonpath(names) if not any(map(http.is_url, names)) else ""
-        names = {path: os.path.relpath(path, above) if above else path for path in names}
-    found = {}
-    for path, name in names.items():
-        found[keys.text(name)] = fingerprint(path)
-        if os.path.isdir(path):
-            found[keys.text(name)] = {"xxh3_of_names_and_sizes": stamps.get(path, "").partition(" ")[0]}
-    return found
-
-
-def _class_filter(options: Options, spec: datasets.DatasetSpec) -> ClassFilter:
-    """The filter that was asked for; the data set's own where none was."""
-    names = None
-    if options.classes is not None:
-        try:
-            lines = Path(options.classes).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as e:
-            raise Error(f"cannot read --classes {options.classes}: {getattr(e, 'strerror', None) or e}") from None
-        names = tuple(filter(None, (line.split("\t")[0].strip(" \r") for line in lines)))
-        if not names or len(set(names)) < len(names):
-            raise Error(f"--classes {options.classes} names {'a class twice' if names else 'no classes'}")
-    if names is None and options.min_class_size is None and options.val_per_class is None:
-        return replace(spec.class_filter, is_default=True) if spec.class_filter else ClassFilter()
-    return ClassFilter(
-        min_class_size=options.min_class_size or 0, val_per_class=options.val_per_class or 0, classes=names
+    draft = Manifest(
+        format_version=FORMAT_VERSION,
+        dataset=spec.name,
+        release=source.release,
+        source_files=_source_files(source, stamps),
+        source_filter=_filter_record(options, class_filter, len(source.classes)),
+        num_classes=0,
+        classes_sha256="",
+        res=res,
+        resize=options.resize,  # pyright: ignore[reportArgumentType] - Options holds it to the same list
+        filter=options.filter,  # pyright: ignore[reportArgumentType]
+        formats=FORMATS[options.format],  # pyright: ignore[reportArgumentType]
+        codec=options.codec,  # pyright: ignore[reportArgumentType]
+        beton_codec=beton_codec,  # pyright: ignore[reportArgumentType]
+        tar_codec=tar_codec,  # pyright: ignore[reportArgumentType]
+        quality=None,
+        seed=options.seed,
+        shard_size=options.shard_size,
+        image_library=image.library_versions(),
+        fidelity=None,
+        mean=[],
+        std=[],
+        splits={},
+        files={},
+        tool_version=mlpdata.__version__,
+        command=_command(spec, options, res, splits, class_filter),
     )
+    identity = {
+        "format_version": FORMAT_VERSION,
+        "tool_version": draft.tool_version,
+        "command": draft.command,
+        "release": draft.release,
+        "source_files": draft.source_files,
+        "units": xxhash.xxh3_64_hexdigest("".join(map(repr, units)).encode()),
+        "classes": xxhash.xxh3_64_hexdigest(repr(source.classes).encode()),
+        "image_library": draft.image_library,
+    }
+    return ConversionPlan(
+        spec=spec,
+        source=source,
+        tasks=[UnitTask(unit) for unit in units],
+        splits=splits,
+        class_filter=class_filter,
+        settings=settings,
+        root=root,
+        shard_size=options.shard_size,
+        limit=options.limit,
+        max_skipped=options.max_skipped,
+        num_expected=num_expected,
+        draft=draft,
+        identity=identity,
+        stamps=stamps,
+        filter_note=filter_note,
+        engine=options.engine,
+        workers=options.workers,
+        share=options.part,
+        assemble=options.assemble,
+        quiet=options.quiet,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- units and splits
 
 
 def splits_of(source: Source, unit: Unit) -> tuple[str, ...]:
@@ -214,46 +213,93 @@ def _checked_units(source: Source) -> list[Unit]:
     return units
 
 
-def _filter_in_words(class_filter: ClassFilter) -> str:
-    small, held_out = class_filter.min_class_size, class_filter.val_per_class
-    words = [f"classes of at least {small} images"] if small else []
-    words += [f"the first {held_out} images by name of each class held out as val"] if held_out else []
-    return ", ".join(words)
-
-
-def _asked_for(names: tuple[str, ...], available: list[str], dataset: str) -> list[str]:
+def _asked_splits(names: tuple[str, ...], available: list[str], dataset: str) -> list[str]:
     """The source's splits that `--split` names, each once; all where it names none. Raises Error."""
-    found = {name: find(name, available) for name in names}
-    for name, split in found.items():
+    splits = []
+    for name in names:
+        split = find(name, available)
         if split is None:
             raise Error(f"{dataset} has no split {name!r} with images; it has {', '.join(available)}")
-    return list(dict.fromkeys(found.values())) or available
+        splits.append(split)
+    return list(dict.fromkeys(splits)) or available
 
 
-def _digest(tasks: list[Task]) -> str:
-    whole = xxhash.xxh3_64()
-    for task in tasks:
-        whole.update(repr(task).encode())
-    return whole.hexdigest()
+def _num_expected(units: list[Unit], limit: int | None, num_splits: int) -> int:
+    expected = sum(unit.num_samples for unit in units)
+    if limit is None:
+        return expected
+    return min(expected, limit * num_splits) if all(unit.num_samples for unit in units) else limit * num_splits
 
 
-def estimated_bytes(n: int, res: int, beton_codec: str | None, tar_codec: str | None) -> tuple[int, int]:
-    """About how many bytes the beton and the tars will have, from mean sizes of photographs at 32 and 64 pixels."""
-    area = res * res
-    payload = {"raw": 3 * area, "jpg": 0.4 * area + 750, "png": 2.15 * area + 650}
-    beton_bytes = n * payload[beton_codec] if beton_codec else 0
-    tar_bytes = n * (payload[tar_codec] + 4 * 512) if tar_codec else 0
-    return int(beton_bytes), int(tar_bytes)
+def _codecs(options: Options, source: Source) -> tuple[str | None, str | None]:
+    """The codecs of the beton and of the tars; None where that format is not wanted."""
+    formats, tar_codec = FORMATS[options.format], options.codec
+    if options.codec == "auto":
+        tar_codec = "jpg" if source.codec == "jpg" else "png"
+    beton_codec = "jpg" if options.codec == "jpg" else "raw"
+    return beton_codec if "beton" in formats else None, tar_codec if "tar" in formats else None
 
 
-def is_large(num_bytes: int) -> bool:
-    """Whether an output is worth syncing part by part, and cutting parts off as they are used."""
-    return num_bytes > DURABLE_FROM_BYTES
+# ----------------------------------------------------------------------------------------------------- class filter
 
 
-def largest(num_bytes: int) -> int:
-    """How much of the disk the work on an output of so many bytes takes at its largest moment."""
-    return int(num_bytes * (1.15 if is_large(num_bytes) else 2))
+def _asked_filter(options: Options, spec: datasets.DatasetSpec) -> ClassFilter:
+    """The filter that was asked for; the data set's own where none was."""
+    names = None
+    if options.classes is not None:
+        try:
+            lines = Path(options.classes).read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as e:
+            raise Error(f"cannot read --classes {options.classes}: {getattr(e, 'strerror', None) or e}") from None
+        names = tuple(filter(None, (line.split("\t")[0].strip(" \r") for line in lines)))
+        if not names or len(set(names)) < len(names):
+            raise Error(f"--classes {options.classes} names {'a class twice' if names else 'no classes'}")
+    if names is None and options.min_class_size is None and options.val_per_class is None:
+        return replace(spec.class_filter, is_default=True) if spec.class_filter else ClassFilter()
+    return ClassFilter(
+        min_class_size=options.min_class_size or 0, val_per_class=options.val_per_class or 0, classes=names
+    )
+
+
+def _applied_filter(asked: ClassFilter, source: Source, dataset: str) -> tuple[ClassFilter, str]:
+    """The filter as the source applies it, and what is to be said of one that nobody asked for."""
+    if not asked.is_default:
+        return asked, ""
+    if not source.class_filter.is_default:
+        note = f"{dataset}: the source has splits of its own: nothing is held out, no class is left out for its size"
+        return asked.beside_splits(), note
+    small, held_out = asked.min_class_size, asked.val_per_class
+    words = [f"classes of at least {small} images"] if small else []
+    words += [f"the first {held_out} images by name of each class held out as val"] if held_out else []
+    return asked, f"{dataset}: {', '.join(words)}; --min-class-size 0 --val-per-class 0 takes everything"
+
+
+# ---------------------------------------------------------------------------------------------------- on the record
+
+
+def _source_files(source: Source, stamps: dict[str, str]) -> dict[str, dict]:
+    """What the manifest says of the files read: by name, and by as much of the path as tells them apart."""
+    names = {path: http.file_name(path) for path in source.files}
+    if len(set(names.values())) < len(names):
+        above = os.path.commonpath(names) if not any(map(http.is_url, names)) else ""
+        names = {path: os.path.relpath(path, above) if above else path for path in names}
+    marks = {}
+    for path, name in names.items():
+        marks[keys.text(name)] = fingerprint(path)
+        if os.path.isdir(path):
+            marks[keys.text(name)] = {"xxh3_of_names_and_sizes": stamps.get(path, "").partition(" ")[0]}
+    return marks
+
+
+def _filter_record(options: Options, class_filter: ClassFilter, num_classes: int) -> dict:
+    """The filters on record. `classes_kept` is counted at the end, not assumed."""
+    sizes = {"min_class_size": class_filter.min_class_size, "val_per_class": class_filter.val_per_class}
+    record: dict = {name: n for name, n in {"limit": options.limit, **sizes}.items() if n}
+    if class_filter.min_class_size:
+        record |= {"classes_found": num_classes, "classes_kept": None}
+    if options.classes:
+        record["classes"] = Path(options.classes).name
+    return record
 
 
 def _command(

@@ -30,12 +30,12 @@ from PIL import Image
 
 import mlpdata
 from mlpdata import Error
-from mlpdata.convert import finish, run, units
-from mlpdata.convert.finish import Hasher
+from mlpdata.convert import part, run, unit
+from mlpdata.convert.hasher import Hasher
+from mlpdata.convert.lock import locked
 from mlpdata.convert.options import Options
 from mlpdata.convert.plan import make_plan
 from mlpdata.convert.sums import Summary
-from mlpdata.convert.workdir import Lock
 from mlpdata.datasets import SPECS
 from mlpdata.inspect.verify import verify
 from mlpdata.shards import beton
@@ -241,7 +241,7 @@ def test_a_damaged_jpeg_of_the_right_size_is_skipped(tmp_path, monkeypatch, larg
     whole.with_name("b-damaged.jpg").write_bytes(whole.read_bytes()[:-100])
     whole.with_name("z-damaged.jpg").write_bytes(damaged_inside(whole.read_bytes()))
     if large:
-        monkeypatch.setattr("mlpdata.convert.plan.DURABLE_FROM_BYTES", 0)
+        monkeypatch.setattr("mlpdata.convert.space.DURABLE_FROM_BYTES", 0)
     manifest, _ = convert_quietly(**options, source=str(tmp_path / "in"), out=tmp_path / "out", workers=2)
     assert [Path(row["source"]).name for row in read_jsonl(tmp_path / "out" / "skipped.jsonl")] == [
         "a-damaged.jpg",
@@ -299,7 +299,7 @@ def test_a_unit_larger_than_memory_is_held_in_a_file(tmp_path, monkeypatch):
     make_folder(tmp_path / "in")
     options = dict(dataset="folder", source=str(tmp_path / "in"), res=16, workers=1)
     convert_quietly(**options, out=tmp_path / "out")
-    monkeypatch.setattr(units, "HOLD_BYTES", 2_000)
+    monkeypatch.setattr(part, "HOLD_BYTES", 2_000)
     convert_quietly(**options, out=tmp_path / "held")
     assert sums(tmp_path / "held") == sums(tmp_path / "out")
 
@@ -331,15 +331,12 @@ def test_shares_at_work_keep_others_out(tmp_path):
     make_folder(tmp_path / "in")
     options = dict(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out", quiet=True)
     plan = make_plan(Options(**options, part=(1, 2)))
-    plan.parts.mkdir(parents=True)
-    with Lock(plan):
-        with Lock(make_plan(Options(**options, part=(2, 2)))):
+    plan.work.parts.mkdir(parents=True)
+    with locked(plan.work, plan.share):
+        with locked(plan.work, (2, 2)):
             pass
-        for more in ({"part": (1, 2)}, {"assemble": True}, {}):
-            with (
-                pytest.raises(Error, match="another conversion is at work"),
-                Lock(make_plan(Options(**options, **more))),
-            ):
+        for share in ((1, 2), None):
+            with pytest.raises(Error, match="another conversion is at work"), locked(plan.work, share):
                 pass
 
 
@@ -349,9 +346,9 @@ def test_disk_full_while_writing(tmp_path, monkeypatch):
     root = tmp_path / "out"
     options = dict(dataset="folder", source=str(tmp_path / "in"), res=8, out=root)
     plan = make_plan(Options(**options))
-    plan.parts.mkdir(parents=True)
-    (plan.parts / f"{plan.tasks[0].unit.name}.data").symlink_to("/dev/full")
-    monkeypatch.setattr(run, "tidy", lambda plan: None)  # which would remove the link
+    plan.work.parts.mkdir(parents=True)
+    (plan.work.parts / f"{plan.tasks[0].unit.name}.data").symlink_to("/dev/full")
+    monkeypatch.setattr(run, "tidy", lambda work, shared: None)  # which would remove the link
     with pytest.raises(Error, match="No space left on device"):
         convert_quietly(**options)
     assert not (root / "manifest.json").exists()
@@ -390,7 +387,7 @@ def test_keys_with_equal_hashes_are_in_one_order_everywhere(tmp_path, monkeypatc
         path.write_bytes(encoded(images[f"{c}/{i}"], "PNG"))
     monkeypatch.setattr(run, "LocalEngine", Inline)
     monkeypatch.setattr(folder, "LEAST_IMAGES", 15)
-    monkeypatch.setattr(units, "xxhash", FewHashes())
+    monkeypatch.setattr(unit, "xxhash", FewHashes())
     manifest, _ = convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=16, resize="longest", codec="png",
                                   format="both", out=tmp_path / "out", shard_size=10)  # fmt: skip
     assert manifest.splits["train"].num_samples == 80 and len(manifest.splits["train"].tars) <= 4
@@ -418,7 +415,7 @@ def test_two_images_with_one_key_are_an_error(tmp_path, monkeypatch, few):
     monkeypatch.setattr(shapes.Shapes, "samples", samples)
     monkeypatch.setattr(shapes.Shapes, "units", lambda self: [Unit("train-000000", "train", 6, 0, None)])
     if few:
-        monkeypatch.setattr(units, "xxhash", FewHashes())
+        monkeypatch.setattr(unit, "xxhash", FewHashes())
     with pytest.raises(Error, match=r"two images have the key 'k1': train-000000\[\d\] and train-000000\[\d\]"):
         convert_quietly(dataset="shapes", res=8, out=tmp_path / "out")
 
@@ -453,9 +450,9 @@ def test_low_fidelity_is_warned_of_unless_chance_explains_it(errors, psnr, upper
         total.add(
             Summary(num_measured=1, measured_values=12, measured_squared_error=12 * mse, measured_mse_squared=mse**2)
         )
-    seen = finish._fidelity(total)
+    seen = total.fidelity()
     assert (seen["num_samples"], seen["psnr_db"], seen["psnr_db_upper"]) == (len(errors), psnr, upper)
-    line = run._fidelity_line(seen)
+    line = run.fidelity_line(seen)
     assert line.startswith("warning: fidelity") == warned
     assert ("too few images to tell" in line) == (psnr < 35 and not warned)
 
@@ -690,6 +687,6 @@ def test_what_goes_wrong_while_the_source_is_opened_is_one_line(tmp_path, monkey
 
 def test_out_of_memory_is_one_line(tmp_path, monkeypatch):
     yields(monkeypatch)
-    monkeypatch.setattr(run, "_take_stock", lambda plan: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(run, "count_parts", lambda *_: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(Error, match=r"^out of memory; run the same command again"):
         convert_quietly(dataset="shapes", res=8, out=tmp_path / "out")

@@ -2,7 +2,7 @@
 
 By hand, with more kills on an archive of one's own:
 
-    python tests/test_kills.py 30 imagenet21k --source fall11_whole.tar --res 64
+    python tests/convert/test_kills.py 30 imagenet21k --source fall11_whole.tar --res 64
 """
 
 import contextlib
@@ -96,7 +96,7 @@ def held(folder, words, workers):
 
     Returns (process, pids of its workers, gate).
     """
-    gate = Gate(folder / "gate", "mlpdata.convert.units:convert_unit")
+    gate = Gate(folder / "gate", "mlpdata.convert.unit:convert_unit")
     process = start(*words, "--workers", workers, env=gate.env)
     until(lambda: len(gate.held()) == workers, process)
     return process, gate.held(), gate
@@ -120,7 +120,7 @@ def test_killed_thirty_times(tmp_path, big_folder, durable, monkeypatch):
     print(random_kills(words, tmp_path / "reference", tmp_path / "killed", kills=30, seed=30))
 
 
-DURABLE = "from mlpdata.convert import plan\nplan.DURABLE_FROM_BYTES = 0\n"  # any output is treated as a large one
+DURABLE = "from mlpdata.convert import space\nspace.DURABLE_FROM_BYTES = 0\n"  # any output is treated as a large one
 
 
 def test_parts_are_cut_off_and_the_work_goes_on_from_what_is_left(tmp_path, big_folder):
@@ -128,7 +128,7 @@ def test_parts_are_cut_off_and_the_work_goes_on_from_what_is_left(tmp_path, big_
     words = ["folder", "--source", big_folder, "--res", 48, "--shard-size", 20, "--quiet"]
     reference, root = tmp_path / "reference", tmp_path / "out"
     assert start(*words, "--out", reference).wait(HANG_S) == 0
-    gate = Gate(tmp_path / "gate", "mlpdata.convert.run:_cut_off", calls=(1, 20), before=DURABLE)
+    gate = Gate(tmp_path / "gate", "mlpdata.convert.truncation:truncate_parts", calls=(1, 20), before=DURABLE)
     process = start(*words, "--out", root, "--workers", 1, env=gate.env)
 
     def size():
@@ -185,7 +185,7 @@ def test_asked_to_stop_it_ends_cleanly(tmp_path, big_folder, number, ignored):
     if ignored and number == signal.SIGINT:
         pytest.skip("then it goes on, as it should")
     words = ["folder", "--source", big_folder, "--res", 48, "--out", tmp_path / "out"]
-    gate = Gate(tmp_path / "gate", "mlpdata.convert.units:convert_unit")
+    gate = Gate(tmp_path / "gate", "mlpdata.convert.unit:convert_unit")
     process = start(*words, "--workers", 2, env=gate.env, preexec_fn=ignoring(signal.SIGINT) if ignored else None)
     until(lambda: len(gate.held()) == 2, process)
     for pid in gate.held():
@@ -199,7 +199,7 @@ def test_asked_to_stop_it_ends_cleanly(tmp_path, big_folder, number, ignored):
 
 def test_what_nohup_keeps_going_is_not_ended_by_a_hangup(tmp_path):
     words = ["shapes", "--res", 8, "--limit", 600, "--out", tmp_path / "out", "--workers", 1]
-    gate = Gate(tmp_path / "gate", "mlpdata.convert.units:convert_unit")
+    gate = Gate(tmp_path / "gate", "mlpdata.convert.unit:convert_unit")
     process = start(*words, env=gate.env, preexec_fn=ignoring(signal.SIGHUP))
     until(gate.held, process)
     process.send_signal(signal.SIGHUP)

@@ -110,7 +110,7 @@ def test_what_is_skipped_does_not_count_and_the_rest_is_not_listed(tmp_path):
 def test_interrupted_it_goes_on(tmp_path, monkeypatch):
     options = {"dataset": "shapes", "res": 8, "limit": 2500, "workers": 1}
     convert_quietly(**options, out=tmp_path / "whole")
-    monkeypatch.setattr("mlpdata.convert.run._take_stock", lambda plan: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("mlpdata.convert.run.count_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(Error, match="stopped"):
         convert_quietly(**options, out=tmp_path / "out")
     monkeypatch.undo()

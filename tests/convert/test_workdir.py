@@ -13,7 +13,7 @@ from archives import encoded, make_folder, picture, tar_bytes
 from conftest import Inline, convert_quietly, sums
 
 from mlpdata import Error
-from mlpdata.convert import assembly, plan, run
+from mlpdata.convert import finish, journal, run, space
 from mlpdata.sources import folder
 from mlpdata.system import engines
 
@@ -33,15 +33,15 @@ def interrupted(request, tmp_path_factory):
         patch.setattr(folder, "LEAST_IMAGES", 10)
         convert_quietly(**options, out=root / "whole")
         if "large" in request.param:
-            patch.setattr(plan, "DURABLE_FROM_BYTES", 0)
+            patch.setattr(space, "DURABLE_FROM_BYTES", 0)
         with pytest.MonkeyPatch.context() as stop:
             if "parts" in request.param:
-                stop.setattr(run, "_take_stock", stopped)
+                stop.setattr(run, "count_parts", stopped)
             else:
                 calls = iter(range(6))
-                add = assembly.IndexWriter.add
+                add = journal.IndexWriter.add
                 stop.setattr(
-                    assembly.IndexWriter, "add", lambda *a: add(*a) if next(calls, None) is not None else stopped()
+                    journal.IndexWriter, "add", lambda *a: add(*a) if next(calls, None) is not None else stopped()
                 )
             with pytest.raises(Error, match="stopped; what is done stays in"):
                 convert_quietly(**options, out=root / "out")
@@ -233,8 +233,8 @@ CHANGES = {
 def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
     make_source(tmp_path / "in")
     monkeypatch.setattr(run, "LocalEngine", Inline)
-    take_stock = run._take_stock
-    monkeypatch.setattr(run, "_take_stock", lambda plan: (CHANGES[change](tmp_path / "in"), take_stock(plan))[1])
+    count_parts = run.count_parts
+    monkeypatch.setattr(run, "count_parts", lambda *args: (CHANGES[change](tmp_path / "in"), count_parts(*args))[1])
     with pytest.raises(Error, match=r"in changed while it was read, .*: delete that and run the same command again"):
         convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -243,14 +243,14 @@ def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
 def test_a_source_that_is_cut_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
     make_source(tmp_path / "in")
     monkeypatch.setattr(run, "LocalEngine", Inline)
-    convert_parts = run._convert_parts
+    convert_parts = run.convert_parts
 
     def cut(*args, **kwargs):
         for path in (tmp_path / "in").glob("*/*.jpg"):
             os.truncate(path, 10)
         convert_parts(*args, **kwargs)
 
-    monkeypatch.setattr(run, "_convert_parts", cut)
+    monkeypatch.setattr(run, "convert_parts", cut)
     with pytest.raises(Error, match=r"in changed while it was read, .*: delete that and run the same command again"):
         convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out")
 
@@ -260,7 +260,7 @@ def test_a_source_that_changed_between_two_runs(tmp_path, monkeypatch):
     options = {"dataset": "folder", "source": str(tmp_path / "in"), "res": 8, "out": tmp_path / "out"}
     monkeypatch.setattr(run, "LocalEngine", Inline)
     with monkeypatch.context() as stop:
-        stop.setattr(run, "_take_stock", stopped)
+        stop.setattr(run, "count_parts", stopped)
         with pytest.raises(Error, match="stopped"):
             convert_quietly(**options)
     shutil.copytree(tmp_path / "in", tmp_path / "kept")  # with its times
@@ -346,8 +346,8 @@ def test_threads_that_cannot_be_started_are_one_line(tmp_path, monkeypatch, fini
 
 
 def test_a_file_that_cannot_be_hashed_at_the_end_is_named(tmp_path):
-    task = assembly.FileTask(tmp_path / "train.beton", True)
-    _, error, _ = engines.attempt(assembly.seal_file, None, task)
+    task = finish.FileTask(tmp_path / "train.beton", True)
+    _, error, _ = engines.attempt(finish.finish_file, None, task)
     assert str(error).endswith(f", at {tmp_path / 'train.beton'}; when that is mended, run the same command again")
 
 

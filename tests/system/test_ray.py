@@ -10,9 +10,9 @@ from archives import encoded, make_folder, picture
 from conftest import HANG_S, Gate, run_cli, sums, until
 
 from mlpdata import Error
-from mlpdata.convert.assembly import State
 from mlpdata.convert.options import Options
 from mlpdata.convert.plan import make_plan
+from mlpdata.convert.worker import WorkerContext
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs ray: pip install 'mlpdata[ray]'", allow_module_level=True)
@@ -28,7 +28,7 @@ def cluster(tmp_path_factory):
     """
     from ray.cluster_utils import Cluster
 
-    gate = Gate(tmp_path_factory.mktemp("gate"), "mlpdata.convert.units:convert_unit", calls=())
+    gate = Gate(tmp_path_factory.mktemp("gate"), "mlpdata.convert.unit:convert_unit", calls=())
     old = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = gate.env["PYTHONPATH"]  # as where mlpdata is installed
     options = dict(num_cpus=2, object_store_memory=STORE_BYTES, include_dashboard=False)
@@ -87,11 +87,11 @@ def test_without_a_cluster_it_says_what_to_do(tmp_path):
 def test_a_node_that_does_not_see_the_files_is_named(tmp_path):
     make_folder(tmp_path / "in")
     plan = make_plan(Options(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out", engine="ray"))
-    state = State(plan.source, plan.recipe, plan.root, plan.beton_codec, plan.tar_codec, [], plan.digest)
+    context = WorkerContext(plan.source, plan.settings, plan.work, [], plan.digest)
     with pytest.raises(Error, match=r"node .* does not see .*\.convert: --engine ray needs it on a disk .* share"):
-        state.arrive()
-    plan.parts.mkdir(parents=True)
-    state.arrive()
-    state._image_library = {"jpeg": "simplejpeg 0.1"}
+        context.arrive()
+    plan.work.parts.mkdir(parents=True)
+    context.arrive()
+    context._image_library = {"jpeg": "simplejpeg 0.1"}
     with pytest.raises(Error, match=r"node .* has .*, this machine simplejpeg 0.1"):
-        state.arrive()
+        context.arrive()

@@ -1,0 +1,165 @@
+"""Whose directory it is: what an output directory holds, and whether a plan may write there or go on there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import xxhash
+
+from mlpdata.convert.plan import ConversionPlan
+from mlpdata.convert.workdir import clean_up
+from mlpdata.errors import Error, first_line
+from mlpdata.shards.manifest import Manifest, manifest_path
+from mlpdata.system.files import sync_dir
+
+
+def finished_manifest(plan: ConversionPlan) -> Manifest | None:
+    """The manifest, if the directory is finished and holds just what the plan makes.
+
+    None where there is work to do, also on a finished directory that lost something: see `begin_again`. Raises Error
+    for a directory that holds anything else.
+    """
+    root, work = plan.root, plan.work.path
+    if os.path.lexists(manifest_path(root)):
+        manifest = _own_manifest(plan)
+        if _loss(root, manifest):
+            return None
+        if work.is_dir():  # a run was stopped between writing the manifest and cleaning up
+            clean_up(plan.work, manifest, plan.all_splits)
+        return manifest
+    if root.exists() and not root.is_dir():
+        raise Error(f"{root} is a file; choose another --out")
+    if root.is_dir() and any(root.iterdir()) and not os.path.lexists(work):
+        raise Error(f"{root} is not empty and no conversion of ours; choose another --out, or delete it")
+    if os.path.lexists(work) and (work.is_symlink() or not work.is_dir()):
+        raise Error(f"{work} is not the folder that an unfinished conversion leaves; remove it")
+    return None
+
+
+def _own_manifest(plan: ConversionPlan) -> Manifest:
+    """The manifest of a finished directory. Raises Error where it is damaged, or not of this plan."""
+    root = plan.root
+    try:
+        manifest = Manifest.load(root)
+    except Error as e:
+        raise Error(f"{e}: choose another --out, or delete {root} first") from None
+    if manifest.command != plan.draft.command:
+        content = f"another conversion ({manifest.command})"
+    elif not _same_files(manifest.source_files, plan.draft.source_files):
+        content = "a conversion of another source, or of this one before it changed"
+    else:
+        return manifest
+    raise Error(f"{root} holds {content}; choose another --out, or delete that directory")
+
+
+def _same_files(recorded: dict[str, dict], now: dict[str, dict]) -> bool:
+    """Whether a source is what a manifest says of it. Older manifests say of a folder only its name."""
+    return recorded.keys() == now.keys() and all(not mark or mark == now[name] for name, mark in recorded.items())
+
+
+def _loss(root: Path, manifest: Manifest) -> str:
+    """What is wrong with the first file of a finished directory that is gone or has another size; "" if none is."""
+    try:
+        manifest.check_sizes(root)
+    except Error as e:
+        return first_line(e).partition(";")[0]
+    return ""
+
+
+def begin_again(plan: ConversionPlan, say: Callable[[str], None]) -> None:
+    """Where a finished directory lost something, make it unfinished: the manifest goes first, then what it lists."""
+    if not os.path.lexists(manifest_path(plan.root)):
+        return
+    manifest = _own_manifest(plan)
+    say(f"warning: {_loss(plan.root, manifest)}: all of {plan.root} is made again")
+    manifest_path(plan.root).unlink()
+    sync_dir(plan.root)
+    for name in manifest.files:
+        path = plan.root / name
+        if path.is_dir() and not path.is_symlink():
+            raise Error(f"{path} is a folder; remove it, and run the same command again")
+        path.unlink(missing_ok=True)
+
+
+def bind(plan: ConversionPlan, say: Callable[[str], None]) -> None:
+    """Bind the work directory to the plan, or raise Error where it is bound to another one."""
+    path = plan.work.plan
+    bound = _read_bound(path)
+    if bound is None:
+        if path.exists():
+            say(f"warning: {path} was damaged and is written anew; what else is there is looked at piece by piece")
+            path.unlink()
+        _write_bound(plan, path)
+        bound = _read_bound(path)
+        if bound is None:
+            raise Error(f"{path} cannot be read back; run the same command again")
+    identity = bound["identity"]
+    if identity.get("command") == plan.identity["command"] and _changed(bound["stamps"], plan.stamps):
+        raise Error(
+            f"{_changed(bound['stamps'], plan.stamps)} changed after the conversion in {plan.root} had begun: "
+            f"delete {plan.root} and run the same command again, or put back what was there"
+        )
+    if identity != plan.identity:
+        differs = next((k for k in plan.identity if identity.get(k) != plan.identity[k]), "plan")
+        raise Error(
+            f"{plan.root} holds an unfinished conversion with another {differs} "
+            f"({identity.get('command', 'unreadable')}); finish it with its own options, "
+            "choose another --out, or delete the directory"
+        )
+
+
+def check_source(plan: ConversionPlan) -> None:
+    """Raise Error where the source is not what it was when it was opened."""
+    if changed := _changed(plan.stamps, plan.source.stamps(str(plan.root))):
+        raise Error(
+            f"{changed} changed while it was read, and nobody can say what is in {plan.root} now: delete that and run "
+            "the same command again"
+        )
+
+
+def _changed(before: dict[str, str], now: dict[str, str]) -> str:
+    """The first of the source's files that is another now; "" where none is. The source may have been moved."""
+    if len(before) != len(now):
+        return next(iter(now), "the source")
+    return next((path for (path, stamp), old in zip(now.items(), before.values(), strict=True) if stamp != old), "")
+
+
+def _write_bound(plan: ConversionPlan, path: Path) -> None:
+    body = json.dumps({"identity": plan.identity, "stamps": plan.stamps}, indent=1).encode()
+    tmp = plan.work.temporary(f"plan.{os.uname().nodename}.{os.getpid()}")
+    with open(tmp, "wb") as f:
+        f.write(xxhash.xxh3_64_hexdigest(body).encode() + b"\n" + body)
+        f.flush()
+        os.fsync(f.fileno())
+    try:
+        os.link(tmp, path)  # of several machines that start at once, one is first
+        tmp.unlink()
+    except FileExistsError:
+        tmp.unlink()
+    except OSError:  # a file system without links
+        os.replace(tmp, path)
+    sync_dir(path.parent)
+
+
+def _read_bound(path: Path) -> dict | None:
+    """What the work directory is bound to; None where nothing says so. Raises Error for another version's."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    check, _, body = data.partition(b"\n")
+    if check == xxhash.xxh3_64_hexdigest(body).encode():
+        return json.loads(body)
+    try:
+        older = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(older, dict) and isinstance(older.get("tool_version"), str):
+        raise Error(
+            f"{path.parent.parent} holds an unfinished conversion of another mlpdata ({older['tool_version']:.20}); "
+            "finish it with that, choose another --out, or delete the directory"
+        )
+    return None

@@ -1,0 +1,174 @@
+"""Stage 1, in the parent: every unit of the plan becomes a part, and what the parts hold is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlpdata.convert import truncation
+from mlpdata.convert.limit import first_samples
+from mlpdata.convert.plan import ConversionPlan, splits_of
+from mlpdata.convert.sums import Summary
+from mlpdata.convert.unit import CheckTask, PartCounts, check_unit, convert_unit
+from mlpdata.convert.worker import UnitTask, WorkerContext
+from mlpdata.errors import Error
+from mlpdata.shards import card
+from mlpdata.sources import NothingLeft
+from mlpdata.system.engines import Engine
+from mlpdata.system.files import sync_dir
+from mlpdata.system.progress import Progress
+
+# -------------------------------------------------------------------------------------------------------- convert
+
+
+def convert_parts(
+    plan: ConversionPlan, engine: Engine, known: Collection[str], say: Callable[[str], None], again: bool
+) -> None:
+    """Convert the units of this run's share whose parts are not there yet.
+
+    known: names of units whose parts are whole: this run made them, or looked at them.
+    again: this run had all of them before; some have to be made anew.
+    """
+    unknown = [task for task in plan.own_tasks if task.unit.name not in known]
+    done = _check_parts(plan, unknown, engine)
+    todo = [task for task in unknown if task.unit.name not in done]
+    if plan.assemble and todo and not again:
+        raise Error(_missing(plan, todo))
+    with _progress(plan, todo if again else plan.own_tasks) as progress:
+        if done and not again:
+            say(f"going on: {len(done)} of {len(plan.own_tasks)} units are done")
+            for task in unknown:
+                if counts := done.get(task.unit.name):
+                    progress.resume(*_amount(task, counts))
+        _make_parts(plan, todo, engine, progress)
+
+
+def convert_first_samples(plan: ConversionPlan, engine: Engine) -> list[UnitTask]:
+    """Convert just what --limit wants. Returns the tasks that it took, with how many samples of each are wanted."""
+    assert plan.limit is not None
+    wanted_splits = [tuple(s for s in splits_of(plan.source, t.unit) if s in plan.splits) for t in plan.tasks]
+    with _progress(plan, []) as progress:
+
+        def convert(tasks: list[UnitTask]) -> list[dict[str, int]]:
+            done = _check_parts(plan, tasks, engine)
+            done |= _make_parts(plan, [task for task in tasks if task.unit.name not in done], engine, progress)
+            return [done[task.unit.name].samples for task in tasks]
+
+        return first_samples([task.unit for task in plan.tasks], wanted_splits, plan.limit, convert)
+
+
+def _check_parts(plan: ConversionPlan, tasks: list[UnitTask], engine: Engine) -> dict[str, PartCounts]:
+    """What an earlier run left of the parts of tasks, by unit."""
+    may_be_truncated = truncation.begun(plan.work, plan.digest) is not None
+    checks = [CheckTask(task, may_be_truncated) for task in tasks if plan.work.part(task.unit.name).exists()]
+    with Progress("checking", len(checks), unit="units", quiet=plan.quiet) as progress:
+        results = engine.map(check_unit, checks, progress)
+        return {check.task.unit.name: counts for check, counts in results if counts is not None}
+
+
+def _make_parts(
+    plan: ConversionPlan, tasks: list[UnitTask], engine: Engine, progress: Progress
+) -> dict[str, PartCounts]:
+    made = {task.unit.name: counts for task, counts in engine.map(convert_unit, tasks, progress, _amount)}
+    sync_dir(plan.work.parts)
+    return made
+
+
+def _progress(plan: ConversionPlan, tasks: list[UnitTask]) -> Progress:
+    total_bytes = sum(task.unit.num_bytes for task in tasks)
+    return Progress("converting", plan.num_expected, quiet=plan.quiet, total_bytes=total_bytes)
+
+
+def _amount(task: UnitTask, counts: PartCounts) -> tuple[int, int, int]:
+    """(samples, bytes read, skipped), for the progress line."""
+    return sum(counts.samples.values()), task.unit.num_bytes, counts.num_skipped
+
+
+def _missing(plan: ConversionPlan, todo: list[UnitTask]) -> str:
+    """Which shares lack units, as far as the lock files of the machines that were at work tell."""
+    counts = plan.work.share_counts()
+    text = f"{len(todo)} of {len(plan.tasks)} units are missing, the first is {todo[0].unit.name}"
+    if len(counts) == 1:
+        n, numbers = counts.pop(), {task.unit.name: i for i, task in enumerate(plan.tasks)}
+        shares = sorted({numbers[task.unit.name] % n + 1 for task in todo})
+        text += f"; run {', '.join(f'--part {k}/{n}' for k in shares)} first"
+    return text + " (without --assemble this machine converts them)"
+
+
+# ---------------------------------------------------------------------------------------------------------- count
+
+
+@dataclass
+class Totals:
+    """What all parts together hold."""
+
+    class_counts: dict[str, np.ndarray]  # split -> (classes,) by the source's labels
+    num_skipped: dict[str, int]  # by split
+    num_left_out: int  # files that are none of the data
+    first_reason: str  # why the first of those that were skipped was
+    small: dict[str, int]  # images of each class that was found too small when it was read
+    decoded: set[str]  # units of which nothing was deferred
+    payload_bytes: int  # of all samples, as pixels and encoded
+    summary: Summary
+    label_map: np.ndarray  # (classes,) the source's label -> the output's; -1 for a class that is left out
+
+    @property
+    def num_samples(self) -> int:
+        return sum(int(counts.sum()) for counts in self.class_counts.values())
+
+
+def count_parts(plan: ConversionPlan, context: WorkerContext) -> Totals:
+    """Count what the parts hold, one after the other. Raises Error where that is no whole data set."""
+    n = len(plan.source.classes)
+    class_counts = {split: np.zeros(n, np.int64) for split in plan.splits}
+    totals = Totals(class_counts, dict.fromkeys(plan.splits, 0), 0, "", {}, set(), 0, Summary(), np.arange(n))
+    for number, task in enumerate(plan.tasks):
+        part = context.part(number)
+        record = part.record
+        totals.summary.add(record.summary)
+        totals.small.update(record.small)
+        totals.decoded |= {task.unit.name} if record.decodes_all else set()
+        for skipped in record.skipped:
+            if skipped.get("is_data", True):
+                totals.num_skipped[skipped["split"]] += 1
+                totals.first_reason = totals.first_reason or skipped["reason"]
+            else:
+                totals.num_left_out += 1
+        for split, (start, stop) in record.splits.items():
+            rows = part.rows(start, stop)
+            class_counts[split] += np.bincount(rows["label"], minlength=n)
+            for column in ("pixels_bytes", "encoded_bytes"):
+                totals.payload_bytes += int(rows[column].sum(dtype=np.int64))
+    if plan.source.drops_empty_classes:
+        is_kept = sum(class_counts.values()) > 0
+        totals.label_map = np.where(is_kept, np.cumsum(is_kept) - 1, -1)
+    return totals
+
+
+def iter_skipped(context: WorkerContext) -> Iterator[dict]:
+    """The rows of skipped.jsonl, in the order of the source."""
+    for number in range(len(context.unit_names)):
+        yield from context.part(number).record.skipped
+
+
+def check_totals(plan: ConversionPlan, context: WorkerContext, totals: Totals) -> None:
+    """Raise Error where a split is empty, or more images than --max-skipped could not be read."""
+    if totals.small and not totals.num_samples:
+        raise plan.class_filter.none_left(totals.small)
+    for split, counts in totals.class_counts.items():
+        if not counts.sum():
+            if totals.first_reason:
+                reason = f"none of its images could be read; the first: {totals.first_reason}"
+                raise Error(f"split {split!r} is empty: {reason}")
+            raise NothingLeft(f"split {split!r} is empty: the source has no image of it")
+    num_skipped = sum(totals.num_skipped.values())
+    total = num_skipped + totals.num_samples
+    if num_skipped / total > plan.max_skipped:  # not multiplied: 0.29 * 100 is less than 29
+        card.write_skipped(plan.work.skipped, iter_skipped(context))
+        raise Error(
+            f"{num_skipped:,} of {total:,} images ({num_skipped / total:.2%}) could not be read, "
+            f"more than --max-skipped {plan.max_skipped:g}; the first: {totals.first_reason}; all are listed in "
+            f"{plan.work.skipped}. The same command with a larger share goes on from here"
+        )
