@@ -1,131 +1,136 @@
-"""Pixels: bilinear samples at planned positions, boxes, colour, and images with chroma at half resolution.
+"""From stored pixels and a Geometry to the finished batch: sample, colour, normalise, blank, mix, lay out.
 
-Shapes: N batch, H x W stored image, R output rows or columns, C channels. Positions are int32 in 1/256 pixel, so a
-bilinear weight has 8 bits, as in a GPU's texture unit, and a sum of four pixels by two weights each has 24, which
-float32 holds exactly: gathers, passes and matrix products give the same bits.
+Written as torch operations on planes, float32 (n, R, R) of one channel each, which torch.compile fuses into one pass.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
+from torch import Tensor
+
+from mlpdata.augment.batch import DTYPES
+from mlpdata.augment.chroma import to_rgb
+from mlpdata.augment.geometry import Geometry
+from mlpdata.augment.sampling import Sampler, cover, size_of
+
+if TYPE_CHECKING:
+    from mlpdata.augment.augment import Augment
 
 GREY = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
 
-# ---------------------------------------------------------------------------------------------------------- samples
+Planes = list[Tensor]
 
 
-def spread(start: torch.Tensor, length: torch.Tensor, res: int) -> torch.Tensor:
-    """Positions of res samples across each stretch of pixels, in 1/256 pixel: int64 (N,) each -> int32 (N, res).
+class StoredImages(NamedTuple):
+    """Images as in Batch, or turned for the sampler `passes`, and how they are sampled."""
 
-    Half-pixel centres, clamped to the stretch: torch's interpolate(mode="bilinear", align_corners=False,
-    antialias=False) of the cut-out stretch, (i + 1/2) length / res - 1/2, rounded.
+    images: Tensor
+    chroma: Tensor | None
+    sample: Sampler
+
+
+def fill(a: Augment, out: Tensor, stored: StoredImages, geometry: Geometry) -> None:
+    """Write the finished batch to `out`, which has the output's dtype and layout."""
+    if geometry.share is None:
+        turns = [_shade(a, stored, geometry, None)]
+    else:
+        # Both images of a pair are made in one step, which reads each of them once. An odd last one is its own partner.
+        even = torch.arange(0, len(out), 2, device=out.device)
+        odd = (even + 1).clamp(max=len(out) - 1)
+        first, second = (_shade(a, stored, geometry.of(which), which) for which in (even, odd))
+        turns = [_mix(first, second, geometry.of(even)), _mix(second, first, geometry.of(odd))]
+    out.copy_(_lay_out(a, turns)[: len(out)])
+
+
+def _shade(a: Augment, stored: StoredImages, geometry: Geometry, which: Tensor | None) -> Planes:
+    """Red, green and blue of some images, finished but for mixing.
+
+    which: int64 (n,), None for all. geometry: of those images.
     """
-    step = torch.arange(1, 2 * res, 2, device=start.device)
-    length = length.unsqueeze(1)
-    inside = torch.div(step * length * 256 + res, 2 * res, rounding_mode="floor") - 128
-    inside = torch.minimum(inside.clamp(min=0), (length - 1) * 256)
-    return (inside + start.unsqueeze(1) * 256).to(torch.int32)
-
-
-def gather(image, which, rows, columns) -> list[torch.Tensor]:
-    """Bilinear samples of each channel, four pixels each: uint8 (N, H, W, C) -> C times float32 (N, R, R)."""
-    n = torch.arange(len(image), device=image.device) if which is None else which
-    n = n.view(-1, 1, 1)
-    (y0, y1, wy0, wy1), (x0, x1, wx0, wx1) = (
-        _two(rows.unsqueeze(2), image.shape[1]),
-        _two(columns.unsqueeze(1), image.shape[2]),
-    )
-    planes = []
-    for c in range(image.shape[3]):
-        plane = image[..., c]
-        upper = plane[n, y0, x0].float() * wx0 + plane[n, y0, x1].float() * wx1
-        lower = plane[n, y1, x0].float() * wx0 + plane[n, y1, x1].float() * wx1
-        planes.append((upper * wy0 + lower * wy1) * (1 / 65536))
+    images = stored.images
+    if geometry.rows is None or geometry.columns is None:
+        planes = list((images if which is None else images[which]).float().unbind(3))
+    else:
+        planes = stored.sample(images, which, geometry.rows, geometry.columns)
+        if stored.chroma is not None:
+            chroma = _chroma(a, stored, stored.chroma, geometry.rows, geometry.columns, which)
+            planes = to_rgb(planes[0], *chroma)
+    if geometry.factors is not None:
+        brightness, contrast, saturation = geometry.factors.view(-1, 3, 1, 1).unbind(1)
+        if a.brightness:
+            planes = [(c * brightness).clamp(0, 255) for c in planes]
+        if a.contrast:
+            planes = _blend(planes, _grey_mean(planes).view(-1, 1, 1), contrast)
+        if a.saturation:
+            planes = _blend(planes, _grey(planes), saturation)
+    planes = [c * scale + shift for c, (scale, shift) in zip(planes, normalisation(a), strict=True)]
+    if geometry.holes is not None:
+        for hole in geometry.holes.unbind(1):
+            is_blank = _inside(hole, planes[0])
+            planes = [torch.where(is_blank, 0.0, c) for c in planes]
     return planes
 
 
-def _two(position: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-    """The two pixels next to a position and their weights of 0 to 256; beyond the image they are black."""
-    first = position >> 8
-    weight = (position & 255).float()
-    before, after = first.clamp(0, size - 1), (first + 1).clamp(0, size - 1)
-    return before, after, torch.where(first == before, 256 - weight, 0.0), torch.where(first + 1 == after, weight, 0.0)
+def _chroma(
+    a: Augment, stored: StoredImages, chroma: Tensor, rows: Tensor, columns: Tensor, which: Tensor | None
+) -> Planes:
+    """Sampled Cb and Cr, 0 for grey. Chroma pixel k lies between the luma pixels 2k and 2k + 1."""
+    height, width = size_of(chroma)
+    half_rows = ((rows - 128) >> 1).clamp(0, 256 * (height - 1))
+    half_columns = ((columns - 128) >> 1).clamp(0, 256 * (width - 1))
+    planes = [c - 128 for c in stored.sample(chroma, which, half_rows, half_columns)]
+    if a.pad:  # black has no colour
+        height, width = size_of(stored.images)
+        covered = cover(rows, height).unsqueeze(2) * cover(columns, width).unsqueeze(1)
+        planes = [c * covered for c in planes]
+    return planes
 
 
-def turned(image: torch.Tensor) -> torch.Tensor:
-    """What `passes` reads, uint8 (N, H, W, C) -> float32 (N, W, C, H): its columns are stretches of memory."""
-    return image.permute(0, 2, 3, 1).contiguous().float()
+def normalisation(a: Augment) -> list[tuple[float, float]]:
+    """(scale, shift) of each channel, from 0 to 255 to the output's range."""
+    if a.mean is None or a.std is None:
+        return [(1 / 255, 0.0)] * 3
+    return [(1 / (255 * s), -m / s) for m, s in zip(a.mean, a.std, strict=True)]
 
 
-def size_of(image: torch.Tensor) -> tuple[int, int]:
-    """(H, W) of images, turned or not."""
-    return (image.shape[3], image.shape[1]) if image.dtype == torch.float32 else tuple(image.shape[1:3])
+def _mix(own: Planes, other: Planes, geometry: Geometry) -> Planes:
+    assert geometry.share is not None
+    share = geometry.share.view(-1, 1, 1)
+    if geometry.paste is not None:
+        share = torch.where(_inside(geometry.paste, own[0]), 0.0, share)
+    return [share * a + (1 - share) * b for a, b in zip(own, other, strict=True)]
 
 
-def passes(image, which, rows, columns) -> list[torch.Tensor]:
-    """gather of turned images, first across and then down, so that all reads are of stretches of memory.
-
-    For processors, where compilers find vector instructions for stretches and none for gathers of bytes: with AVX2 half
-    the time of `gather` or less. A GPU gathers, in one kernel and without memory in between.
-    """
-    n, width, channels, height = image.shape
-    across = _between(image.view(n, width, channels * height), which, columns)
-    across = _kept(_kept(across).transpose(1, 2))
-    return [_between(across[:, c * height : (c + 1) * height], None, rows) * (1 / 65536) for c in range(channels)]
-
-
-def _between(x, which, position) -> torch.Tensor:
-    """Weighted sums of neighbouring rows, float32 (N, S, K) at int32 (n, R) -> (n, R, K); times 256."""
-    n = torch.arange(len(x), device=x.device) if which is None else which
-    n, k = n.view(-1, 1, 1), torch.arange(x.shape[2], device=x.device)
-    before, after, weight_before, weight_after = _two(position.unsqueeze(2), x.shape[1])
-    return x[n, before, k] * weight_before + x[n, after, k] * weight_after
+def _lay_out(a: Augment, turns: list[Planes]) -> Tensor:
+    """Planes of every k-th image, k turns, to the batch in the output's dtype and layout."""
+    turns = [[c.to(DTYPES[a.dtype]) for c in planes] for planes in turns]
+    if a.layout == "channels_last":
+        x = torch.stack([torch.stack(planes, 3) for planes in turns], 1).flatten(0, 1)
+        return x.permute(0, 3, 1, 2)
+    x = torch.stack([c for planes in turns for c in planes], 1)
+    x = x.view(-1, 3, *x.shape[2:])
+    return x.flatten(1) if a.layout == "flat" else x
 
 
-def _kept(x: torch.Tensor) -> torch.Tensor:
-    """x in memory: as_strided is what the compiler does not see through, else it makes x anew for every reader."""
-    x = x.contiguous()
-    return x.as_strided(x.shape, x.stride())
-
-
-def products(image, which, rows, columns) -> list[torch.Tensor]:
-    """gather as two products with matrices of weights: several times as fast where nothing is compiled."""
-    across, down = (_hat(p, size) for p, size in ((columns, image.shape[2]), (rows, image.shape[1])))
-    n, height, width, channels = image.shape
-    x = image.permute(0, 3, 1, 2).float().reshape(n, channels * height, width)
-    x = torch.bmm(x, across.transpose(1, 2)).view(n, channels, height, columns.shape[1])
-    return list(torch.matmul(down.unsqueeze(1), x).mul_(1 / 65536).unbind(1))
-
-
-def _hat(position: torch.Tensor, size: int) -> torch.Tensor:
-    """Weights of `size` pixels at each position: int32 (N, R) -> float32 (N, R, size), max(0, 256 - distance)."""
-    pixel = torch.arange(0, 256 * size, 256, device=position.device, dtype=torch.int32)
-    return (position.unsqueeze(2) - pixel).abs_().neg_().add_(256).clamp_(min=0).float()
-
-
-def cover(position: torch.Tensor, size: int) -> torch.Tensor:
-    """How much of a sample at each position comes from inside the image: int32 (N, R) -> float32, 0 to 1."""
-    return torch.minimum(position + 256, 256 * size - position).clamp(0, 256).float() * (1 / 256)
-
-
-def inside(box: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Which pixels lie in each box: int64 (N, 4) -> bool (N, R, R)."""
-    top, left, high, wide = (b.view(-1, 1, 1) for b in box.unbind(1))
+def _inside(box: Tensor, like: Tensor) -> Tensor:
+    """Which pixels lie in each box: int64 (N, 4) -> bool (N, R, R), R as in `like`."""
+    top, left, high, wide = box.view(-1, 4, 1, 1).unbind(1)
     y = torch.arange(like.shape[1], device=box.device).view(1, -1, 1) - top
     x = torch.arange(like.shape[2], device=box.device).view(1, 1, -1) - left
     return (y >= 0) & (y < high) & (x >= 0) & (x < wide)
 
 
-def grey(planes) -> torch.Tensor:
+def _grey(planes: Planes) -> Tensor:
     return GREY[0] * planes[0] + GREY[1] * planes[1] + GREY[2] * planes[2]
 
 
-def grey_mean(planes) -> torch.Tensor:
-    """Mean grey level of each image, float32 (N,), summed as integers: in any order the same."""
-    levels = grey(planes)
+def _grey_mean(planes: Planes) -> Tensor:
+    """Mean grey level of each image, float32 (n,), summed as integers: in any order the same."""
+    levels = _grey(planes)
     return (levels * 256).to(torch.int32).sum((1, 2)).float() * (1 / (256 * levels.shape[1] * levels.shape[2]))
 
 
-def blend(planes, other, share) -> list[torch.Tensor]:
-    share = share.view(-1, 1, 1)
+def _blend(planes: Planes, other: Tensor, share: Tensor) -> Planes:
     return [(share * c + (1 - share) * other).clamp(0, 255) for c in planes]

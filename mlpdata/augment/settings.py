@@ -73,6 +73,10 @@ class Augmentation:
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std must be positive, not {self.std}")
 
+    def output_size(self, stored: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of what becomes of an image of the stored size."""
+        return (self.res, self.res) if self.res else stored
+
     @property
     def has_jitter(self) -> bool:
         return bool(self.brightness or self.contrast or self.saturation)

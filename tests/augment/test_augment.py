@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mlpdata import Augment, Batch
-from mlpdata.augment import draws
+from mlpdata.augment import draws, geometry
 from mlpdata.augment.chroma import from_ycc420, to_ycc420
-from mlpdata.augment.draws import FLIP, MIXUP, Draws, uniform
+from mlpdata.augment.draws import FLIP, MIXUP, Draws
 
 
 def batch(n=64, height=32, width=32, first=0):
@@ -23,9 +23,13 @@ def batch(n=64, height=32, width=32, first=0):
     return Batch(images, torch.arange(n) % 10, torch.arange(first, first + n))
 
 
+def uniform(ids, seed, epoch, purpose):
+    return Draws.of(ids, seed, epoch, (purpose,)).uniform(purpose)
+
+
 def crops(ids, height, width, scale, ratio, epoch, seed):
     table = draws.ratio_table(*ratio, ids.device)
-    return draws.crop_boxes(Draws.of(ids, seed, epoch, draws.CROP), height, width, scale, table, ratio).unbind(1)
+    return geometry.crop_boxes(Draws.of(ids, seed, epoch, draws.CROP), (height, width), scale, table, ratio).unbind(1)
 
 
 def part(whole, start, stop):
@@ -239,7 +243,7 @@ def test_on_the_cpu_it_compiles_only_after_a_while(monkeypatch):
     whole, augment = batch(8, 11, 13), Augment(res=5)  # sizes that no other test has a runner of
     first = augment.apply(whole, 0, 0)
     assert not calls
-    monkeypatch.setattr("mlpdata.augment.augment.COMPILE_PAYS_S", 0)
+    monkeypatch.setattr("mlpdata.augment.runner.COMPILE_PAYS_S", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # that it runs uncompiled
         assert same(augment.apply(whole, 0, 0), first) and len(calls) == 2

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mlpdata.augment import draws
+from mlpdata.augment import draws, geometry
 from mlpdata.augment.augment import Augment
 from mlpdata.augment.batch import Batch
 from mlpdata.augment.chroma import to_ycc420
@@ -93,8 +93,8 @@ def torchvision_functional(images, res, threads):
 def drawn(images, res):
     ids = torch.arange(len(images))
     table = draws.ratio_table(3 / 4, 4 / 3, ids.device)
-    boxes = draws.crop_boxes(Draws.of(ids, 0, 0, draws.CROP), res, res, (0.08, 1.0), table, (3 / 4, 4 / 3))
-    return boxes, draws.uniform(ids, 0, 0, draws.FLIP) < 0.5
+    boxes = geometry.crop_boxes(Draws.of(ids, 0, 0, draws.CROP), (res, res), (0.08, 1.0), table, (3 / 4, 4 / 3))
+    return boxes, Draws.of(ids, 0, 0, (draws.FLIP,)).uniform(draws.FLIP) < 0.5
 
 
 def grid_sample(images, res, threads):

@@ -10,10 +10,10 @@ import torchvision.transforms.v2.functional as tv
 from torchvision.transforms import RandomErasing, RandomResizedCrop
 from torchvision.transforms.v2 import CutMix
 
-from mlpdata.augment import draws
+from mlpdata.augment import draws, geometry
 from mlpdata.augment.augment import Augment
 from mlpdata.augment.batch import Batch
-from mlpdata.augment.draws import Draws, uniform
+from mlpdata.augment.draws import Draws
 
 SEED, EPOCH, N = 7, 3, 48
 PLAIN = {"crop_scale": None, "flip": False}
@@ -53,8 +53,8 @@ def drawn(b, *purposes):
 def crop(size, res, compare):
     b = batch(*size)
     table = draws.ratio_table(3 / 4, 4 / 3, b.ids.device)
-    boxes = draws.crop_boxes(drawn(b, *draws.CROP), *size, (0.08, 1.0), table, (3 / 4, 4 / 3)).tolist()
-    flips = uniform(b.ids, SEED, EPOCH, draws.FLIP) < 0.5
+    boxes = geometry.crop_boxes(drawn(b, *draws.CROP), size, (0.08, 1.0), table, (3 / 4, 4 / 3)).tolist()
+    flips = drawn(b, draws.FLIP).uniform(draws.FLIP) < 0.5
 
     def per_image(i, image):
         image = tv.resized_crop(image, *boxes[i], [res, res], antialias=False)
@@ -72,8 +72,8 @@ def pad():
 
 
 def jitter(name):
-    b = batch(32, 32)
-    factors = (0.4 + 1.2 * uniform(b.ids, SEED, EPOCH, getattr(draws, name.upper()))).tolist()
+    b, purpose = batch(32, 32), getattr(draws, name.upper())
+    factors = (0.4 + 1.2 * drawn(b, purpose).uniform(purpose)).tolist()
     return worst(ours(b, **PLAIN, **{name: 0.6}), b,
                  lambda i, image: getattr(tv, f"adjust_{name}")(image, factors[i]))  # fmt: skip
 
@@ -88,7 +88,7 @@ def normalize():
 def erase():
     b = batch(32, 32)
     table = draws.ratio_table(0.3, 3.3, b.ids.device)
-    boxes = draws.erase_boxes(drawn(b, *draws.ERASING), (32, 32), 0.7, (0.02, 0.33), table).tolist()
+    boxes = geometry.erase_boxes(drawn(b, *draws.ERASING), (32, 32), 0.7, (0.02, 0.33), table).tolist()
     return worst(ours(b, **PLAIN, erase=0.7), b, lambda i, image: tv.erase(image, *boxes[i], torch.tensor(0)))
 
 
@@ -98,8 +98,8 @@ def mixed(name):
     out = Augment(**PLAIN, **{name: 1.0}, compile=False).apply(b, EPOCH, SEED)
     if name == "cutmix":
         table = draws.beta_table(1.0, b.ids.device)
-        lam = draws.look_up(table, uniform(b.ids, SEED, EPOCH, draws.CUTMIX))
-        boxes = draws.cutmix_boxes(drawn(b, draws.CUTMIX_TOP, draws.CUTMIX_LEFT), (32, 32), lam).tolist()
+        lam = draws.look_up(table, drawn(b, draws.CUTMIX).uniform(draws.CUTMIX))
+        boxes = geometry.cutmix_boxes(drawn(b, draws.CUTMIX_TOP, draws.CUTMIX_LEFT), (32, 32), lam).tolist()
 
     def per_image(i, image):
         partner = b.images[i ^ 1].permute(2, 0, 1) / 255
@@ -126,11 +126,11 @@ def distributions():
     count, image = 8000, torch.zeros(3, 48, 64)
     ids = torch.arange(count)
     table = draws.ratio_table(3 / 4, 4 / 3, ids.device)
-    mine = draws.crop_boxes(Draws.of(ids, 0, 0, draws.CROP), 48, 64, (0.08, 1.0), table, (3 / 4, 4 / 3))
+    mine = geometry.crop_boxes(Draws.of(ids, 0, 0, draws.CROP), (48, 64), (0.08, 1.0), table, (3 / 4, 4 / 3))
     theirs = torch.tensor([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(count)])
     far = {"crop": [(quantiles(mine[:, k]) - quantiles(theirs[:, k])).abs().max().item() / 48 for k in range(4)]}
     table = draws.ratio_table(0.3, 3.3, ids.device)
-    mine = draws.erase_boxes(Draws.of(ids, 0, 0, draws.ERASING), (48, 64), 1.0, (0.02, 0.33), table)
+    mine = geometry.erase_boxes(Draws.of(ids, 0, 0, draws.ERASING), (48, 64), 1.0, (0.02, 0.33), table)
     theirs = torch.tensor([RandomErasing.get_params(image, (0.02, 0.33), (0.3, 3.3), [0.0])[:4] for _ in range(count)])
     far["erase"] = [(quantiles(mine[:, k]) - quantiles(theirs[:, k])).abs().max().item() / 48 for k in range(4)]
     return far
