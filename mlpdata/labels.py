@@ -20,6 +20,7 @@ import numpy as np
 from mlpdata.errors import Error
 
 LISTS = {"fall11": "f", "fall11-12k": "t", "fall11-p": "p", "winter21-p": "w", "ilsvrc2012": "k"}  # name -> its mark
+WNID = re.compile(r"n\d{8}")  # the name of a synset
 VAL_KEY = re.compile(r"ILSVRC2012_val_(\d{8})$")
 
 

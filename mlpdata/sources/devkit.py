@@ -1,7 +1,7 @@
-"""What the val images of ILSVRC2012 are: the devkit beside them says it, or Kaggle's LOC_val_solution.csv.
+"""The labels of ILSVRC2012's val images, from the devkit beside them or from Kaggle's LOC_val_solution.csv.
 
-The devkit has a MATLAB matrix, which scipy reads in C: damaged ones end the process that reads them, or never end. So
-that is done in another process, whose time and memory are bounded.
+The devkit holds a MATLAB matrix, which scipy parses in C: a damaged one can end the process, or keep it busy for ever.
+So another process reads it, whose time and memory are bounded.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlpdata import splits
-from mlpdata.errors import Error, first_line
+from mlpdata.errors import Error, first_line, reading
+from mlpdata.labels import WNID
 from mlpdata.sources.keys import shown
 
 DEVKIT, SOLUTION = "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv"
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.(?i:jpe?g)")
-WNID = re.compile(r"n\d{8}")
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 MAX_DEVKIT_BYTES = 64 << 20  # unpacked; the real one has 7 MB
 MAX_LIST_BYTES = 16 << 20  # the real lists have 0.2 and 2 MB
@@ -41,16 +41,16 @@ synsets = loadmat(io.BytesIO(sys.stdin.buffer.read()), squeeze_me=True)["synsets
 leaves = synsets[np.asarray(synsets["num_children"], int) == 0]
 rows = [(int(i), str(w)[:80]) for i, w in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)]
 print(json.dumps(rows[:100_000]))
-"""  # seconds of work, not of a busy machine; numpy and scipy alone take 0.3 GB of addresses
+"""  # RLIMIT_CPU counts seconds of work, whatever else the machine does; numpy and scipy alone map 0.3 GB
 MAX_SECONDS = 600
 
 
 @dataclass(frozen=True)
 class Devkit:
-    """wnids: of the val images in order, the first is number 1. classes: all wnids, sorted."""
+    """What the devkit says of the val images."""
 
-    wnids: list[str]
-    classes: list[str]
+    wnids: list[str]  # of image number 1, 2, ...
+    classes: list[str]  # all wnids, sorted
 
 
 def read_devkit(path: Path) -> Devkit:
@@ -73,27 +73,28 @@ def read_devkit(path: Path) -> Devkit:
 
 
 def _members(path: Path) -> tuple[bytes, bytes]:
+    """(ground truth, meta.mat) of a devkit, gzip or not. Raises KeyError, ValueError, OSError and tarfile's errors."""
     with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+        is_gzip = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        data = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_DEVKIT_BYTES + 1)
+        data = (gzip.GzipFile(fileobj=file) if is_gzip else file).read(MAX_DEVKIT_BYTES + 1)
     if len(data) > MAX_DEVKIT_BYTES:
         raise ValueError(f"it has more than {MAX_DEVKIT_BYTES >> 20} MiB")
-    found = {}
+    content: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
         for member in archive:
             name = posixpath.basename(member.name)
-            if name in (TRUTH, META) and member.isfile():
-                if name in found or member.size > MAX_LIST_BYTES:
+            if name in (TRUTH, META) and (file := archive.extractfile(member)):
+                if name in content or member.size > MAX_LIST_BYTES:
                     raise ValueError(f"{name} is there twice, or too large")
-                found[name] = archive.extractfile(member).read()
-    return found[TRUTH], found[META]
+                content[name] = file.read()
+    return content[TRUTH], content[META]
 
 
 def _read_meta(meta: bytes) -> list[tuple[int, str]]:
     """(number, wnid) of every class in meta.mat."""
     environ = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", READ_META],
         input=meta,
         env=environ,
@@ -101,30 +102,27 @@ def _read_meta(meta: bytes) -> list[tuple[int, str]]:
         timeout=MAX_SECONDS,
         check=False,
     )
-    if done.returncode:
-        told = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise ValueError(f"{META} cannot be read: {told[0]}" if done.returncode > 0 else f"{META} ends its reader")
-    return [(i, name) for i, name in json.loads(done.stdout)]
+    if process.returncode:
+        if process.returncode < 0:
+            raise ValueError(f"{META} ends its reader")
+        lines = process.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {process.returncode}"]
+        raise ValueError(f"{META} cannot be read: {lines[-1]}")
+    return [(i, name) for i, name in json.loads(process.stdout)]
 
 
 def flat_val(path: Path) -> dict[str, dict[str, str]]:
-    """{folder: {file: wnid}} where the val images of a directory lie in one folder, as they come; {} where they do not.
+    """{folder: {file: wnid}} of the folders of a directory that hold val images without class folders.
 
-    The devkit beside the folder says what they are, or Kaggle's LOC_val_solution.csv. Raises Error without either.
+    Raises Error where no list says their labels, see `val_labels`.
     """
-    try:
-        with os.scandir(path) as entries:
-            folders = sorted(e.name for e in entries if splits.of_folder(e.name) == "val" and e.is_dir())
-        folders = [name for name in folders if _is_flat(path / name)]
-    except OSError as e:
-        raise Error(f"cannot read the folder {e.filename or path}: {e.strerror}") from None
-    if not folders:
-        return {}
-    return dict.fromkeys(folders, val_labels(path, path / folders[0]))
+    with reading(f"the folder {path}"), os.scandir(path) as entries:
+        folders = sorted(e.name for e in entries if splits.of_folder(e.name) == "val" and e.is_dir())
+    folders = [name for name in folders if _is_flat(path / name)]
+    return dict.fromkeys(folders, val_labels(path, path / folders[0])) if folders else {}
 
 
 def val_labels(path: Path, images: Path) -> dict[str, str]:
-    """{file: wnid} of the val images, as the devkit or Kaggle's list in a directory says. Raises Error."""
+    """{file: wnid} of the val images at `images`, from the devkit or Kaggle's list in `path`. Raises Error."""
     if (path / DEVKIT).is_file():
         wnids = enumerate(read_devkit(path / DEVKIT).wnids, 1)
         return {f"ILSVRC2012_val_{i:08d}.JPEG": wnid for i, wnid in wnids}
@@ -134,25 +132,22 @@ def val_labels(path: Path, images: Path) -> dict[str, str]:
 
 
 def _is_flat(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
+    with reading(f"the folder {folder}"), os.scandir(folder) as entries:
         return any(VAL_NAME.fullmatch(e.name) for e in entries)
 
 
 def _read_solution(path: Path) -> dict[str, str]:
     """{file: wnid} of lines `ILSVRC2012_val_00000001,n01440764 1 2 3 4 ...`, behind a line of headings."""
-    found: dict[str, str] = {}
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_LIST_BYTES + 1)
-    except OSError as e:
-        raise Error(f"cannot read {path}: {e.strerror}") from None
+    wnids: dict[str, str] = {}
+    with reading(path), open(path, "rb") as f:
+        data = f.read(MAX_LIST_BYTES + 1)
     if len(data) > MAX_LIST_BYTES:
         raise Error(f"{path} has more than {MAX_LIST_BYTES >> 20} MiB: it is no list of 50,000 images")
     for number, line in enumerate(data.decode("utf-8", "replace").split("\n")[1:], 2):
         if line.strip():
             name, _, boxes = line.strip().partition(",")
             file, wnid = f"{name}.JPEG", boxes.partition(" ")[0]
-            if not VAL_NAME.fullmatch(file) or not WNID.fullmatch(wnid) or found.setdefault(file, wnid) != wnid:
+            if not VAL_NAME.fullmatch(file) or not WNID.fullmatch(wnid) or wnids.setdefault(file, wnid) != wnid:
                 why = "is not an image and its wnid, or gives an image another one"
                 raise Error(f"{path}: line {number} {why}: {shown(line[:80])}")
-    return found
+    return wnids

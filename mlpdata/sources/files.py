@@ -1,7 +1,7 @@
-"""Files and folders before their content is read: what names say, what lies below a folder, whether it changed.
+"""Files and folders before their content is decoded: names, the tree below a folder, stamps that show changes.
 
-Names only estimate and order (counts of a listing, which images are held out). Whether a file is an image is decided by
-its content, in `mlpdata.image`.
+Names are used for estimates and order only (counts of a listing, which images are held out). `mlpdata.image` decides by
+the content whether a file is an image.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import xxhash
 
-from mlpdata.errors import Error, first_line
+from mlpdata.errors import Error, first_line, reading
 from mlpdata.image.limits import MAX_IMAGE_BYTES
 
 KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
-MAX_LINKS = 1_000  # to one folder; links to folders of links are 2^n paths
+MAX_LINKS = 1_000  # to one folder; folders of links to folders of links are 2^n paths
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm",
                   ".pgm", ".pbm", ".pnm", ".avif", ".jp2")  # fmt: skip
@@ -32,19 +32,19 @@ SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "#recycle", "$recycle.bin", "s
 
 
 def looks_like_image(name: str) -> bool:
-    """Whether a file's name is that of an image: by its ending, in any case, or by having none.
+    """Whether a name is that of an image: it has an image's ending, in any case, or none.
 
     >>> looks_like_image("a/n01440764_1.JPEG"), looks_like_image("scan.TIFF"), looks_like_image("notes.txt")
     (True, True, False)
     """
     name = name.rpartition("/")[2].lower()
     if name.endswith(IMAGE_SUFFIXES):
-        return not name.startswith("._")  # no other system file ends so
+        return not name.startswith("._")  # the only system files with such an ending
     return "." not in name and not is_system(name)
 
 
 def is_system(path: str) -> bool:
-    """Whether a file is what an operating system or a tool leaves beside data: AppleDouble, thumbnails, and the like.
+    """Whether a file was left beside the data by an operating system or a tool: AppleDouble, thumbnails and the like.
 
     >>> is_system("__MACOSX/train/._a.jpg"), is_system("cats/Thumbs.db"), is_system("cats/.hidden.jpg")
     (True, True, False)
@@ -55,28 +55,24 @@ def is_system(path: str) -> bool:
     return bool(folder) and _is_in_system_folder(folder)
 
 
-@functools.lru_cache(1 << 10)  # one folder has many files, and this is asked of every member of a tar
+@functools.lru_cache(1 << 10)  # called for every member of a tar, many of which share a folder
 def _is_in_system_folder(folder: str) -> bool:
     return not SYSTEM_FOLDERS.isdisjoint(folder.split("/"))
 
 
 def tree(root: str) -> Iterator[tuple[str, list[os.DirEntry]]]:
-    """Every folder from `root` on, as (path below it with `/`, entries in the order of their names); "" is `root`.
+    """Every folder from `root` on: (its path below `root` with `/`, "" for `root`; its entries sorted by name).
 
-    Links to folders are followed. System folders are among the entries and not entered. Raises Error for a folder that
-    cannot be read, and for a link to a folder around it.
+    Links to folders are followed. System folders are listed but not entered. Raises Error for a folder that cannot be
+    read, and for a link to a folder that contains it.
     """
     num_links: Counter[tuple[int, int]] = Counter()
     waiting: list[tuple[str, bool, tuple]] = [("", False, tuple(_identities_around(root)))]
     while waiting:
         below, is_link, around = waiting.pop()
         path = os.path.join(root, below) if below else root
-        try:
-            status = os.stat(path)
-            with os.scandir(path) as found:
-                entries = sorted(found, key=lambda e: e.name)
-        except OSError as e:
-            raise Error(f"cannot read the folder {path}: {e.strerror or first_line(e)}") from None
+        with reading(f"the folder {path}"), os.scandir(path) as iterator:
+            status, entries = os.stat(path), sorted(iterator, key=lambda e: e.name)
         identity = (status.st_dev, status.st_ino)
         if identity in around:
             raise Error(f"{path} is the same folder as one around it: a loop; remove the link")
@@ -105,7 +101,7 @@ def is_folder(entry: os.DirEntry) -> bool:
 
 
 def why_no_file(entry: os.DirEntry) -> str:
-    """Why an entry that is no folder cannot be read as a file, without touching it; "" where it is a file."""
+    """Why an entry that is no folder is no readable file either, without opening it; "" where it is a file."""
     try:
         if entry.is_file():
             return ""
@@ -116,9 +112,10 @@ def why_no_file(entry: os.DirEntry) -> str:
 
 
 def read_file(path: str) -> bytes | str:
-    """The content of a file that was listed, or why it cannot be had. Raises Error where it vanished.
+    """The content of a file that was listed, at most MAX_IMAGE_BYTES, or the reason why it cannot be read.
 
-    Opened without waiting, and looked at before it is read: it may have become a FIFO since. At most MAX_IMAGE_BYTES.
+    It may have become a FIFO since, so opening it does not wait, and its kind is checked first. Raises Error where it
+    vanished.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -145,7 +142,8 @@ def read_file(path: str) -> bytes | str:
 def matching(path: Path) -> tuple[Path, list[Path]]:
     """(folder, sorted paths) that a path or a pattern such as `data/*/train-*.tar` stands for.
 
-    What exists as it is written is no pattern, nor are the folders of a pattern that do, whatever is in their names.
+    A path that exists literally is no pattern. The leading folders of a pattern that exist are taken literally too,
+    whatever their names contain.
     """
     if os.path.lexists(path):
         return path.parent, [path]
@@ -156,10 +154,10 @@ def matching(path: Path) -> tuple[Path, list[Path]]:
 
 
 def stamp(path: str, without: str = "") -> str:
-    """What tells whether a file, or anything below a folder, is still what it was: sizes and times of change.
+    """A text that changes when a file, or anything below a folder, does: made of sizes and times of change.
 
-    Of a folder two digests: the first is of names and sizes alone, and the same for a copy.
-    without: a folder that may lie below, of which nothing counts, nor does that it is there.
+    For a folder it is two digests. The first is of names and sizes alone, and the same for a copy.
+    without: a folder that may lie below: neither its content nor its existence counts.
     """
     try:
         if not os.path.isdir(path):
@@ -167,14 +165,14 @@ def stamp(path: str, without: str = "") -> str:
         content, digest = xxhash.xxh3_128(), xxhash.xxh3_128()
         left_out = os.path.relpath(os.path.realpath(without), os.path.realpath(path)) + "/" if without else "../"
         for below, entries in tree(path):
-            found = [e for e in entries if not (is_folder(e) or is_system(e.name))]
-            leads_there = not found and left_out.startswith(f"{below}/")
-            if not (leads_there or f"{below}/".startswith(left_out)):
+            files = [e for e in entries if not (is_folder(e) or is_system(e.name))]
+            leads_to_left_out = not files and left_out.startswith(f"{below}/")
+            if not (leads_to_left_out or f"{below}/".startswith(left_out)):
                 content.update(f"{below}\0".encode("utf-8", "surrogateescape"))
-                for entry in found:
-                    name, told = entry.name.encode("utf-8", "surrogateescape"), _entry_stamp(entry)
-                    content.update(name + b"\0%s\0" % told.partition(",")[0].encode())
-                    digest.update(told.encode())
+                for entry in files:
+                    name, entry_stamp = entry.name.encode("utf-8", "surrogateescape"), _entry_stamp(entry)
+                    content.update(name + b"\0%s\0" % entry_stamp.partition(",")[0].encode())
+                    digest.update(entry_stamp.encode())
         digest.update(content.digest())
         return f"{content.hexdigest()} {digest.hexdigest()}"
     except OSError as e:
@@ -185,7 +183,7 @@ def _entry_stamp(entry: os.DirEntry) -> str:
     try:
         return _stamp(entry.stat())
     except OSError:
-        return "gone"  # or a link that leads nowhere
+        return "gone"  # or a link to nowhere
 
 
 def _stamp(status: os.stat_result) -> str:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from mlpdata.archive.tarscan import SPECIAL, Damage, Member, ReadAt, Special
 from mlpdata.image.limits import MAX_IMAGE_BYTES
+from mlpdata.labels import WNID
 from mlpdata.sources import keys
 from mlpdata.sources.base import Broken, ClassFilter, Sample, TooSmall
 from mlpdata.sources.files import is_system, looks_like_image
-from mlpdata.sources.imagenet_listing import WNID, ClassExtent, class_items
+from mlpdata.sources.imagenet_listing import ClassExtent, class_items
 
 
 @dataclass(slots=True)

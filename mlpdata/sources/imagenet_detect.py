@@ -1,13 +1,14 @@
-"""Which kind of archive a path is, told by what is in it: the ways in which people have ImageNet."""
+"""ImageNet in every form in which people have it: the content of a path decides which source reads it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from mlpdata.errors import Error
+from mlpdata.errors import Error, reading
 from mlpdata.fetch.hub import Repository
-from mlpdata.sources import ClassFilter, Source, downsampled, webdataset
+from mlpdata.sources import downsampled, webdataset
+from mlpdata.sources.base import ClassFilter, Source
 from mlpdata.sources.devkit import flat_val
 from mlpdata.sources.files import is_folder, is_system
 from mlpdata.sources.folder import Folder
@@ -22,7 +23,9 @@ def open_imagenet1k(
 ) -> Source:
     """ILSVRC2012: the official tars, Downsampled-ImageNet, WebDataset tars, or class folders or tars in a directory.
 
-    Of a URL (a string) it is the train tar, of a repository its WebDataset tars. splits: those that are wanted; () all.
+    path:   a string is the URL of the train tar; a repository has to hold WebDataset tars.
+    cache:  folder that keeps the listing of gzip streams.
+    splits: names of those that are wanted, () for all.
     """
     if not isinstance(path, Path):
         return _remote(path, class_filter, res, cache, ("ilsvrc2012",))
@@ -42,7 +45,7 @@ def open_imagenet21k(
 ) -> Source:
     """ImageNet-21k: fall11, winter21 or -P in one tar, plain or gzip, WebDataset tars, or class folders or tars.
 
-    Of a URL (a string) it is the one plain tar, of a repository its WebDataset tars.
+    path: a string is the URL of the one plain tar; a repository has to hold WebDataset tars. See open_imagenet1k.
     """
     lists = ("fall11", "fall11-12k", "fall11-p", "winter21-p")
     if not isinstance(path, Path):
@@ -65,21 +68,18 @@ def _classes(
     class_filter: ClassFilter,
     res: int,
     splits: tuple[str, ...],
-    labelled: dict[str, dict[str, str]] | None = None,
+    val_labels: dict[str, dict[str, str]] | None = None,
 ) -> Source:
     """A directory of extracted classes: `<wnid>.tar` files or `<wnid>/` folders, also below split folders."""
-    try:
-        with os.scandir(path) as found:
-            entries = sorted(found, key=lambda e: e.name)
-    except OSError as e:
-        raise Error(f"cannot read the folder {path}: {e.strerror}") from None
+    with reading(f"the folder {path}"), os.scandir(path) as iterator:
+        entries = sorted(iterator, key=lambda e: e.name)
     folders = [e.name for e in entries if is_folder(e) and not is_system(e.name + "/")]
-    tars = [e.name for e in entries if e.name.endswith(".tar") and not is_folder(e) and not is_system(e.name)]
-    tars = [name for name in tars if not name.startswith("ILSVRC2012")]
+    files = [e.name for e in entries if not is_folder(e) and not is_system(e.name)]
+    tars = [name for name in files if name.endswith(".tar") and not name.startswith("ILSVRC2012")]
     if tars and folders:
         raise Error(f"{path} has tars and folders, {shown(tars[0])} and {shown(folders[0])}: move one kind away")
     if tars:
         return ImageNetTars(path, class_filter, res)
-    source = Folder(path, class_filter, res, labelled, splits)
+    source = Folder(path, class_filter, res, val_labels, splits)
     source.release = recognise([name for name, _ in source.classes], [], False)
     return source

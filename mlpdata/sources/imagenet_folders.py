@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from mlpdata import splits
 from mlpdata.errors import Error
+from mlpdata.labels import WNID
 from mlpdata.sources import keys
-from mlpdata.sources.imagenet_listing import WNID, ArchiveListing, ClassExtent
+from mlpdata.sources.imagenet_listing import ArchiveListing, ClassExtent
 
 VAL_NAME = re.compile(r"ILSVRC2012_val_\d{8}\.\w+")  # the names of the val images do not say their class
 SMALL_CLASSES = "imagenet21k_small_classes"  # what ImageNet-21k-P leaves out

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field, fields
@@ -22,7 +21,6 @@ from mlpdata.errors import Error, reading
 from mlpdata.sources import keys
 from mlpdata.system.files import write_atomic
 
-WNID = re.compile(r"n\d{8}")
 MAX_LEFT_OUT = 200_000  # damaged places and strange members; a file with more is no archive of classes
 CACHE_MAGIC = b"mlpdata listing 3\n"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import xxhash
 from mlpdata.archive.blob import PlainFile
 from mlpdata.archive.zip import LOCAL_HEADER_BYTES, MAX_MEMBER_BYTES, read_directory, unpack
 from mlpdata.errors import Error
+from mlpdata.labels import WNID
 from mlpdata.sources import keys
 from mlpdata.sources.base import Broken, Sample, Source, Unit, left_out_units, left_out_warnings
 from mlpdata.sources.files import IMAGE_SUFFIXES, is_system
@@ -20,7 +20,6 @@ from mlpdata.sources.folder import Folder
 from mlpdata.sources.folder_layout import ANNOTATIONS, SYSTEM, parse_annotations
 
 ROOT = "tiny-imagenet-200"
-WNID = re.compile(r"n\d{8}")
 IMAGES_A_UNIT = 2_000
 MAX_READ_BYTES = 256 << 20  # at once; the members of a unit have 4 MB
 MAX_LOCAL_BYTES = 1 << 16  # of a local header's name and extra field
