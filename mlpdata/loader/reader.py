@@ -156,12 +156,12 @@ class Reader:
             fd = -1
             try:
                 fd = self._open(file, direct)
-                for r in ranges_of_file:
+                for _, start, length, needed, to in ranges_of_file:
                     done = 0
-                    while done < r.needed:
-                        n = preadv(fd, [buffer[r.to + done : r.to + r.length]], r.start + done)
+                    while done < needed:
+                        n = preadv(fd, [buffer[to + done : to + length]], start + done)
                         if not n:
-                            self._raise_cut_short(fd, file, r.start + done)
+                            self._raise_cut_short(fd, file, start + done)
                         done += n
                 self.check_stamp(file, os.fstat(fd))  # it may have been written to while it was read
             except OSError as e:

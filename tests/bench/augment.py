@@ -12,16 +12,11 @@ many bytes (half of uint8 in plus bf16 out, each way) over ours. Peers that are 
 in the environment that has them. Prints one JSON row a set.
 """
 
-import argparse
-import importlib.metadata
 import itertools
-import json
 import multiprocessing
-import os
-import platform
-import sys
 import time
 
+import harness
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -140,68 +135,55 @@ def copy(num_bytes, device):
 def race(contestants, args):
     """{name: (seconds, CPU seconds) of one batch, a value a round}."""
     wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
-    running, seconds, cpu = {}, {}, {}
-    for name, start in contestants.items():
-        try:
-            running[name] = start()
-            for _ in range(3):  # compilation, memory
-                running[name]()
+
+    def warm_up(step):  # compilation, memory
+        for _ in range(3):
+            step()
+        wait()
+
+    def turn(step):
+        n, used, start = 0, -time.process_time(), time.perf_counter()
+        while not n or time.perf_counter() - start < args.seconds / args.rounds:
+            for _ in range(args.repeat):
+                elsewhere = step()
+                used += elsewhere if isinstance(elsewhere, float) else 0
             wait()
-        except ImportError as e:
-            running.pop(name, None)
-            print(f"{name} left out: {e}", file=sys.stderr)
-    for _ in range(args.rounds):
-        for name, step in running.items():
-            n, used, started = 0, -time.process_time(), time.perf_counter()
-            while not n or time.perf_counter() - started < args.seconds / args.rounds:
-                for _ in range(args.repeat):
-                    elsewhere = step()
-                    used += elsewhere if isinstance(elsewhere, float) else 0
-                wait()
-                n += args.repeat
-            seconds.setdefault(name, []).append((time.perf_counter() - started) / n)
-            cpu.setdefault(name, []).append((used + time.process_time()) / n)
-    return {name: (np.array(seconds[name]), np.array(cpu[name])) for name in running}
+            n += args.repeat
+        return (time.perf_counter() - start) / n, (used + time.process_time()) / n
+
+    results = harness.take_turns(harness.started(contestants, warm_up), turn, args.rounds)
+    return {name: np.array(turns).T for name, turns in results.items()}
 
 
 def row(name, times, num_bytes, args):
     seconds, cpu = ({n: t[k] for n, t in times.items()} for k in (0, 1))
-    out = {"bench": "augment", "set": name, "batch": args.batch, "res": args.res, "device": args.device}
-    out |= {
-        "rounds": args.rounds,
-        "threads": args.threads,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }
+    rates = {n: args.batch / s for n, s in seconds.items() if n != "copy"}
+    pairs = [(n, peer) for n in rates for peer in rates if n.startswith("ours") and not peer.startswith("ours")]
+    out = {
+        "bench": "augment", "set": name, "batch": args.batch, "res": args.res, "device": args.device,
+        "rounds": args.rounds, "threads": args.threads, **harness.machine("torch", "torchvision", "kornia"),
+        "images_per_s": {
+            n: harness.spread(r) | {"cpu_us_per_image": round(float(np.median(cpu[n])) / args.batch * 1e6, 1)}
+            for n, r in rates.items()
+        },
+        "ratio": {f"{n} / {peer}": harness.median_ratio(rates[n], rates[peer], 2) for n, peer in pairs},
+        "megabytes_a_batch": round(num_bytes / 1e6, 1),
+        "copy_gb_per_s": round(float(np.median(num_bytes / seconds["copy"])) / 1e9, 1),
+        "copy_share": {n: harness.median_ratio(seconds["copy"], seconds[n]) for n in rates if "ours" in n},
+    }  # fmt: skip
     if args.device == "cuda":
         out["gpu"] = torch.cuda.get_device_name()
-    for package in ("torch", "torchvision", "kornia"):
-        try:
-            out[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            out[package] = None
-    rates = {n: args.batch / s for n, s in seconds.items() if n != "copy"}
-    out["images_per_s"] = {
-        n: {"median": round(float(np.median(r))), "min": round(r.min()), "max": round(r.max()),
-            "cpu_us_per_image": round(float(np.median(cpu[n])) / args.batch * 1e6, 1)}
-        for n, r in rates.items()
-    }  # fmt: skip
-    pairs = [(n, peer) for n in rates for peer in rates if n.startswith("ours") and not peer.startswith("ours")]
-    out["ratio"] = {f"{n} / {peer}": round(float(np.median(rates[n] / rates[peer])), 2) for n, peer in pairs}
-    if args.device == "cpu":
-        out["cpu_ratio"] = {f"{n} / {peer}": round(float(np.median(cpu[peer] / cpu[n])), 2) for n, peer in pairs}
-    out["megabytes_a_batch"] = round(num_bytes / 1e6, 1)
-    out["copy_gb_per_s"] = round(float(np.median(num_bytes / seconds["copy"])) / 1e9, 1)
-    out["copy_share"] = {n: round(float(np.median(seconds["copy"] / seconds[n])), 3) for n in rates if "ours" in n}
+    else:
+        out["cpu_ratio"] = {f"{n} / {peer}": harness.median_ratio(cpu[peer], cpu[n], 2) for n, peer in pairs}
     return out
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--res", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=harness.CORES)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=4, help="for each contestant")
     parser.add_argument("--augment", nargs="+", default=["crop+flip"], choices=SETS)
@@ -212,19 +194,19 @@ def main():
     peers = {
         f.__name__: lambda f=f: f(images, args.res, args.threads) for f in (torchvision_v2, torchvision_functional)
     }
-    there = images.to(args.device)
-    peers |= {f.__name__: lambda f=f: f(there, args.res, args.threads) for f in (grid_sample, kornia)}
+    on_device = images.to(args.device)
+    peers |= {f.__name__: lambda f=f: f(on_device, args.res, args.threads) for f in (grid_sample, kornia)}
     num_bytes = images.numel() * 3
     for name in args.augment:
         options = SETS[name]
         contestants = peers if name == "crop+flip" else {}  # the processes are forked before any thread pool starts
         contestants |= {
             "copy": lambda: copy(num_bytes, args.device),
-            "ours": lambda o=options: ours(there, o, True),
-            "ours eager": lambda o=options: ours(there, o, False),
-            "ours ycc420": lambda o=options: ours(there, o, True, ycc=True),
+            "ours": lambda o=options: ours(on_device, o, True),
+            "ours eager": lambda o=options: ours(on_device, o, False),
+            "ours ycc420": lambda o=options: ours(on_device, o, True, ycc=True),
         }
-        print(json.dumps(row(name, race(contestants, args), num_bytes, args)), flush=True)
+        harness.report(row(name, race(contestants, args), num_bytes, args))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -31,10 +30,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import harness
 import numpy as np
+from harness import CORES
 from PIL import Image
 
-CORES = len(os.sched_getaffinity(0))
 BLOCK = 64  # images a thread takes at a time
 
 
@@ -155,15 +155,14 @@ def ffcv_role(mode: str, res: int, folder: Path) -> None:
 
 
 def summary(n: int, seconds: list[list[float]]) -> dict[str, float]:
-    rates = [n / wall for wall, *_ in seconds]
-    row = {k: round(f(rates)) for k, f in (("median", statistics.median), ("min", min), ("max", max))}
+    row = harness.spread(n / wall for wall, *_ in seconds)
     for i, k in enumerate(["per_core", "synced"][: len(seconds[0]) - 1], 1):
         row[k] = round(n / statistics.median(s[i] for s in seconds))
     return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("dataset", nargs="?")
     parser.add_argument("source", nargs="?")
     parser.add_argument("--res", type=int, default=64)
@@ -178,7 +177,7 @@ def main() -> None:
     if not args.source:
         parser.error("which data set, and where is its archive?")
 
-    from mlpdata import __version__, image
+    from mlpdata import image
 
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="bench-convert-") as name:
         folder = Path(name)
@@ -195,23 +194,16 @@ def main() -> None:
             for k, run in runs.items():
                 os.sync()  # nobody pays for what the one before left to be written
                 seconds[k].append(run())
-    row = {
-        "bench": "convert",
-        "dataset": args.dataset,
-        "images": n,
-        "res": args.res,
-        "cores": CORES,
-        "unit": "images/s",
-        **{k: summary(n, s) for k, s in seconds.items()},
-    }
+    row = {"bench": "convert", "dataset": args.dataset, "images": n, "res": args.res, **harness.machine("mlpdata")}
+    row |= {"unit": "images/s", **{k: summary(n, s) for k, s in seconds.items()}}
     for k in seconds:
         if k != "ours":
             row[f"ratio_to_{k}"] = round(row["ours"]["median"] / row[k]["median"], 3)
             if "synced" in row[k]:
                 row[f"ratio_to_{k}_synced"] = round(row["ours"]["median"] / row[k]["synced"], 3)
             row[f"ratio_to_{k}_per_core"] = round(row["ours"]["per_core"] / row[k]["per_core"], 3)
-    row["versions"] = {"mlpdata": __version__, "python": platform.python_version(), **image.library_versions()}
-    print(json.dumps(row))
+    row["versions"] = image.library_versions()
+    harness.report(row)
 
 
 if __name__ == "__main__":

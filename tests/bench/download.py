@@ -10,21 +10,19 @@ Prints one JSON row. Both share the cores with the server.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import http.server
-import json
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
+
+import harness
 
 from mlpdata.fetch.download import RemoteFile, fetch
 
@@ -46,7 +44,7 @@ def serve(folder: Path, pipe) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--megabytes", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
@@ -81,25 +79,13 @@ def main() -> None:
             path.unlink()
         server.terminate()
     rates = {name: [args.megabytes / s for s in times] for name, times in seconds.items()}
-    row = {
+    harness.report({
         "bench": "download",
         "megabytes": args.megabytes,
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "requests": version("requests"),
-        "urllib3": version("urllib3"),
-        **{
-            f"{name}_mb_per_s": {
-                "median": round(statistics.median(r), 1),
-                "min": round(min(r), 1),
-                "max": round(max(r), 1),
-            }
-            for name, r in rates.items()
-        },
+        **harness.machine("requests", "urllib3"),
+        **{f"{name}_mb_per_s": harness.spread(r, 1) for name, r in rates.items()},
         "ratio_to_curl": round(statistics.median(rates["ours"]) / statistics.median(rates["curl"]), 2),
-    }
-    print(json.dumps(row))
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

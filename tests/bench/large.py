@@ -9,16 +9,15 @@ Words after OUT go to `mlpdata convert` as they are. Prints one JSON row and rem
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from mlpdata import __version__
+import harness
+
 from mlpdata.shards.manifest import Manifest
 
 
@@ -50,37 +49,40 @@ def disk_bytes(folder: Path) -> int:
 
 
 def main() -> None:
-    dataset, source, out, *words = sys.argv[1:]
-    command = [sys.executable, "-m", "mlpdata.cli", "convert", dataset, "--source", source, "--out", out, *words]
+    parser = harness.parser(__doc__)
+    parser.add_argument("dataset")
+    parser.add_argument("source")
+    parser.add_argument("out", type=Path)
+    args, words = parser.parse_known_args()
+    command = [sys.executable, "-m", "mlpdata.cli", "convert", args.dataset, "--source", args.source, "--out", args.out]
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=sys.stderr)
+    process = subprocess.Popen([*command, *words], stdout=sys.stderr)
     parent = worker = disk = 0
     while process.poll() is None:
         pids = family(process.pid)
         parent = max(parent, peak_rss(process.pid))
         worker = max([worker, *map(peak_rss, pids[1:])])
-        disk = max(disk, disk_bytes(Path(out)))
+        disk = max(disk, disk_bytes(args.out))
         time.sleep(0.2)
     seconds = time.perf_counter() - started
     if process.returncode:
         raise SystemExit(process.returncode)
-    images = sum(info.num_samples for info in Manifest.load(out).splits.values())
-    output = disk_bytes(Path(out))
-    shutil.rmtree(out)
+    images = sum(info.num_samples for info in Manifest.load(args.out).splits.values())
+    output = disk_bytes(args.out)
+    shutil.rmtree(args.out)
     row = {
         "bench": "large",
-        "dataset": dataset,
+        "dataset": args.dataset,
+        **harness.machine("mlpdata"),
         "images": images,
-        "cores": len(os.sched_getaffinity(0)),
         "seconds": round(seconds, 1),
         "images_per_s": round(images / seconds),
         "parent_peak_mb": parent >> 20,
         "worker_peak_mb": worker >> 20,
         "output_mb": output >> 20,
         "disk_peak_mb": disk >> 20,
-        "versions": {"mlpdata": __version__, "python": platform.python_version()},
     }
-    print(json.dumps(row))
+    harness.report(row)
 
 
 if __name__ == "__main__":

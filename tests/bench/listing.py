@@ -13,17 +13,13 @@ opening of the same file, from what the first left in the cache.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import tarfile
 import tempfile
 import time
 from pathlib import Path
 
-import rapidgzip
+import harness
 
 from mlpdata.sources.imagenet import ImageNetTars
 
@@ -45,7 +41,7 @@ def peer(path: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("archive", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -63,20 +59,15 @@ def main() -> None:
         "archive_bytes": size,
         "classes": len(source.classes),
         "images": sum(unit.num_samples for unit in source.units()),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "rapidgzip": rapidgzip.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        **harness.machine("rapidgzip"),
     }
     for name, seconds in (("ours", mine), ("tarfile", theirs), ("again", again)):
-        row[f"{name}_s"] = {k: round(f(seconds), 4) for k, f in STATISTICS.items()}
+        row[f"{name}_s"] = harness.spread(seconds, 4)
     row["ours_mb_per_s"] = round(size / statistics.median(mine) / 1e6)
     row["kept_bytes_per_gb"] = round(kept / size * 1e9)
     row["ratio"] = round(statistics.median(theirs) / statistics.median(mine), 2)
-    print(json.dumps(row))
+    harness.report(row)
 
-
-STATISTICS = {"median": statistics.median, "min": min, "max": max}
 
 if __name__ == "__main__":
     main()

@@ -12,16 +12,12 @@ torch.index_select of the same bytes into a buffer that is there.
 Prints one JSON row a group: raw, jpg, and the slow ways.
 """
 
-import argparse
-import importlib.metadata
-import json
 import os
-import platform
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import harness
 import numpy as np
 import torch
 
@@ -104,65 +100,58 @@ def make_folder(shards, root) -> None:
         (folder / f"{i}.jpg").write_bytes(maps[int(index.file[i])][start : start + int(index.num_bytes[i])].tobytes())
 
 
-def race(contestants: dict, seconds: float, slices: int) -> dict:
-    """{name: {images_per_s: median, min, max, cpu_us}} of contestants that take turns."""
-    running = {}
-    for name, start in contestants.items():
-        try:
-            running[name] = start()
-            for _ in range(6):  # compilation, thread start, the first epoch's set-up
-                next(running[name])
-        except ImportError as e:
-            if name.startswith("ours"):
-                raise
-            running.pop(name, None)
-            print(f"{name} left out: {e}", file=sys.stderr)
-    rates = {name: [] for name in running}
-    cpu = {name: [] for name in running}
-    for _ in range(slices):
-        for name, batches in running.items():
-            time.sleep(0.1)  # the threads of the others fill their queues and rest
+def race(contestants: dict, seconds: float, slices: int) -> tuple[dict, dict]:
+    """Images a second, and CPU microseconds an image, of each contestant, a value a slice: {name: array} twice."""
+
+    def warm_up(batches) -> None:  # compilation, thread start, the set-up of the first epoch
+        for _ in range(6):
             next(batches)
-            started, used, n = time.perf_counter(), time.process_time(), 0
-            while time.perf_counter() - started < seconds / slices:
-                n += next(batches)
-            rates[name].append(n / (time.perf_counter() - started))
-            cpu[name].append((time.process_time() - used) / n * 1e6)
+
+    def turn(batches) -> tuple[float, float]:
+        time.sleep(0.1)  # the threads of the others fill their queues and rest
+        next(batches)
+        start, used, n = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - start < seconds / slices:
+            n += next(batches)
+        return n / (time.perf_counter() - start), (time.process_time() - used) / n * 1e6
+
+    running = harness.started(contestants, warm_up)
+    results = harness.take_turns(running, turn, slices)
     for batches in running.values():
         batches.close()
-    return {"rates": rates, "cpu": cpu}
+    rates, cpu = ({name: np.array(turns)[:, k] for name, turns in results.items()} for k in (0, 1))
+    return rates, cpu
 
 
-def row(group: str, result: dict, against: list[str], args) -> dict:
-    rates = {name: np.array(r) for name, r in result["rates"].items()}
-    out = {"bench": "load", "group": group, "batch": BATCH, "slices": args.slices, "seconds_each": args.seconds}
-    out |= {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
-    out["jpeg_batches"] = jpeg_batch.batch_decoder()[1]
-    for package in ("ffcv", "webdataset", "simplejpeg", "numpy"):
-        try:
-            out[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            out[package] = None
-    out["images_per_s"] = {
-        name: {"median": round(float(np.median(r))), "min": round(r.min()), "max": round(r.max()),
-               "cpu_us_per_image": round(float(np.median(result["cpu"][name])), 2)}
-        for name, r in rates.items()
-    }  # fmt: skip
-    # Beside the median of neighbouring slices, that of the best slices: on a busy machine the undisturbed ones.
-    out["ratio"] = {
-        f"{name} / {peer}": [
-            round(float(np.median(rates[name] / rates[peer])), 3),
-            round(float(rates[name].max() / rates[peer].max()), 3),
-        ]
-        for peer in against
-        for name in rates
-        if peer in rates and name.startswith("ours")
+def row(group: str, rates: dict, cpu: dict, against: list[str], args) -> dict:
+    """One JSON row. A ratio is [the median of neighbouring slices, that of the best slices]: on a busy machine the
+    best slices are the undisturbed ones."""
+    return {
+        "bench": "load",
+        "group": group,
+        "batch": BATCH,
+        "slices": args.slices,
+        "seconds_each": args.seconds,
+        **harness.machine("torch", "ffcv", "webdataset", "simplejpeg", "numpy"),
+        "jpeg_batches": jpeg_batch.batch_decoder()[1],
+        "images_per_s": {
+            name: harness.spread(r) | {"cpu_us_per_image": round(float(np.median(cpu[name])), 2)}
+            for name, r in rates.items()
+        },
+        "ratio": {
+            f"{name} / {peer}": [
+                harness.median_ratio(rates[name], rates[peer]),
+                round(float(rates[name].max() / rates[peer].max()), 3),
+            ]
+            for peer in against
+            for name in rates
+            if peer in rates and name.startswith("ours")
+        },
     }
-    return out
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("shards", type=Path)
     parser.add_argument("jpeg_shards", type=Path)
     parser.add_argument("--folder", type=Path)
@@ -192,8 +181,8 @@ def main():
             make_folder(jpg, args.folder)
         groups["slow"]["folder"] = lambda: folder_loader(args.folder)
     for group in args.groups:
-        result = race(groups[group], args.seconds, args.slices)
-        print(json.dumps(row(group, result, [n for n in groups[group] if not n.startswith("ours")], args)), flush=True)
+        peers = [name for name in groups[group] if not name.startswith("ours")]
+        harness.report(row(group, *race(groups[group], args.seconds, args.slices), peers, args))
 
 
 if __name__ == "__main__":

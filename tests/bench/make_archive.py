@@ -9,12 +9,12 @@ Repeated images keep their bytes and get new names. Memory stays small: files ar
 
 from __future__ import annotations
 
-import argparse
 import io
 import tarfile
 import zipfile
 from pathlib import Path
 
+import harness
 import numpy as np
 from PIL import Image
 
@@ -105,7 +105,7 @@ def make(out: Path, images: int, tars: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind in ("photos", "tiny"):
         command = kinds.add_parser(kind)

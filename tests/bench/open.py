@@ -6,15 +6,13 @@ The metadata are real, the payloads are not: opening must not touch them. Each o
 that its peak memory is its own. Target: under 1 s and under 1 GB. Prints one JSON row.
 """
 
-import argparse
 import hashlib
 import json
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
+import harness
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,7 +80,7 @@ def make(root: Path) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
@@ -90,18 +88,17 @@ def main():
     if not (root / "manifest.json").exists():
         root.mkdir(parents=True, exist_ok=True)
         make(root)
-    row = {"bench": "open", "samples": N, "cores": os.cpu_count(), "python": platform.python_version()}
-    row |= {"numpy": np.__version__, "pyarrow": pa.__version__}
+    row = {"bench": "open", "samples": N, **harness.machine("numpy", "pyarrow")}
     for format_ in ("beton", "tar"):
         command = [sys.executable, "-c", OPEN, str(root), format_, str(N)]
         runs = [json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(args.runs)]
-        seconds = sorted(r["s"] for r in runs)
+        seconds = harness.spread((r["s"] for r in runs), 4)
         row[format_] = {
-            "median_s": seconds[len(seconds) // 2], "min_s": seconds[0], "max_s": seconds[-1],
+            **{f"{name}_s": value for name, value in seconds.items()},
             "cpu_s": min(r["cpu_s"] for r in runs), "peak_mb": max(r["peak_mb"] for r in runs),
             "apparent_bytes": sum(p.stat().st_size for p in root.glob(f"train*.{format_}")),
         }  # fmt: skip
-    print(json.dumps(row))
+    harness.report(row)
 
 
 if __name__ == "__main__":

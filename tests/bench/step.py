@@ -8,12 +8,10 @@ process. Also the loader alone, with augmentation and without. Prints one JSON r
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import platform
 from pathlib import Path
 
+import harness
 import torch
 
 from trainer.recipe import load_recipe
@@ -22,7 +20,7 @@ from trainer.world import device_of, precision_of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("recipe")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--seconds", type=float, default=20.0)
@@ -35,11 +33,11 @@ def main() -> None:
     measured = trainer.measure_saturation(args.seconds)
     row = {
         "bench": "step", "recipe": recipe.name, "device": str(device), "precision": precision,
-        "cores": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+        **harness.machine("torch"), "threads": torch.get_num_threads(),
         "batch_size": recipe.train.batch_size, **dataclasses.asdict(measured), "ratio": measured.saturation,
         "flop_share": trainer.flop_share(measured.shards),
     }  # fmt: skip
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}))
+    harness.report({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ system lets us make one (as root); the row says whether. Ours is one epoch in ba
 asked for to the last, in a process of its own; the tier is the one it chooses. Prints one JSON row; target: 80% of dd.
 """
 
-import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import harness
 import numpy as np
 
 from mlpdata.shards import beton
@@ -96,7 +95,7 @@ def run(command: list[str], group: Path | None) -> tuple[float, str]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gigabytes", type=float, default=3)
     parser.add_argument("--limit-mb", type=int, default=1200)
@@ -119,15 +118,10 @@ def main():
             speeds["ours"].append(size / result["s"] / 1e6)
     row = {"bench": "stream", "file_bytes": size, "limit_bytes": args.limit_mb * 1_000_000 if group else None}
     row |= {"tier": result["tier"], "tier_reason": result["reason"], "peak_mb": result["peak_mb"]}
-    row |= {"cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__}
-    for name, values in speeds.items():
-        ordered = sorted(values)
-        row[f"{name}_mb_per_s"] = {"median": round(ordered[len(ordered) // 2], 1), "min": round(ordered[0], 1),
-                                   "max": round(ordered[-1], 1)}  # fmt: skip
-    for name in ("dd", "dd_direct"):
-        ratios = sorted(a / b for a, b in zip(speeds["ours"], speeds[name], strict=True))
-        row[f"ratio_to_{name}"] = round(ratios[len(ratios) // 2], 3)
-    print(json.dumps(row))
+    row |= harness.machine("numpy", "torch")
+    row |= {f"{name}_mb_per_s": harness.spread(values, 1) for name, values in speeds.items()}
+    row |= {f"ratio_to_{name}": harness.median_ratio(speeds["ours"], speeds[name]) for name in ("dd", "dd_direct")}
+    harness.report(row)
 
 
 if __name__ == "__main__":
