@@ -343,9 +343,9 @@ def push(directory, name, private):
     \b
     mlpdata push shards/cifar10-32 me/cifar10-32
     """
-    from mlpdata.shards import remote
+    from mlpdata.shards import upload
 
-    click.echo(remote.push(directory, name, private, click.echo))
+    click.echo(upload.push(directory, name, private, click.echo))
 
 
 @main.command()

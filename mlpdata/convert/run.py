@@ -30,7 +30,7 @@ from mlpdata.convert.stage_shards import PartsNeeded, WrittenShards, write_shard
 from mlpdata.convert.workdir import abandon, clean_up, discard_part, prepare, tidy
 from mlpdata.convert.worker import WorkerContext
 from mlpdata.errors import Error, first_line, lacks_memory
-from mlpdata.shards import remote
+from mlpdata.shards import remote, upload
 from mlpdata.shards.manifest import Fidelity, Manifest
 from mlpdata.sources import NothingLeft
 from mlpdata.system.engines import Engine, LocalEngine
@@ -43,14 +43,14 @@ LOW_FIDELITY_DB = 35.0  # warned of, unless so few images were measured that cha
 def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | None:
     """Convert a data set into a shard directory and return its manifest; None for a share of one.
 
-    options.out may be a URL of an object storage: see remote.staged.
+    options.out may be a URL of an object storage: see upload.staged.
     say: called with a line at a time for the user. Continues an interrupted run of the same options; a finished one is
     left as it is. Raises Error when the work cannot be done or is incomplete; the directory then has no manifest.
     """
     if remote.is_remote(options.out):
         if options.part is not None or options.assemble or options.engine != "local":
             raise Error(f"--out {options.out}: the work of several machines meets on a disk they share")
-        with remote.staged(str(options.out), say) as folder:
+        with upload.staged(str(options.out), say) as folder:
             return convert(replace(options, out=folder), say)
     started = time.monotonic()
     with _one_line(

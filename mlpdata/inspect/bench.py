@@ -14,9 +14,9 @@ import torch
 from mlpdata.augment.augment import Augment
 from mlpdata.augment.batch import Batch
 from mlpdata.augment.chroma import to_ycc420
+from mlpdata.choices import CODECS
 from mlpdata.loader import jpeg_batch
 from mlpdata.loader.loader import Loader
-from mlpdata.shards.manifest import CODECS
 from mlpdata.system.threads import cores
 
 WARM_UP = 5  # batches: compilation, the first blocks, the allocator

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.manifest import Manifest
-from mlpdata.shards.text import json_text, printable, shown
+from mlpdata.shards.text import json_text, printable, rounded, shown
 
 
 def info(root: Path, as_json: bool = False) -> str:
@@ -28,7 +28,7 @@ def info(root: Path, as_json: bool = False) -> str:
             ", ".join(f"{f} ({c})" for f, c in (("beton", manifest.beton_codec), ("tar", manifest.tar_codec)) if c),
         ),
         ("size", f"{size / 1e6:,.1f} MB in {len(manifest.files)} files"),
-        ("mean, std", f"{_numbers(manifest.mean)}, {_numbers(manifest.std)}"),
+        ("mean, std", f"{rounded(manifest.mean)}, {rounded(manifest.std)}"),
         ("made by", manifest.command),
         ("with", ", ".join(manifest.image_library.values())),
     ]
@@ -51,7 +51,3 @@ def info(root: Path, as_json: bool = False) -> str:
 def _some_classes(root: Path, manifest: Manifest) -> str:
     names = [shown(readable) for _, readable in read_classes(root, manifest)]
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-
-
-def _numbers(values) -> str:
-    return "(" + ", ".join(f"{v:.4f}" for v in values) + ")"

@@ -1,4 +1,4 @@
-"""What can be counted in a shard directory: classes, and images that are there more than once.
+"""What can be counted in a shard directory: samples a class, and images that occur more than once.
 
 Duplicates are images whose stored RGB pixels, before any lossy encoding, are equal: the index has a 64-bit digest of
 each. Memory grows by some 40 bytes a sample, for no image is read.
@@ -16,11 +16,11 @@ from mlpdata.errors import Error
 from mlpdata.shards import index
 from mlpdata.shards.classes import read_classes, short_names
 from mlpdata.shards.manifest import Manifest
-from mlpdata.shards.text import json_text, shown
+from mlpdata.shards.text import json_text, rounded, shown
 
-TOLD_GROUPS = 5
-MAX_GROUPS = 10_000  # that --json lists
-TOLD_CLASSES = 3
+MAX_SHOWN_GROUPS = 5
+MAX_JSON_GROUPS = 10_000
+MAX_SHOWN_CLASSES = 3
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,6 @@ class Duplicates:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
-
-    def group(self, g: int) -> np.ndarray:
-        return self.rows[self.starts[g] : self.starts[g + 1]]
 
     def split_of(self, rows: np.ndarray) -> np.ndarray:
         """The number of the split of each row, same shape."""
@@ -67,33 +64,31 @@ def stats(root: Path, as_json: bool = False) -> str:
     manifest = Manifest.load(root)
     manifest.check_sizes(root)
     names = short_names(read_classes(root, manifest))
-    found = _find_duplicates(root, manifest)
-    counts = found.counts()
-    within = {s: int((counts[:, i] - 1).clip(0).sum()) for i, s in enumerate(found.splits)}
+    duplicates = find_duplicates(root, manifest)
+    counts = duplicates.counts()
+    within = {split: int((counts[:, i] - 1).clip(0).sum()) for i, split in enumerate(duplicates.splits)}
     across = {
-        f"{a} in {b}": int(counts[counts[:, j] > 0, i].sum())
-        for i, a in enumerate(found.splits)
-        for j, b in enumerate(found.splits)
+        (a, b): int(counts[counts[:, j] > 0, i].sum())
+        for i, a in enumerate(duplicates.splits)
+        for j, b in enumerate(duplicates.splits)
         if i != j
     }
-    if as_json:
-        groups = list(_named(root, manifest, found, MAX_GROUPS))
-        return json_text(
-            {
-                "splits": {s: _classes(manifest, s) for s in manifest.splits},
-                "mean": manifest.mean,
-                "std": manifest.std,
-                "repeated": within,
-                "across": across,
-                "groups_labelled_differently": found.num_labelled_differently(),
-                "num_groups": len(found),
-                "groups": groups,
-            }
-        ).rstrip()
-    return "\n".join(_lines(root, manifest, names, found, within, across))
+    if not as_json:
+        return "\n".join(_lines(root, manifest, names, duplicates, within, across))
+    facts = {
+        "splits": {split: _class_facts(manifest, split) for split in manifest.splits},
+        "mean": manifest.mean,
+        "std": manifest.std,
+        "repeated": within,
+        "across": {f"{a} in {b}": n for (a, b), n in across.items()},
+        "groups_labelled_differently": duplicates.num_labelled_differently(),
+        "num_groups": len(duplicates),
+        "groups": name_groups(root, manifest, duplicates, MAX_JSON_GROUPS),
+    }
+    return json_text(facts).rstrip()
 
 
-def _classes(manifest: Manifest, split: str) -> dict:
+def _class_facts(manifest: Manifest, split: str) -> dict:
     counts = np.array(manifest.splits[split].class_counts)
     return {
         "num_samples": manifest.splits[split].num_samples,
@@ -103,45 +98,47 @@ def _classes(manifest: Manifest, split: str) -> dict:
 
 
 def _lines(
-    root: Path, manifest: Manifest, names: list[str], found: Duplicates, within: dict, across: dict
+    root: Path,
+    manifest: Manifest,
+    names: list[str],
+    duplicates: Duplicates,
+    within: dict[str, int],
+    across: dict[tuple[str, str], int],
 ) -> Iterator[str]:
     for split, info in manifest.splits.items():
-        counts = np.array(info.class_counts)
-        facts = _classes(manifest, split)["class_counts"]
-        there = f"{(counts > 0).sum():,} of {len(counts):,} classes"
-        yield f"{f'split {split}':<12} {info.num_samples:,} samples of {there}"
-        if facts["min"] == facts["max"]:
-            yield f"{'':<12} {facts['max']:,} a class"
-        else:
-            yield f"{'':<12} {facts['min']:,} to {facts['max']:,} a class, median {facts['median']:,.0f}"
-            order = np.argsort(counts, kind="stable")
-            for word, some in (("fewest", order[:TOLD_CLASSES]), ("most", order[::-1][:TOLD_CLASSES])):
-                yield f"{'':<12} {word}: " + ", ".join(f"{names[c]} {counts[c]:,}" for c in some)
-    mean, std = (", ".join(f"{v:.4f}" for v in values) for values in (manifest.mean, manifest.std))
-    yield f"{'mean, std':<12} ({mean}), ({std})"
+        facts = _class_facts(manifest, split)
+        low, median, high = facts["class_counts"].values()
+        classes = f"{facts['num_classes']:,} of {manifest.num_classes:,} classes"
+        yield f"{f'split {split}':<12} {info.num_samples:,} samples of {classes}"
+        if low == high:
+            yield f"{'':<12} {high:,} a class"
+            continue
+        yield f"{'':<12} {low:,} to {high:,} a class, median {median:,.0f}"
+        order = np.argsort(info.class_counts, kind="stable").tolist()
+        for word, some in (("fewest", order[:MAX_SHOWN_CLASSES]), ("most", order[::-1][:MAX_SHOWN_CLASSES])):
+            yield f"{'':<12} {word}: " + ", ".join(f"{names[c]} {info.class_counts[c]:,}" for c in some)
+    yield f"{'mean, std':<12} {rounded(manifest.mean)}, {rounded(manifest.std)}"
     title = "duplicates"
     for split, n in within.items():
         total = manifest.splits[split].num_samples
         yield f"{title:<12} {split}: {n:,} of {total:,} samples ({n / max(total, 1):.2%}) repeat the pixels of another"
         title = ""
-    for name, n in across.items():
+    for (split, other), n in across.items():
         if n:
-            these, other = name.split(" in ")
-            yield f"{'':<12} leak: {n:,} {these} {'images' if n > 1 else 'image'} also in {other}"
-    if n := found.num_labelled_differently():
-        yield f"{'':<12} {n:,} of {len(found):,} groups of equal images have more than one label"
-    for group in _named(root, manifest, found, TOLD_GROUPS):
+            yield f"{'':<12} leak: {n:,} {split} {'images' if n > 1 else 'image'} also in {other}"
+    if n := duplicates.num_labelled_differently():
+        yield f"{'':<12} {n:,} of {len(duplicates):,} groups of equal images have more than one label"
+    for group in name_groups(root, manifest, duplicates, MAX_SHOWN_GROUPS):
         some = ", ".join(f"{s['split']}/{shown(s['key'])} ({names[s['label']]})" for s in group[:4])
         yield f"{'':<12} {len(group):,} times: {some}{', ...' if len(group) > 4 else ''}"
 
 
-def _find_duplicates(root: Path, manifest: Manifest) -> Duplicates:
-    digests, labels = [], []
-    for split in manifest.splits:
-        for column, name in ((digests, "digest"), (labels, "label")):
-            column.append(index.column(root, manifest, split, name))
-    first_rows = np.cumsum([0, *map(len, digests)])
-    digests, labels = np.concatenate(digests), np.concatenate(labels).astype(np.int64)
+def find_duplicates(root: Path, manifest: Manifest) -> Duplicates:
+    """Group samples of equal digests. Raises Error."""
+    columns = [index.columns(root, manifest, split, ["digest", "label"]) for split in manifest.splits]
+    first_rows = np.cumsum([0, *(len(c["label"]) for c in columns)])
+    digests = np.concatenate([c["digest"] for c in columns])
+    labels = np.concatenate([c["label"] for c in columns]).astype(np.int64)
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= manifest.num_classes:
         raise Error(f"{root} has labels of more than {manifest.num_classes} classes; convert again")
     order = np.argsort(digests, kind="stable")
@@ -158,26 +155,16 @@ def _find_duplicates(root: Path, manifest: Manifest) -> Duplicates:
     return Duplicates(list(manifest.splits), first_rows, rows, starts, labels[rows])
 
 
-def _named(root: Path, manifest: Manifest, found: Duplicates, most: int) -> Iterator[list[dict]]:
-    """The first groups, each sample with its split, key and label."""
-    groups = [found.group(g) for g in range(min(most, len(found)))]
-    keys: dict[int, str] = {}
-    wanted = np.sort(np.concatenate(groups)) if groups else found.rows[:0]
-    for i, split in enumerate(found.splits):
-        first, stop = found.first_rows[i : i + 2]
-        here = wanted[(wanted >= first) & (wanted < stop)]
-        at = int(first)
-        with index.opened(root, manifest, split) as table:
-            for g in range(table.num_row_groups):
-                n = table.metadata.row_group(g).num_rows
-                inside = here[(here >= at) & (here < at + n)]
-                if len(inside):
-                    column = table.read_row_group(g, columns=["key"]).column("key")
-                    keys.update(zip(inside.tolist(), index.texts(column.take(inside - at)), strict=True))
-                at += n
-    for g, group in enumerate(groups):
-        labels = found.labels[found.starts[g] : found.starts[g + 1]].tolist()
-        yield [
-            {"split": found.splits[i], "key": keys[row], "label": label}
-            for row, i, label in zip(group.tolist(), found.split_of(group).tolist(), labels, strict=True)
-        ]
+def name_groups(root: Path, manifest: Manifest, duplicates: Duplicates, num_groups: int) -> list[list[dict]]:
+    """The first groups, each sample as {"split", "key", "label"}. Raises Error."""
+    starts = duplicates.starts[: num_groups + 1]
+    rows, labels = duplicates.rows[: starts[-1]], duplicates.labels[: starts[-1]]
+    split_numbers = duplicates.split_of(rows)
+    samples: list[dict] = [{}] * len(rows)
+    for i, split in enumerate(duplicates.splits):
+        places = np.flatnonzero(split_numbers == i)
+        places = places[np.argsort(rows[places])]
+        keys = index.keys(root, manifest, split, rows[places] - duplicates.first_rows[i])
+        for place, key in zip(places.tolist(), keys, strict=True):
+            samples[place] = {"split": split, "key": key, "label": int(labels[place])}
+    return [samples[a:b] for a, b in zip(starts.tolist(), starts[1:].tolist(), strict=False)]

@@ -1,14 +1,12 @@
-"""Whether a shard directory is what its manifest says: every checksum, every sample, both formats equal.
+"""Is a shard directory what its manifest says? Every checksum, every sample, both formats equal.
 
-Files and shards are checked by worker processes, one at a time each; memory does not grow with the data. A problem is
-a line of text, not an exception: what is wrong elsewhere is to be known as well.
+Worker processes check one file, or the samples of one shard, at a time; memory does not grow with the data. A problem
+is a line of text, not an exception: what is wrong elsewhere is to be known as well.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,10 +16,11 @@ import xxhash
 
 from mlpdata import image
 from mlpdata.convert.sums import PixelSums, Summary
-from mlpdata.errors import Error
-from mlpdata.inspect.read_back import Stored, beton_samples, index_rows, tar_samples
+from mlpdata.errors import Error, reading
+from mlpdata.inspect.read_back import StoredSample, beton_samples, tar_samples
 from mlpdata.shards import card, index
 from mlpdata.shards.classes import read_classes, read_real
+from mlpdata.shards.files import difference, local_sizes
 from mlpdata.shards.manifest import (
     Manifest,
     Skipped,
@@ -38,9 +37,9 @@ from mlpdata.system.engines import LocalEngine
 from mlpdata.system.progress import Progress
 from mlpdata.system.threads import cores
 
-MAX_TOLD = 10  # problems of one file or shard that are told one by one
+MAX_LISTED = 10  # problems of one file or shard that are listed one by one
 # Endings that readers go by, and those of unfinished files.
-TAKEN = (".tar", ".beton", ".parquet", ".real.json", ".tmp", ".part")
+STRAY_ENDINGS = (".tar", ".beton", ".parquet", ".real.json", ".tmp", ".part")
 LOSSLESS = ("raw", "png")
 # Mean squared difference of JPEGs of one quality from two encoders: on noise up to 8 from Pillow's to simplejpeg's.
 ANOTHER_ENCODER = 16.0
@@ -48,16 +47,16 @@ ANOTHER_ENCODER = 16.0
 
 @dataclass
 class Findings:
-    """What was found in one file or shard; adds up."""
+    """What is wrong with one file or shard, and what its samples add up to."""
 
     problems: list[str] = field(default_factory=list)
-    num_problems: int = 0  # as many as there are; only the first are told
+    num_problems: int = 0  # all of them; `problems` lists only the first
     class_counts: dict[str, np.ndarray] = field(default_factory=dict)  # split -> (classes,), by its index
     summary: Summary = field(default_factory=Summary)  # of the training pixels that are stored exactly
 
     def note(self, text: str) -> None:
         self.num_problems += 1
-        if len(self.problems) < MAX_TOLD:
+        if len(self.problems) < MAX_LISTED:
             self.problems.append(text)
 
     def add(self, other: Findings) -> None:
@@ -69,7 +68,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class State:
+class VerifyContext:
     """What every worker knows."""
 
     root: Path
@@ -78,7 +77,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class FileTask:
+class FileCheck:
     """One file, whose checksum is taken."""
 
     name: str
@@ -88,16 +87,13 @@ class FileTask:
 
 
 @dataclass(frozen=True)
-class ShardTask:
+class SamplesCheck:
     """Consecutive samples of a split: those of a tar, where there are tars."""
 
     split: str
     first: int
     num_samples: int
     tar: str | None
-
-    def __len__(self) -> int:
-        return self.num_samples
 
     def __str__(self) -> str:
         return f"samples {self.first} to {self.first + self.num_samples - 1} of split {self.split}"
@@ -110,41 +106,61 @@ def verify(root: Path, workers: int | None = None, quiet: bool = False) -> tuple
     """
     root = Path(root)
     manifest = Manifest.load(root)
-    training = "train" if "train" in manifest.splits else next(iter(manifest.splits))
+    context = VerifyContext(root, manifest, "train" if "train" in manifest.splits else next(iter(manifest.splits)))
     total = Findings()
-    _check_directory(root, manifest, total)
-    state = State(root, manifest, training)
-    tasks = list(_tasks(state, total))
-    num_samples = sum(len(task) for task in tasks if isinstance(task, ShardTask))
+    _check_directory(context, total)
+    checks = list(_plan_checks(context, total))
+    num_samples = sum(map(_num_samples, checks))
     with (
-        LocalEngine(min(workers or cores(), len(tasks)), state) as engine,
+        LocalEngine(min(workers or cores(), len(checks)), context) as engine,
         Progress("verifying", num_samples, quiet=quiet) as progress,
     ):
-        for _, found in engine.map(_check, tasks, progress, _num_samples):
-            total.add(found)
-    if not total.num_problems:  # else they would say so once more
-        _check_totals(manifest, training, total)
-    num_bytes = sum(f["bytes"] for f in manifest.files.values())
-    num_samples = sum(s.num_samples for s in manifest.splits.values())
+        for _, findings in engine.map(_run_check, checks, progress, lambda check, _: (_num_samples(check),)):
+            total.add(findings)
+    if not total.num_problems:  # else the totals would only say so once more
+        _check_totals(context, total)
+    num_bytes = sum(entry["bytes"] for entry in manifest.files.values())
+    num_samples = sum(info.num_samples for info in manifest.splits.values())
     both = ", equal in both formats" if len(manifest.formats) > 1 else ""
     return f"{len(manifest.files)} files of {num_bytes:,} bytes, {num_samples:,} samples{both}", total
+
+
+def _num_samples(check: FileCheck | SamplesCheck) -> int:
+    return check.num_samples if isinstance(check, SamplesCheck) else 0
+
+
+def _plan_checks(context: VerifyContext, total: Findings) -> Iterator[FileCheck | SamplesCheck]:
+    """Betons first, for they take longest; then each tar and at once, while it is in memory, its samples."""
+    root, manifest = context.root, context.manifest
+    planned = [info.beton for info in manifest.splits.values() if info.beton]
+    yield from map(FileCheck, planned)
+    for split, info in manifest.splits.items():
+        try:
+            groups = index.row_group_sizes(root, manifest, split)
+        except Error as e:
+            total.note(str(e))
+            groups = []
+        lengths, tars = (info.tar_lengths, info.tars) if info.tars else (groups, [None] * len(groups))
+        first = 0
+        for n, tar in zip(lengths, tars, strict=True):
+            if tar is not None:
+                yield FileCheck(tar)
+            if groups and n:
+                yield SamplesCheck(split, first, n, tar)
+            first += n
+        planned += info.tars
+    yield from (FileCheck(name) for name in sorted(manifest.files.keys() - planned))
 
 
 # ------------------------------------------------------------------------------------------------------ directory
 
 
-def _num_samples(task, findings) -> tuple[int]:
-    return (len(task) if isinstance(task, ShardTask) else 0,)
-
-
-def _check_directory(root: Path, manifest: Manifest, total: Findings) -> None:
-    """What the names and the small files say. What is missing is told with the other files."""
-    try:
-        names = sorted(os.listdir(root))
-    except OSError as e:
-        raise Error(f"cannot read {root}: {e.strerror}") from None
-    for name in {*names} - {*manifest.files}:
-        if name.lower().endswith(TAKEN) or name == work_path(root).name:
+def _check_directory(context: VerifyContext, total: Findings) -> None:
+    """What the names and the small files say. Files that are missing are told with the checksums."""
+    root, manifest = context.root, context.manifest
+    names = local_sizes(root).keys()
+    for name in sorted(names - manifest.files.keys()):
+        if name.lower().endswith(STRAY_ENDINGS) or name == work_path(root).name:
             total.note(f"{shown(name)} is not in the manifest, and readers that go by names would take it: remove it")
     for path, check in (
         (classes_path(root), lambda: read_classes(root, manifest)),
@@ -162,59 +178,29 @@ def _check_directory(root: Path, manifest: Manifest, total: Findings) -> None:
 def _check_skipped(root: Path, manifest: Manifest, total: Findings) -> None:
     """Every line names a split, and there are as many as the manifest says."""
     path, skipped = skipped_path(root), dict.fromkeys(manifest.splits, 0)
-    try:
-        with open_file(path) as f:
-            while line := f.readline(MAX_TEXT_BYTES):
-                row = parse_json(line, path, Skipped)
-                split = row["split"]
-                if split not in skipped:
-                    raise Error(f"{path} names the split {split!r:.80}, which is none of the manifest's")
-                skipped[split] += row.get("is_data", True)
-    except OSError as e:
-        raise Error(f"cannot read {path}: {e.strerror}") from None
+    with reading(path), open_file(path) as f:
+        while line := f.readline(MAX_TEXT_BYTES):
+            row = parse_json(line, path, Skipped)
+            split = row["split"]
+            if split not in skipped:
+                raise Error(f"{path} names the split {split!r:.80}, which is none of the manifest's")
+            skipped[split] += row.get("is_data", True)
     for split, info in manifest.splits.items():
         if skipped[split] != info.num_skipped:
-            total.note(f"{path.name} lists {skipped[split]:,} images of split {split}, "
-                       f"the manifest {info.num_skipped:,}")  # fmt: skip
+            listed = f"{skipped[split]:,} images of split {split}"
+            total.note(f"{path.name} lists {listed}, the manifest {info.num_skipped:,}")
 
 
 def _check_info(root: Path, manifest: Manifest) -> None:
     """timm's table says what the manifest says."""
-    found = parse_json(read_text(info_path(root)), info_path(root), dict[str, dict[str, dict]])
+    table = parse_json(read_text(info_path(root)), info_path(root), dict[str, dict[str, dict]])
     for split, row in card.timm_info(manifest)["splits"].items():
-        if split in manifest.splits and found.get("splits", {}).get(split) != row:
+        if split in manifest.splits and table.get("splits", {}).get(split) != row:
             raise Error(f"{info_path(root)} says other things of split {split} than the manifest")
 
 
-def _tasks(state: State, total: Findings) -> Iterator[FileTask | ShardTask]:
-    """Betons first, for they take longest; then each tar and at once, while it is in memory, its samples."""
-    manifest, told = state.manifest, set()
-    for info in manifest.splits.values():
-        if info.beton:
-            told.add(info.beton)
-            yield FileTask(info.beton)
-    for split, info in manifest.splits.items():
-        try:
-            with index.opened(state.root, manifest, split) as file:
-                groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-        except Error as e:
-            total.note(str(e))
-            groups = []
-        lengths, names = (info.tar_lengths, info.tars) if info.tars else (groups, [None] * len(groups))
-        first = 0
-        for n, name in zip(lengths, names, strict=False):
-            if name is not None:
-                told.add(name)
-                yield FileTask(name)
-            if groups and n:
-                yield ShardTask(split, first, n, name)
-            first += n
-    for name in manifest.files:
-        if name not in told:
-            yield FileTask(name)
-
-
-def _check_totals(manifest: Manifest, training: str, total: Findings) -> None:
+def _check_totals(context: VerifyContext, total: Findings) -> None:
+    manifest, training = context.manifest, context.training_split
     for split, info in manifest.splits.items():
         counts = total.class_counts.get(split, np.zeros(manifest.num_classes, np.int64))
         if counts.tolist() != info.class_counts:
@@ -228,104 +214,108 @@ def _check_totals(manifest: Manifest, training: str, total: Findings) -> None:
 # -------------------------------------------------------------------------------------------------------- workers
 
 
-def _check(state: State, task: FileTask | ShardTask) -> Findings:
-    return _check_file(state, task) if isinstance(task, FileTask) else _check_samples(state, task)
+def _run_check(context: VerifyContext, check: FileCheck | SamplesCheck) -> Findings:
+    findings = Findings()
+    if isinstance(check, FileCheck):
+        _check_file(context, check.name, findings)
+    else:
+        try:
+            rows = index.rows(context.root, context.manifest, check.split, check.first, check.num_samples)
+        except Error as e:
+            findings.note(f"{check}: {e}")
+        else:
+            _check_samples(context, check, rows, findings)
+    return findings
 
 
-def _check_file(state: State, task: FileTask) -> Findings:
-    found, listed = Findings(), state.manifest.files[task.name]
+def _check_file(context: VerifyContext, name: str, findings: Findings) -> None:
     try:
-        with open_file(state.root / task.name) as f:
-            size = os.fstat(f.fileno()).st_size
-            if size != listed["bytes"]:
-                found.note(f"{task.name} has {size:,} bytes, the manifest says {listed['bytes']:,}")
-            elif (digest := hashlib.file_digest(f, "sha256").hexdigest()) != listed["sha256"]:
-                found.note(f"{task.name} has sha256 {digest:.12}..., the manifest says {listed['sha256']:.12}...")
+        with open_file(context.root / name) as f:
+            if wrong := difference(f, context.manifest.files[name]):
+                findings.note(f"{name} {wrong}")
     except OSError as e:
-        found.note(f"{task.name} cannot be read: {e.strerror}")
-    return found
+        findings.note(f"{name} cannot be read: {e.strerror}")
 
 
-def _check_samples(state: State, task: ShardTask) -> Findings:
-    manifest, found = state.manifest, Findings()
-    file = index_path(state.root, task.split).name
-    try:
-        rows = index_rows(state.root, manifest, task.split, task.first, task.num_samples)
-    except Error as e:
-        found.note(f"{task}: {e}")
-        return found
-    labels, sizes = rows["label"], np.stack([rows["width"], rows["height"]], axis=1)
-    bad = (labels < 0) | (labels >= manifest.num_classes) | (sizes < 1).any(axis=1) | (sizes > manifest.res).any(axis=1)
+def _check_samples(context: VerifyContext, check: SamplesCheck, rows: index.IndexRows, findings: Findings) -> None:
+    manifest, file = context.manifest, index_path(context.root, check.split).name
+    sizes = np.stack([rows.width, rows.height], axis=1)
+    bad = (rows.label < 0) | (rows.label >= manifest.num_classes)
+    bad |= (sizes < 1).any(axis=1) | (sizes > manifest.res).any(axis=1)
     if bad.any():
         i = int(bad.argmax())
-        found.note(f"{file}: sample {rows['key'][i]} has label {labels[i]} and {sizes[i, 0]} x {sizes[i, 1]} pixels")
-        return found
-    found.class_counts[task.split] = np.bincount(labels, minlength=manifest.num_classes)
-    if len(set(rows["key"])) < len(rows["key"]):
-        found.note(f"{file} has a key twice among {task}")
-    sums = PixelSums() if task.split == state.training_split else None
-    sources: list[Iterator[Stored | None]] = []
-    if manifest.splits[task.split].beton:
-        path = beton_path(state.root, task.split)
-        sources.append(beton_samples(path, manifest.beton_codec, task.first, rows, found.note))
-    if task.tar:
-        sources.append(tar_samples(state.root / task.tar, manifest.tar_codec, rows, found.note))
-    # Both run until the last sample, and give None for what they cannot read.
-    for i, stored in enumerate(zip(*sources, strict=True)):
-        exact = _check_sample(state, rows, i, [s for s in stored if s is not None], found)
-        if sums is not None and exact is not None:
-            sums.add(exact)
-            found.summary.num_samples += 1
-    if sums is not None:
-        found.summary.add(sums.result())
-    return found
+        shape = f"{sizes[i, 0]} x {sizes[i, 1]} pixels"
+        findings.note(f"{file}: sample {rows.key[i]} has label {rows.label[i]} and {shape}")
+        return
+    findings.class_counts[check.split] = np.bincount(rows.label, minlength=manifest.num_classes)
+    if len(set(rows.key)) < len(rows):
+        findings.note(f"{file} has a key twice among {check}")
+    formats: list[Iterator[StoredSample | None]] = []
+    if manifest.beton_codec:
+        path = beton_path(context.root, check.split)
+        formats.append(beton_samples(path, manifest.beton_codec, check.first, rows, findings.note))
+    if check.tar and manifest.tar_codec:
+        formats.append(tar_samples(context.root / check.tar, manifest.tar_codec, rows, findings.note))
+    sums = PixelSums()
+    is_training = check.split == context.training_split
+    # Both formats give a value a sample, None for what they cannot read.
+    for i, stored in enumerate(zip(*formats, strict=True)):
+        pixels = _check_sample(manifest, rows, i, [sample for sample in stored if sample is not None], findings)
+        if is_training and pixels is not None:
+            sums.add(pixels)
+            findings.summary.num_samples += 1
+    findings.summary.add(sums.result())
 
 
-def _check_sample(state: State, rows: dict, i: int, stored: list[Stored], found: Findings) -> np.ndarray | None:
-    """One sample in its formats. Returns its pixels (H, W, 3) where they are known exactly."""
-    manifest, key, digest = state.manifest, rows["key"][i], int(rows["digest"][i])
-    shape = (int(rows["height"][i]), int(rows["width"][i]), 3)
-    exact, lossy = None, []
-    for s in stored:
+def _check_sample(
+    manifest: Manifest, rows: index.IndexRows, i: int, stored: list[StoredSample], findings: Findings
+) -> np.ndarray | None:
+    """Compare one sample in its formats. Returns its pixels (H, W, 3) where they are known exactly."""
+    key, shape = rows.key[i], (int(rows.height[i]), int(rows.width[i]), 3)
+    exact: np.ndarray | None = None
+    lossy: list[tuple[StoredSample, np.ndarray]] = []
+    for sample in stored:
         try:
-            pixels = _pixels(s, shape)
+            pixels = _decode(sample, shape)
         except image.ImageError as e:
-            found.note(f"{s.file}: sample {key} {e}")
+            findings.note(f"{sample.file}: sample {key} {e}")
             continue
-        if xxhash.xxh3_64_intdigest(pixels) == digest:
+        if xxhash.xxh3_64_intdigest(pixels.data) == int(rows.digest[i]):
             exact = pixels
-        elif s.codec in LOSSLESS or manifest.quality is None:
-            found.note(f"{s.file}: sample {key} has other pixels than the index says")
+        elif sample.codec in LOSSLESS or manifest.quality is None:
+            findings.note(f"{sample.file}: sample {key} has other pixels than the index says")
         else:
-            lossy.append((s, pixels))
+            lossy.append((sample, pixels))
     if len(lossy) == 2 and lossy[0][0].payload != lossy[1][0].payload:
-        found.note(f"{lossy[0][0].file} and {lossy[1][0].file}: sample {key} is a different JPEG in each")
-    for s, pixels in lossy if exact is not None else ():
-        if not _encodes(manifest, s, pixels, exact):
-            found.note(f"{s.file}: sample {key} is another image than the one whose pixels the index knows")
+        findings.note(f"{lossy[0][0].file} and {lossy[1][0].file}: sample {key} is a different JPEG in each")
+    for sample, pixels in lossy:
+        if exact is not None and not _is_encoding_of(exact, manifest, sample, pixels):
+            findings.note(f"{sample.file}: sample {key} is another image than the one whose pixels the index knows")
     return exact
 
 
-def _pixels(stored: Stored, shape: tuple[int, int, int]) -> np.ndarray:
-    """uint8 `shape`. Raises ImageError."""
-    payload = stored.payload
-    if stored.codec == "raw":
-        if len(payload) != math.prod(shape):
-            raise image.ImageError(f"has {len(payload)} bytes, not {shape[1]} x {shape[0]} pixels")
-        return np.frombuffer(payload, np.uint8).reshape(shape)
-    if stored.codec == "jpg":
+def _decode(sample: StoredSample, shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 pixels of a shape (H, W, 3). Raises ImageError."""
+    if sample.codec == "raw":
+        if len(sample.payload) != math.prod(shape):
+            raise image.ImageError(f"has {len(sample.payload)} bytes, not {shape[1]} x {shape[0]} pixels")
+        return np.frombuffer(sample.payload, np.uint8).reshape(shape)
+    if sample.codec == "jpg":
         pixels = np.empty(shape, np.uint8)
-        image.decode_kept(payload, pixels)
+        image.decode_kept(sample.payload, pixels)
         return pixels
-    return image.decode_exact(payload, (shape[1], shape[0]))
+    return image.decode_exact(sample.payload, (shape[1], shape[0]))
 
 
-def _encodes(manifest: Manifest, stored: Stored, decoded: np.ndarray, pixels: np.ndarray) -> bool:
-    """Whether a JPEG that was encoded here is that of some pixels: the encoder tells, for it always does the same."""
-    again = image.encode_jpeg(pixels, manifest.quality)
-    if again == stored.payload:
+def _is_encoding_of(pixels: np.ndarray, manifest: Manifest, sample: StoredSample, decoded: np.ndarray) -> bool:
+    """Whether a JPEG that was encoded by us is that of some pixels.
+
+    The same encoder always gives the same bytes; those of another version are told by what they decode to.
+    """
+    again = image.encode_jpeg(pixels, manifest.quality or 100)
+    if again == sample.payload:
         return True
     if manifest.image_library.get("jpeg") == image.library_versions()["jpeg"]:
         return False
-    difference = decoded.astype(np.int32) - _pixels(replace(stored, payload=again), pixels.shape)
-    return float((difference * difference).mean()) < ANOTHER_ENCODER
+    error = decoded.astype(np.int32) - _decode(replace(sample, payload=again), decoded.shape)
+    return float((error * error).mean()) < ANOTHER_ENCODER

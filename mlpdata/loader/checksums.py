@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
-from mlpdata.errors import Error
+from mlpdata.errors import Error, reading
 from mlpdata.loader.reader import Reader
 from mlpdata.shards import index
+from mlpdata.shards.files import FileEntry, difference
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.text import open_file
 
@@ -24,25 +24,19 @@ def check_files(root: Path, manifest: Manifest, split: str, reader: Reader) -> N
     Where pixels are stored raw, the error also names the first sample that differs from the index.
     """
     with ThreadPoolExecutor(reader.num_threads) as pool:
-        sums = pool.map(_sha256, reader.index.files)
-        for number, (path, digest) in enumerate(zip(reader.index.files, sums, strict=True)):
-            listed = manifest.files.get(path.name, {}).get("sha256")
-            if digest != listed:
+        differences = pool.map(lambda path: _difference(path, manifest.files[path.name]), reader.index.files)
+        for number, (path, wrong) in enumerate(zip(reader.index.files, differences, strict=True)):
+            if wrong is not None:
                 sample = _first_changed(root, manifest, split, reader, number)
                 where = ""
                 if sample is not None:
                     where = f"; sample {sample} at byte {int(reader.index.offset[sample])} is another"
-                raise Error(
-                    f"{path} has sha256 {digest:.12}..., the manifest lists {listed!s:.12}...{where}; get it again"
-                )
+                raise Error(f"{path} {wrong}{where}; get it again")
 
 
-def _sha256(path: Path) -> str:
-    try:
-        with open_file(path) as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]: a BinaryIO will do
-    except OSError as e:
-        raise Error(f"cannot read {path}: {e.strerror}") from None
+def _difference(path: Path, entry: FileEntry) -> str | None:
+    with reading(path), open_file(path) as f:
+        return difference(f, entry)
 
 
 def _first_changed(root: Path, manifest: Manifest, split: str, reader: Reader, file: int) -> int | None:
@@ -50,7 +44,7 @@ def _first_changed(root: Path, manifest: Manifest, split: str, reader: Reader, f
     if not reader.all_raw:
         return None
     try:
-        digests = index.column(root, manifest, split, "digest")
+        digests = index.columns(root, manifest, split, ["digest"])["digest"]
     except Error:  # the index has changed as well
         return None
     ids = np.flatnonzero(np.broadcast_to(reader.index.file == file, len(reader.index)))

@@ -18,10 +18,11 @@ import simplejpeg
 import torch
 
 from mlpdata import image
+from mlpdata.choices import CODECS
 from mlpdata.errors import Error, first_line
 from mlpdata.loader import jpeg_batch
 from mlpdata.loader.buffers import huge_empty
-from mlpdata.shards.manifest import CODECS, ShardIndex
+from mlpdata.shards.shard_index import ShardIndex
 from mlpdata.system.disk import ALIGN, open_direct, preadv
 from mlpdata.system.threads import Threads, Wait, no_wait
 

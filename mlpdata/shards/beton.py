@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from mlpdata.errors import Error, first_line
-from mlpdata.shards.manifest import CODECS, ShardIndex
+from mlpdata.choices import CODECS
+from mlpdata.errors import Error, cannot_read
+from mlpdata.shards.shard_index import ShardIndex
 from mlpdata.system.disk import pwrite
 
 PAGE_SIZE = 8 << 20  # ffcv's own default; the reader wants a power of two of at least 2 MiB
@@ -39,14 +40,13 @@ ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
 VERSION = 2
 TYPE_FLOAT, TYPE_INT, TYPE_IMAGE = 0, 1, 2
-POINTER, STRETCH = np.dtype("<u8"), np.dtype([("ptr", "<u8"), ("size", "<u8")])
+POINTER, EXTENT = np.dtype("<u8"), np.dtype([("ptr", "<u8"), ("size", "<u8")])
 # What each field type keeps in the metadata table: float, int, image, bytes, array, JSON, tensor.
-FIELD_METADATA = dict(enumerate([np.dtype("<f8"), np.dtype("<i8"), IMAGE, STRETCH, POINTER, STRETCH, POINTER]))
+FIELD_METADATA = dict(enumerate([np.dtype("<f8"), np.dtype("<i8"), IMAGE, EXTENT, POINTER, EXTENT, POINTER]))
 TYPE_NAMES = ("float", "int", "RGB image", "bytes", "array", "JSON", "tensor")
 MAX_FIELDS = 256
 MODES = {"jpg": 0, "raw": 1}  # the image field's `mode`
 RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
-COLUMNS = {"mode": "<u1", "width": "<u2", "height": "<u2", "data_ptr": "<i8", "label": "<i8"}
 TABLE_ROWS = 1 << 18  # of the tables read or written at a time: opening needs little more memory than the index
 METADATA_START = HEADER.itemsize + 2 * FIELD.itemsize
 
@@ -56,7 +56,7 @@ METADATA_START = HEADER.itemsize + 2 * FIELD.itemsize
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything of one file goes; a function of the payload sizes alone."""
+    """Where everything of one file lies, which follows from the payload sizes alone."""
 
     ptrs: np.ndarray  # (N,) uint64, byte offset of each payload
     alloc_table_ptr: int
@@ -80,7 +80,7 @@ def layout(sizes: np.ndarray, page_size: int = PAGE_SIZE) -> Layout:
     ends = np.cumsum(sizes)
     start, page, end = 0, first_page, first_page * page_size
     while start < len(sizes):
-        before = ends[start] - sizes[start]
+        before = int(ends[start] - sizes[start])
         stop = int(np.searchsorted(ends, before + page_size, side="right"))  # the page takes samples start..stop-1
         ptrs[start:stop] = page * page_size + (ends[start:stop] - sizes[start:stop] - before)
         end = page * page_size + int(ends[stop - 1] - before)
@@ -89,33 +89,34 @@ def layout(sizes: np.ndarray, page_size: int = PAGE_SIZE) -> Layout:
     return Layout(ptrs, -(-end // page_size) * page_size, page_size)
 
 
-def create(path: Path, plan: Layout, codec: str, sizes, widths, heights, labels, keep: bool = False) -> None:
+def create(path: Path, layout: Layout, codec: str, sizes, widths, heights, labels, keep: bool = False) -> None:
     """Make the file at its final size, whole but for the payloads.
 
-    sizes, widths, heights, labels: (N,) integers of each sample. codec: "raw" or "jpg".
-    keep: the file is there, and its payloads stay.
+    codec: "raw" or "jpg". sizes, widths, heights, labels: (N,) integers of each sample.
+    keep: the file exists, and its payloads stay.
     """
-    n = len(plan.ptrs)
+    n = len(layout.ptrs)
     header = np.zeros((), HEADER)
-    header["version"], header["num_fields"], header["page_size"] = VERSION, 2, plan.page_size
-    header["num_samples"], header["alloc_table_ptr"] = n, plan.alloc_table_ptr
+    header["version"], header["num_fields"], header["page_size"] = VERSION, 2, layout.page_size
+    header["num_samples"], header["alloc_table_ptr"] = n, layout.alloc_table_ptr
     descriptors = np.zeros(2, FIELD)
     for row, (name, type_id) in zip(descriptors, (("image", TYPE_IMAGE), ("label", TYPE_INT)), strict=True):
         row["type_id"] = type_id
         row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
     with open(path, "r+b" if keep else "wb", buffering=0) as f:
-        f.truncate(plan.file_bytes)
+        f.truncate(layout.file_bytes)
         pwrite(f.fileno(), header.tobytes() + descriptors.tobytes(), 0)
         for start in range(0, n, TABLE_ROWS):
-            here = slice(start, min(n, start + TABLE_ROWS))
-            meta = np.zeros(here.stop - start, METADATA)
-            meta["image"]["mode"], meta["image"]["data_ptr"] = MODES[codec], plan.ptrs[here]
-            meta["image"]["width"], meta["image"]["height"] = widths[here], heights[here]
-            meta["label"] = labels[here]
+            part = slice(start, min(n, start + TABLE_ROWS))
+            meta = np.zeros(part.stop - start, METADATA)
+            meta["image"]["mode"], meta["image"]["data_ptr"] = MODES[codec], layout.ptrs[part]
+            meta["image"]["width"], meta["image"]["height"] = widths[part], heights[part]
+            meta["label"] = labels[part]
             pwrite(f.fileno(), meta, METADATA_START + start * METADATA.itemsize)
             alloc = np.zeros(len(meta), ALLOCATION)
-            alloc["sample_id"], alloc["ptr"], alloc["size"] = np.arange(start, here.stop), plan.ptrs[here], sizes[here]
-            pwrite(f.fileno(), alloc, plan.alloc_table_ptr + start * ALLOCATION.itemsize)
+            alloc["sample_id"], alloc["ptr"] = np.arange(start, part.stop), layout.ptrs[part]
+            alloc["size"] = sizes[part]
+            pwrite(f.fileno(), alloc, layout.alloc_table_ptr + start * ALLOCATION.itemsize)
 
 
 def write(put: Callable[[Any, int], object], ptrs: np.ndarray, payload: Sequence[memoryview] | np.ndarray) -> None:
@@ -130,9 +131,9 @@ def write(put: Callable[[Any, int], object], ptrs: np.ndarray, payload: Sequence
         sizes = np.full(n, payload.shape[1], np.int64)
     else:
         sizes = np.fromiter((len(p) for p in payload), np.int64, n)
-    # Inside a page samples touch: one write a page instead of one a sample.
+    # Inside a page the samples touch: one write a page instead of one a sample.
     breaks = np.flatnonzero(ptrs[1:] != ptrs[:-1] + sizes[:-1]) + 1
-    for start, stop in zip([0, *breaks], [*breaks, n], strict=True):
+    for start, stop in zip([0, *breaks.tolist()], [*breaks.tolist(), n], strict=True):
         run = payload[start:stop]
         put(run if isinstance(run, np.ndarray) else b"".join(run), int(ptrs[start]))
 
@@ -143,22 +144,22 @@ def write(put: Callable[[Any, int], object], ptrs: np.ndarray, payload: Sequence
 def open_index(path: Path, image: str | None = None, label: str | None = None) -> ShardIndex:
     """Index a `.beton` file, ours or ffcv's own, without reading its samples.
 
-    image, label: names of the fields that hold them. None: the image field `image` and the int field `label`; where
-    nothing has that name, the only image field and the only int field, which a warning says. Other fields are passed
-    over. Nothing stays mapped: a file that is cut short later on cannot take the process with it.
-    Raises Error for a file that is no beton, is cut short or damaged, or where it is not clear which field it is.
+    image, label: names of the fields that hold them. None: the image field `image` and the int field `label`; where no
+    field has that name, the only image field and the only int field, with a warning. Other fields are passed over.
+    Nothing stays mapped: a file that is cut short later on cannot take the process with it.
+    Raises Error for a file that is no beton, is cut short or damaged, or where it is not clear which field is meant.
     """
     path = Path(path)
     try:
         with open(path, "rb") as f:
             return _read_index(path, f, os.fstat(f.fileno()).st_size, image, label)
     except OSError as e:
-        raise Error(f"cannot read {path}: {e.strerror or first_line(e)}") from None
+        raise cannot_read(path, e) from None
     except MemoryError:
         raise Error(f"{path} holds more samples than there is memory to index them") from None
 
 
-def _read_index(path: Path, f, size: int, image: str | None, label: str | None) -> ShardIndex:
+def _read_index(path: Path, f: BinaryIO, size: int, image: str | None, label: str | None) -> ShardIndex:
     header = np.fromfile(f, HEADER, 1)
     if not len(header) or header[0]["version"] != VERSION:
         raise Error(f"{path} is not an FFCV beton file of version {VERSION}")
@@ -184,39 +185,46 @@ def _read_index(path: Path, f, size: int, image: str | None, label: str | None) 
     num_payloads = n * sum(kind not in (TYPE_FLOAT, TYPE_INT) for kind in types)
     if alloc_ptr < end or size - alloc_ptr > num_payloads * ALLOCATION.itemsize:
         raise Error(f"{path} is damaged: its allocation table cannot be from byte {alloc_ptr} to {size}")
-    column = {name: np.empty(n, dtype) for name, dtype in COLUMNS.items()}
-    for at in range(0, n, TABLE_ROWS):
-        rows = np.fromfile(f, table, min(TABLE_ROWS, n - at))
-        if len(rows) < min(TABLE_ROWS, n - at):
-            raise Error(f"{path} is cut short: it ends in the metadata of sample {at + len(rows)}")
-        part = slice(at, at + len(rows))
+    data_ptr, labels = np.empty(n, np.int64), np.empty(n, np.int64)
+    codecs, widths, heights = [], [], []
+    for first in range(0, n, TABLE_ROWS):
+        rows = np.fromfile(f, table, min(TABLE_ROWS, n - first))
+        if len(rows) < min(TABLE_ROWS, n - first):
+            raise Error(f"{path} is cut short: it ends in the metadata of sample {first + len(rows)}")
         images = rows[image_field]
-        for wrong, what in (
-            (images["mode"] > max(MODES.values()), "image mode {mode}, which is neither JPEG nor raw"),
-            ((images["width"] == 0) | (images["height"] == 0), "{width} x {height} pixels"),
-            (
-                (images["data_ptr"] < end) | (images["data_ptr"] >= alloc_ptr),
-                "its image at byte {data_ptr}, among the tables",
-            ),
-        ):
-            if wrong.any():
-                i = int(wrong.argmax())
-                found = what.format(**dict(zip(IMAGE.names, images[i].tolist(), strict=True)))
-                raise Error(f"{path} is damaged: sample {at + i} has {found}")
-        for name in ("mode", "width", "height", "data_ptr"):
-            column[name][part] = images[name]
-        column["label"][part] = rows[label_field]
-    mode, width, height = (_narrow(column[name]) for name in ("mode", "width", "height"))
+        _check_images(path, images, first, end, alloc_ptr)
+        data_ptr[first : first + len(rows)] = images["data_ptr"]
+        labels[first : first + len(rows)] = rows[label_field]
+        codecs.append(_narrow(np.where(images["mode"] == MODES["raw"], np.uint8(RAW), np.uint8(JPG))))
+        widths.append(_narrow(images["width"].copy()))
+        heights.append(_narrow(images["height"].copy()))
+    codec, width, height = map(_joined, (codecs, widths, heights))
     return ShardIndex(
         files=[path],
         file=np.broadcast_to(np.uint8(0), (n,)),
-        offset=column["data_ptr"],
-        num_bytes=_payload_bytes(path, f, column["data_ptr"], mode, width, height, alloc_ptr),
-        codec=_narrow(np.where(mode == MODES["raw"], np.uint8(RAW), np.uint8(JPG))),
+        offset=data_ptr,
+        num_bytes=_payload_bytes(path, f, data_ptr, codec, width, height, alloc_ptr),
+        codec=codec,
         width=width,
         height=height,
-        label=column["label"],
+        label=labels,
     )
+
+
+def _check_images(path: Path, images: np.ndarray, first: int, tables_end: int, alloc_ptr: int) -> None:
+    """Raise Error for images whose metadata cannot be; images: IMAGE of samples `first` and on."""
+    for wrong, what in (
+        (images["mode"] > max(MODES.values()), "image mode {mode}, which is neither JPEG nor raw"),
+        ((images["width"] == 0) | (images["height"] == 0), "{width} x {height} pixels"),
+        (
+            (images["data_ptr"] < tables_end) | (images["data_ptr"] >= alloc_ptr),
+            "its image at byte {data_ptr}, among the tables",
+        ),
+    ):
+        if wrong.any():
+            i = int(wrong.argmax())
+            values = {name: images[name][i].item() for name in ("mode", "width", "height", "data_ptr")}
+            raise Error(f"{path} is damaged: sample {first + i} has {what.format(**values)}")
 
 
 def _name(field: np.void) -> str:
@@ -242,6 +250,43 @@ def _choose(path: Path, names: list[str], types: list[int], wanted: int, usual: 
     raise Error(f"{path}: which field is the {usual} is not clear; it has {has}; {usual}_column= chooses one")
 
 
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """A constant array as a broadcast scalar (stride 0): it takes no memory, and later checks are free."""
+    return np.broadcast_to(values[0], values.shape) if (values == values[0]).all() else values
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Arrays one after the other; a broadcast scalar where all of them are constant and equal."""
+    if all(part.strides == (0,) and part[0] == parts[0][0] for part in parts):
+        return np.broadcast_to(parts[0][0], sum(map(len, parts)))
+    return np.concatenate(parts)
+
+
+def _payload_bytes(path: Path, f: BinaryIO, ptrs: np.ndarray, codec, width, height, alloc_ptr: int) -> np.ndarray:
+    """(N,) int64 bytes of each image. Those of raw images follow from the shape; others are in the allocation table."""
+    if (codec == RAW).all():
+        if width.strides == height.strides == (0,):
+            return np.broadcast_to(np.int64(3) * width[0] * height[0], ptrs.shape)
+        return width.astype(np.int64) * height * 3
+    f.seek(alloc_ptr)
+    table = np.fromfile(f, ALLOCATION)
+    table = table[table["size"] > 0]  # what has no bytes lies where the next one begins
+    table_ptrs, sizes = table["ptr"].astype(np.int64), table["size"].astype(np.int64)
+    if not len(table_ptrs):
+        raise Error(f"{path} is damaged: its allocation table is empty")
+    if np.array_equal(table_ptrs[: len(ptrs)], ptrs):  # our own table has the order of the samples; ffcv's has any
+        return sizes[: len(ptrs)]
+    order = np.argsort(table_ptrs)
+    rows = order[np.minimum(np.searchsorted(table_ptrs, ptrs, sorter=order), len(order) - 1)]
+    if not np.array_equal(table_ptrs[rows], ptrs):
+        i = int((table_ptrs[rows] != ptrs).argmax())
+        raise Error(f"{path} is damaged: sample {i} is missing from its allocation table")
+    return sizes[rows]
+
+
+# --------------------------------------------------------------------------------------------------------- tables
+
+
 def read_rows(path: Path, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Some rows of the two tables of a file that `create` made: (n,) METADATA and (n,) ALLOCATION.
 
@@ -260,30 +305,3 @@ def read_rows(path: Path, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     if len(meta) < n or len(allocations) < n:
         raise Error(f"{path} is cut short: it has no tables for {first + n} samples")
     return meta, allocations
-
-
-def _narrow(values: np.ndarray) -> np.ndarray:
-    """Values that are all the same, as one of them seen n times: no memory, and no time in the checks to come."""
-    return np.broadcast_to(values[0], values.shape) if (values == values[0]).all() else values
-
-
-def _payload_bytes(path: Path, f, at: np.ndarray, mode, width, height, alloc_ptr: int) -> np.ndarray:
-    """(N,) int64 bytes of each image. Raw ones follow from the shape; the rest stand in the allocation table."""
-    if width.strides == height.strides == mode.strides == (0,) and mode[0] == MODES["raw"]:
-        return np.broadcast_to(np.int64(3) * width[0] * height[0], at.shape)
-    if (mode == MODES["raw"]).all():
-        return width.astype(np.int64) * height * 3
-    f.seek(alloc_ptr)
-    alloc = np.fromfile(f, ALLOCATION)
-    alloc = alloc[alloc["size"] > 0]  # what has no bytes lies where the next one begins
-    ptrs, sizes = alloc["ptr"].astype(np.int64), alloc["size"].astype(np.int64)
-    if not len(ptrs):
-        raise Error(f"{path} is damaged: its allocation table is empty")
-    if not np.array_equal(ptrs[: len(at)], at):  # our own table has the order of the samples; ffcv's has any
-        order = np.argsort(ptrs)
-        found = order[np.minimum(np.searchsorted(ptrs, at, sorter=order), len(order) - 1)]
-        if not np.array_equal(ptrs[found], at):
-            i = int((ptrs[found] != at).argmax())
-            raise Error(f"{path} is damaged: sample {i} is missing from its allocation table")
-        return sizes[found]
-    return sizes[: len(at)]

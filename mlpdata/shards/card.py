@@ -1,79 +1,79 @@
-"""The files that make a shard directory explain itself: dataset card, timm's split table, class list, skipped list."""
+"""The files by which a shard directory explains itself: dataset card, timm's split table, class list, skipped list."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import yaml
 
 from mlpdata import labels
 from mlpdata.shards.classes import classes_text
-from mlpdata.shards.manifest import Manifest, card_path, classes_path, info_path
+from mlpdata.shards.index import keys_just_written
+from mlpdata.shards.manifest import Manifest, SplitInfo, card_path, classes_path, info_path
 from mlpdata.shards.tar import EXTENSIONS
-from mlpdata.shards.text import json_text, printable
+from mlpdata.shards.text import json_text, printable, rounded
 from mlpdata.sources import keys
 from mlpdata.splits import on_hub
+from mlpdata.system.files import replacing
 
 MAX_CARD_CLASSES = 2000  # a card with 20,000 class names is of no use to anyone and slow to parse
 
 
-def _replace(path: Path, text: str | Iterable[str]) -> Path:
-    # Synced when the directory is sealed, before its manifest; until then a torn file harms nobody.
-    tmp = path.with_name(f"{path.name}.tmp")
-    with open(tmp, "w", encoding="utf-8") as f:
-        f.writelines([text] if isinstance(text, str) else text)
-    os.replace(tmp, path)
+def _write(path: Path, text: str | Iterable[str]) -> Path:
+    # Synced when the conversion finishes, before the manifest is written; until then a torn file harms nobody.
+    with replacing(path, sync=False) as f:
+        f.writelines(line.encode() for line in ([text] if isinstance(text, str) else text))
     return path
 
 
 def write_skipped(path: Path, skipped: Iterable[dict]) -> Path:
     """One JSON object a line: split, source, reason; `is_data: false` for a file that is none of the data."""
-    return _replace(path, map(json_text, skipped))
+    return _write(path, map(json_text, skipped))
 
 
 def write_classes(root: Path, classes: list[tuple[str, str]]) -> str:
     """Write the class list. Returns the file's sha256."""
-    return hashlib.sha256(_replace(classes_path(root), classes_text(classes)).read_bytes()).hexdigest()
+    return hashlib.sha256(_write(classes_path(root), classes_text(classes)).read_bytes()).hexdigest()
 
 
 def write_real(path: Path, index: Path, classes: list[tuple[str, str]]) -> Path | None:
-    """The ReaL labels of a split, {key: labels}, in its own order and classes; None where its images have none."""
-    keys_here = pq.read_table(index, columns=["key"]).column("key").to_pylist()  # written here, a moment ago
-    found = labels.real(keys_here, [name for name, _ in classes])
-    return _replace(path, json.dumps(found) + "\n") if found else None
+    """Write the ReaL labels of a split, {key: labels}, in its order and classes; None where its images have none.
+
+    index: of the split, written by this process a moment ago.
+    """
+    real = labels.real(keys_just_written(index), [name for name, _ in classes])
+    return _write(path, json.dumps(real) + "\n") if real else None
 
 
 def write_documents(root: Path, manifest: Manifest, title: str, classes: list[tuple[str, str]]) -> list[Path]:
-    """Write classes.txt's companions: the card, and timm's table where there are tars. Returns all paths written."""
-    written = [classes_path(root), _replace(card_path(root), card(manifest, title, classes))]
+    """Write the card, and timm's table where there are tars. Returns their paths and that of the class list."""
+    written = [classes_path(root), _write(card_path(root), card(manifest, title, classes))]
     if manifest.tar_codec:
-        written.append(_replace(info_path(root), json_text(timm_info(manifest), indent=1)))
+        written.append(_write(info_path(root), json_text(timm_info(manifest), indent=1)))
     return written
 
 
 def distinct_names(classes: list[tuple[str, str]]) -> list[str]:
-    """A readable name a class, every one once: Hugging Face datasets wants that, and ImageNet has two cranes.
+    """A readable name for each class, no name twice: Hugging Face datasets wants that, and ImageNet has two cranes.
 
-    What is unprintable is escaped.
+    Unprintable characters are escaped.
 
     >>> distinct_names([("n02012849", "crane"), ("n03126707", "crane"), ("a\\n", "a\\n")])
     ['crane (n02012849)', 'crane (n03126707)', 'a\\\\n']
     """
-    times = Counter(readable for _, readable in classes)
+    counts = Counter(readable for _, readable in classes)
     return keys.distinct(
-        printable(readable if times[readable] == 1 else f"{readable} ({name})") for name, readable in classes
+        printable(readable if counts[readable] == 1 else f"{readable} ({name})") for name, readable in classes
     )
 
 
 def timm_info(manifest: Manifest) -> dict:
     """The split table that timm's WebDataset reader looks for, each split also by the name its code asks for."""
-    splits = {}
+    splits: dict[str, dict] = {}
     for name, info in manifest.splits.items():
         row = {"num_samples": info.num_samples, "filenames": info.tars, "shard_lengths": info.tar_lengths}
         splits[name] = {"name": name, **row}
@@ -124,8 +124,8 @@ def card(manifest: Manifest, title: str, classes: list[tuple[str, str]]) -> str:
 
 Samples are shuffled over each whole split by a hash of (seed {manifest.seed}, key). `classes.txt` names the classes in
 label order, `*.index.parquet` says where every sample lies and where it came from, `skipped.jsonl` what was left out
-and why, `manifest.json` everything else, with a checksum of every file. Channel mean {_numbers(manifest.mean)} and
-standard deviation {_numbers(manifest.std)} of the training pixels are on the scale of 0 to 1.
+and why, `manifest.json` everything else, with a checksum of every file. Channel mean {rounded(manifest.mean)} and
+standard deviation {rounded(manifest.std)} of the training pixels are on the scale of 0 to 1.
 
 Made by mlpdata {manifest.tool_version}:
 
@@ -133,12 +133,8 @@ Made by mlpdata {manifest.tool_version}:
 """
 
 
-def _files(info) -> list[str]:
+def _files(info: SplitInfo) -> list[str]:
     tars = []
     if info.tars:
         tars = [info.tars[0] if len(info.tars) == 1 else f"{info.tars[0]} to {info.tars[-1]}"]
     return ([info.beton] if info.beton else []) + tars
-
-
-def _numbers(values: list[float]) -> str:
-    return "(" + ", ".join(f"{v:.4f}" for v in values) + ")"

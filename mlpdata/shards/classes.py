@@ -1,4 +1,4 @@
-"""Classes."""
+"""`classes.txt` and `SPLIT.real.json`: what the classes are called, and images that have several true labels."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from mlpdata.errors import Error, first_line
-from mlpdata.shards.manifest import Count, Manifest, classes_path, real_path
-from mlpdata.shards.text import parse_json, printable, read_text, shown
+from mlpdata.errors import Error
+from mlpdata.shards.files import Count
+from mlpdata.shards.manifest import Manifest, classes_path, real_path
+from mlpdata.shards.text import damaged, parse_json, printable, read_text, shown, unreadable
 
 MAX_REAL = 1000  # true labels of one image; ReaL's have at most 9
+ESCAPE = re.compile(r"\\(?:\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 
 
 def classes_text(classes: list[tuple[str, str]]) -> str:
     """`classes.txt`: one class a line, name in the source and, where it differs, TAB, readable name.
 
-    Ordinary names stand as they are. Backslashes, and what is unprintable or may be taken for the end of a name or a
-    line, are written as Python writes them in strings.
+    Ordinary names stand as they are. Backslashes, and characters that are unprintable or end a name or a line for some
+    reader, are written as Python writes them in strings.
 
     >>> classes_text([("n01440764", "tench, Tinca tinca"), ("café", "café"), ("a\\tb", "a\\tb")])
     'n01440764\\ttench, Tinca tinca\\ncafé\\na\\\\tb\\n'
@@ -32,7 +34,7 @@ def classes_text(classes: list[tuple[str, str]]) -> str:
 def read_classes(root: str | Path, manifest: Manifest | None = None) -> list[tuple[str, str]]:
     """(name in the source, readable name) of every class, in label order.
 
-    manifest: the list has to be the one it names. Raises Error.
+    manifest: whose class list it has to be; None takes any. Raises Error.
     """
     path = classes_path(Path(root))
     data = read_text(path)
@@ -42,7 +44,7 @@ def read_classes(root: str | Path, manifest: Manifest | None = None) -> list[tup
             raise ValueError("a line has more than two names")
         classes = [(_unescaped(line[0]), _unescaped(line[-1] or line[0])) for line in lines]
     except ValueError as e:
-        raise Error(f"cannot read {path}: {first_line(e)}; get or convert it again") from None
+        raise unreadable(path, e) from None
     if manifest is not None and hashlib.sha256(data).hexdigest() != manifest.classes_sha256:
         raise Error(f"{path} is not the class list that the manifest names; get or convert it again")
     if manifest is not None and len(classes) != manifest.num_classes:
@@ -51,14 +53,14 @@ def read_classes(root: str | Path, manifest: Manifest | None = None) -> list[tup
 
 
 def read_real(root: str | Path, manifest: Manifest, split: str) -> dict[str, list[int]] | None:
-    """{key: labels} of a split whose images have several true labels each; None where they have not. Raises Error."""
+    """{key: labels} of a split whose images have several true labels each; None for other splits. Raises Error."""
     path = real_path(Path(root), split)
     if path.name not in manifest.files:
         return None
-    found = parse_json(read_text(path), path, dict[str, Annotated[list[Count], Meta(max_length=MAX_REAL)]])
-    if max(map(max, filter(None, found.values())), default=0) >= manifest.num_classes:
-        raise Error(f"{path} has labels of more than {manifest.num_classes:,} classes; get or convert it again")
-    return found
+    real = parse_json(read_text(path), path, dict[str, Annotated[list[Count], Meta(max_length=MAX_REAL)]])
+    if any(label >= manifest.num_classes for labels in real.values() for label in labels):
+        raise damaged(path, f"it has labels of more than {manifest.num_classes:,} classes")
+    return real
 
 
 def short_names(classes: list[tuple[str, str]]) -> list[str]:
@@ -75,7 +77,4 @@ def _escaped(name: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-    if "\\" not in text:
-        return text
-    escape = r"\\(?:\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
-    return re.sub(escape, lambda match: match[0].encode().decode("unicode_escape"), text)
+    return ESCAPE.sub(lambda match: match[0].encode().decode("unicode_escape"), text)

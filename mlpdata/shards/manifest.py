@@ -1,4 +1,4 @@
-"""The manifest of a shard directory, the record of where its samples lie, and every path inside it.
+"""The manifest of a shard directory, and every path inside it.
 
 A shard directory is finished when, and only when, it holds `manifest.json`: that file is written last, to a temporary
 name, synced and renamed. Nothing else in the code base builds a path inside a shard directory.
@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired, TypedDict
 
-import numpy as np
 from msgspec import Meta
 
 from mlpdata import splits
-from mlpdata.choices import CODECS, FILTERS, MAX_RES, RESIZES
-from mlpdata.errors import Error, first_line
-from mlpdata.shards.text import conform, json_text, parse_json, read_text
+from mlpdata.choices import MAX_RES, Codec, Filter, Resize
+from mlpdata.errors import Error
+from mlpdata.shards.files import Count, FileEntry, Sha256, check_sizes, local_sizes
+from mlpdata.shards.text import conform, damaged, json_text, parse_json, read_text
 from mlpdata.system.files import write_atomic
 
 FORMAT_VERSION = 1
@@ -54,7 +53,11 @@ def beton_path(root: Path, split: str) -> Path:
 
 
 def tar_path(root: Path, split: str, shard: int) -> Path:
-    return Path(root) / f"{split}-{shard:06d}.tar"
+    return Path(root) / _tar_name(split, shard)
+
+
+def _tar_name(split: str, shard: int) -> str:
+    return f"{split}-{shard:06d}.tar"
 
 
 def index_path(root: Path, split: str) -> Path:
@@ -74,16 +77,7 @@ def work_path(root: Path) -> Path:
 # ------------------------------------------------------------------------------------------------------- manifest
 
 
-Count = Annotated[int, Meta(ge=0, le=1 << 48)]  # of samples or bytes
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 PerChannel = Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=3, max_length=3)]
-
-
-class FileEntry(TypedDict):
-    """What a file of the directory has to be."""
-
-    bytes: Count
-    sha256: Sha256
 
 
 class Fidelity(TypedDict):
@@ -136,12 +130,12 @@ class Manifest:
     num_classes: Annotated[int, Meta(ge=1, le=1 << 31)]
     classes_sha256: Sha256  # of classes.txt
     res: Annotated[int, Meta(ge=1, le=MAX_RES)]
-    resize: Literal[*RESIZES]
-    filter: Literal[*FILTERS]
+    resize: Resize
+    filter: Filter
     formats: list[Literal["beton", "tar"]]
-    codec: Literal["auto", *CODECS]  # as asked for; the next two say what that meant here
+    codec: Literal["auto"] | Codec  # as asked for; the next two say what that meant here
     beton_codec: Literal["raw", "jpg"] | None
-    tar_codec: Literal[*CODECS] | None
+    tar_codec: Codec | None
     quality: Annotated[int, Meta(ge=1, le=100)] | None  # of the JPEGs encoded here; None where none was
     seed: int
     shard_size: int
@@ -173,7 +167,7 @@ class Manifest:
             splits.checked(name)
             if len(info.class_counts) != self.num_classes or sum(info.class_counts) != info.num_samples:
                 raise ValueError(f"the class counts of split {name} do not add up to its samples and classes")
-            tars = [tar_path(Path(), name, i).name for i in range(len(info.tars))]
+            tars = [_tar_name(name, i) for i in range(len(info.tars))]
             wanted = (beton_path(Path(), name).name if self.beton_codec else None, tars, index_path(Path(), name).name)
             if (info.beton, info.tars, info.index) != wanted:
                 raise ValueError(f"split {name} has other files than {', '.join(filter(None, map(str, wanted)))}")
@@ -190,19 +184,7 @@ class Manifest:
     def check_sizes(self, root: Path, split: str | None = None) -> None:
         """Raise Error where a listed file, of one split or at all, is missing, is no file or has another size."""
         names = self.files if split is None else self.splits[split].files
-        for name in names:
-            entry = self.files[name]
-            path = Path(root) / name
-            try:
-                found = os.stat(path)
-            except FileNotFoundError:
-                raise Error(f"{path} is missing, though the manifest lists it; get or convert it again") from None
-            except OSError as e:
-                raise Error(f"cannot read {path}: {e.strerror}") from None
-            if not stat.S_ISREG(found.st_mode):
-                raise Error(f"{path} is no file; get or convert it again")
-            if found.st_size != entry["bytes"]:
-                raise Error(f"{path} has {found.st_size} bytes, the manifest says {entry['bytes']}; convert again")
+        check_sizes({name: self.files[name] for name in names}, local_sizes(root), root, "get or convert it again")
 
     @classmethod
     def load(cls, root: str | Path) -> Manifest:
@@ -229,33 +211,5 @@ class Manifest:
         try:
             manifest._check()
         except (ValueError, Error) as e:
-            raise Error(f"{name} is damaged ({first_line(e)}); get or convert it again") from None
+            raise damaged(name, e) from None
         return manifest
-
-
-# ---------------------------------------------------------------------------------------------------------- index
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardIndex:
-    """Where each sample of a split lies: one record for both formats, so the loader knows only this.
-
-    All arrays have N rows in the order of the split, and are read-only.
-    """
-
-    files: list[Path]
-    file: np.ndarray  # (N,) integer, position in `files`
-    offset: np.ndarray  # (N,) int64/uint64, where the payload starts in its file
-    num_bytes: np.ndarray  # (N,) integer, payload bytes
-    codec: np.ndarray  # (N,) uint8, position in CODECS
-    width: np.ndarray  # (N,) pixels
-    height: np.ndarray  # (N,) pixels
-    label: np.ndarray  # (N,) int64
-    is_foreign: bool = False  # written by others: its JPEGs may be ones that libjpeg warns about
-
-    def __post_init__(self):
-        for column in (self.file, self.offset, self.num_bytes, self.codec, self.width, self.height, self.label):
-            column.flags.writeable = False
-
-    def __len__(self) -> int:
-        return len(self.label)

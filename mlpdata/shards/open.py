@@ -1,6 +1,7 @@
-"""What can be opened, and where its samples lie: shard directories, single betons, other people's WebDataset tars.
+"""Open a split: a shard directory's, a single beton, or other people's WebDataset tars; all give one `ShardIndex`.
 
-A directory of ours answers from its manifest and index.
+A shard directory is opened by its manifest and its index, and nothing that they say is believed before it is checked:
+afterwards every payload lies inside its file, and every size and label in its bounds.
 """
 
 from __future__ import annotations
@@ -12,40 +13,41 @@ from pathlib import Path
 
 import numpy as np
 
+from mlpdata.choices import CODECS
 from mlpdata.errors import Error, first_line
 from mlpdata.image.limits import MAX_PIXELS
 from mlpdata.shards import beton, foreign, tar
-from mlpdata.shards.manifest import CODECS, Manifest, ShardIndex, beton_path
+from mlpdata.shards.manifest import Manifest, beton_path, index_path
+from mlpdata.shards.shard_index import ShardIndex
 
 FORMATS = ("beton", "tar")
 RAW = CODECS.index("raw")
-CHECK_ROWS = 1 << 18
+CHECK_ROWS = 1 << 18  # at a time: indices are large
 MAX_CLASSES = 1_000_000  # of what others made: a larger label is an id
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSplit:
-    """A split that was found. manifest: None for files that are not a shard directory's."""
+    """A split that can be loaded. manifest: None for files that are not a shard directory's."""
 
     index: ShardIndex
-    split: str
+    split: str  # its name
     num_classes: int
     manifest: Manifest | None
 
     @cached_property
     def digest(self) -> str:
-        """What tells the samples of one split from others: of its index, which has the digests of the pixels.
+        """16 hex digits that tell the samples of one split from others: of its index, which has the pixels' digests.
 
         Where there is no index: of sizes, places and labels. The same for any path, and for both formats.
         """
-        listed = self.manifest and self.manifest.files.get(self.manifest.splits[self.split].index)
-        if listed:
-            return listed["sha256"][:16]
+        if self.manifest:
+            return self.manifest.files[index_path(Path(), self.split).name]["sha256"][:16]
         digest = hashlib.sha256()
         for name in ("file", "offset", "num_bytes", "codec", "width", "height", "label"):
             column = getattr(self.index, name)
-            for at in range(0, len(column), CHECK_ROWS):
-                digest.update(np.ascontiguousarray(column[at : at + CHECK_ROWS], np.int64))
+            for start in range(0, len(column), CHECK_ROWS):
+                digest.update(np.ascontiguousarray(column[start : start + CHECK_ROWS], np.int64).data)
         return digest.hexdigest()[:16]
 
 
@@ -68,42 +70,47 @@ def open_split(
     if not isinstance(split, str):
         raise Error(f"split {split!r:.80} is no name of a split")
     try:
-        opened = _open(Path(path), split, format, image_column, label_column)
+        data = _open(Path(path), split, format, image_column, label_column)
     except OSError as e:
         raise Error(f"cannot read {e.filename or path}: {e.strerror or first_line(e)}") from None
-    if not len(opened.index):
-        raise Error(f"{path}: split {opened.split!r} has no samples")
-    return opened
+    if not len(data.index):
+        raise Error(f"{path}: split {data.split!r} has no samples")
+    return data
 
 
 def _open(path: Path, split: str, format: str | None, image_column: str | None, label_column: str | None) -> DataSplit:
     if path.is_file() and path.suffix.lower() != ".tar":
-        return _foreign(beton.open_index(path, image_column, label_column), split)
+        return _foreign_split(beton.open_index(path, image_column, label_column), split)
     if image_column or label_column:
         raise Error(f"image_column and label_column are for .beton files of others; {path} is none")
     tars, name = foreign.find_tars(path, split)
     if tars:
-        return _foreign(foreign.scan_tars(tars), name)
-    manifest = Manifest.load(path)
+        return _foreign_split(foreign.scan_tars(tars), name)
+    return _own_split(path, split, format)
+
+
+def _own_split(root: Path, split: str, format: str | None) -> DataSplit:
+    manifest = Manifest.load(root)
     split = manifest.split(split)
-    if format == "beton" and not manifest.splits[split].beton:
-        raise Error(f"{path} has no beton of split {split!r}; it has {', '.join(manifest.formats)}")
-    manifest.check_sizes(path, split)
-    if format == "tar" or not manifest.splits[split].beton:
-        index = tar.open_index(path, manifest, split)
+    has_beton = bool(manifest.splits[split].beton)
+    if format == "beton" and not has_beton:
+        raise Error(f"{root} has no beton of split {split!r}; it has {', '.join(manifest.formats)}")
+    manifest.check_sizes(root, split)
+    if format == "tar" or not has_beton:
+        index = tar.open_index(root, manifest, split)
     else:
-        index = beton.open_index(beton_path(path, split), "image", "label")
-    _check(index)
+        index = beton.open_index(beton_path(root, split), "image", "label")
+    _check_places(index, [manifest.files[file.name]["bytes"] for file in index.files])
     for side in (index.width, index.height):
         if side.min(initial=1) < 1 or side.max(initial=1) > manifest.res:
-            raise Error(f"{path}: split {split!r} has images of more than {manifest.res} pixels a side; convert again")
+            raise Error(f"{root}: split {split!r} has images of more than {manifest.res} pixels a side; convert again")
     if index.label.min(initial=0) < 0 or index.label.max(initial=0) >= manifest.num_classes:
-        raise Error(f"{path}: split {split!r} has labels of more than {manifest.num_classes} classes; convert again")
+        raise Error(f"{root}: split {split!r} has labels of more than {manifest.num_classes} classes; convert again")
     return DataSplit(index=index, split=split, num_classes=manifest.num_classes, manifest=manifest)
 
 
-def _foreign(index: ShardIndex, split: str) -> DataSplit:
-    _check(index)
+def _foreign_split(index: ShardIndex, split: str) -> DataSplit:
+    _check_places(index, [file.stat().st_size for file in index.files])
     if len(index.files) == 1:
         _check_apart(index)
     for wrong, what in (
@@ -115,26 +122,23 @@ def _foreign(index: ShardIndex, split: str) -> DataSplit:
             i = int(wrong.argmax())
             found = what.format(width=int(index.width[i]), height=int(index.height[i]), label=int(index.label[i]))
             raise Error(f"{index.files[int(index.file[i])]}: sample {i} {found}")
-    index = replace(index, is_foreign=True)
-    return DataSplit(index=index, split=split, num_classes=int(index.label.max(initial=-1)) + 1, manifest=None)
+    num_classes = int(index.label.max(initial=-1)) + 1
+    return DataSplit(index=replace(index, is_foreign=True), split=split, num_classes=num_classes, manifest=None)
 
 
-def _check(index: ShardIndex) -> None:
-    """Raise Error where a payload leaves its file or a raw one does not fit its shape. By pieces: indices are large."""
-    try:
-        sizes = np.array([path.stat().st_size for path in index.files], np.int64)
-    except OSError as e:
-        raise Error(f"cannot read {e.filename}: {e.strerror}") from None
-    for at in range(0, len(index), CHECK_ROWS):
-        part = slice(at, at + CHECK_ROWS)
+def _check_places(index: ShardIndex, file_bytes: list[int]) -> None:
+    """Raise Error where a payload leaves its file, or a raw one does not fit its shape."""
+    sizes = np.array(file_bytes, np.int64)
+    for first in range(0, len(index), CHECK_ROWS):
+        part = slice(first, first + CHECK_ROWS)
         start, length = index.offset[part], index.num_bytes[part]
         beyond = (start < 0) | (length < 0) | (start > sizes[index.file[part]] - length)
         if beyond.any():
-            i = at + int(beyond.argmax())
+            i = first + int(beyond.argmax())
             raise Error(f"{index.files[int(index.file[i])]} is cut short or damaged: sample {i} lies beyond its end")
         unfit = (index.codec[part] == RAW) & (length != np.int64(3) * index.width[part] * index.height[part])
         if unfit.any():
-            i = at + int(unfit.argmax())
+            i = first + int(unfit.argmax())
             raise Error(
                 f"{index.files[int(index.file[i])]}: raw sample {i} has {int(index.num_bytes[i])} bytes, which do not "
                 f"fit {int(index.width[i])} x {int(index.height[i])} pixels; convert again"

@@ -1,4 +1,4 @@
-"""Text of shard directories."""
+"""Text in shard directories: files read with a bound, strict JSON, names as people may see them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import msgspec
 
@@ -19,7 +20,7 @@ MAX_SHOWN = 120  # characters of a name that are shown
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a regular file to read. Raises OSError; a FIFO or a device is refused: its reader may wait for ever."""
+    """Open a regular file to read. Raises OSError, also for a FIFO or a device, whose reader may wait for ever."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -28,61 +29,74 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path) -> bytes:
-    """A file of at most MAX_TEXT_BYTES. Raises Error."""
+    """Read a file of at most MAX_TEXT_BYTES. Raises Error."""
     try:
         with open_file(path) as f:
             data = f.read(MAX_TEXT_BYTES + 1)
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
-        reason = getattr(e, "strerror", None) or first_line(e)
-        raise Error(f"cannot read {path}: {reason}; get or convert it again") from None
+        raise unreadable(path, e) from None
     if len(data) > MAX_TEXT_BYTES:
-        raise Error(f"{path} is damaged: it has more than {MAX_TEXT_BYTES >> 20} MB; get or convert it again")
+        raise damaged(path, f"it has more than {MAX_TEXT_BYTES >> 20} MB")
     return data
 
 
-def parse_json(data: bytes, name: object, kind: Any) -> Any:
-    """JSON of a type, as msgspec knows types: no key twice, no NaN, no bool for a number. Raises Error.
+def unreadable(path: Path, error: Exception) -> Error:
+    """The Error for a file of a shard directory that cannot be read."""
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return Error(f"cannot read {path}: {reason}; get or convert it again")
 
-    name: what the message calls it.
+
+def damaged(name: object, reason: Exception | str) -> Error:
+    """The Error for a file of a shard directory that does not say what it has to say."""
+    return Error(f"{name} is damaged ({first_line(reason):.200}); get or convert it again")
+
+
+def parse_json(data: bytes, name: object, kind: Any) -> Any:
+    """Parse JSON as a type, as msgspec knows types: no key twice, no NaN, no bool for a number.
+
+    name: what the message calls the text. Raises Error.
+
+    >>> parse_json(b'{"a": 1}', "a.json", dict[str, int])
+    {'a': 1}
     """
     try:
-        raw = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+        raw = json.loads(data.decode(), object_pairs_hook=_without_twins, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as e:
-        raise Error(f"{name} is damaged ({first_line(e)}); get or convert it again") from None
+        raise damaged(name, e) from None
     return conform(raw, kind, name)
 
 
 def conform(raw: object, kind: Any, name: object) -> Any:
-    """A value as the type it has to be of. Raises Error, in which it is called by `name`."""
+    """Convert a value to the type it has to be of. name: what the message calls the value. Raises Error."""
     try:
         return msgspec.convert(raw, kind)
-    except (msgspec.ValidationError, ValueError, RecursionError) as e:
-        raise Error(f"{name} is damaged ({first_line(e):.200}); get or convert it again") from None
+    except (ValueError, RecursionError) as e:
+        raise damaged(name, e) from None
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise ValueError("it has a key twice")
-    return found
+    return values
 
 
-def _refuse(constant: str) -> None:
+def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"it has {constant} for a number")
 
 
 def json_text(value: object, indent: int | None = None) -> str:
-    """JSON, one line where it is not indented, whatever a reader takes for the end of a line.
+    """JSON in lines that every reader takes for lines: other characters that end a line are escaped.
 
     >>> print(json_text({"café": "a\\u2028b\\udce9"}), end="")
     {"café": "a\\u2028b\\udce9"}
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return "".join(_with_escapes(line, lambda c: json.dumps(c)[1:-1]) + "\n" for line in text.split("\n"))
+    return "".join(_escaped(line, lambda c: json.dumps(c)[1:-1]) + "\n" for line in text.split("\n"))
 
 
 def shown(text: str) -> str:
-    """A name for people to read: a terminal takes nothing in it for a command, and it is not endless.
+    """A name for people to read: shortened, and with nothing in it that a terminal takes for a command.
 
     >>> print(shown("caf\\u202eé\\x1b[2J"))
     caf\\u202eé\\x1b[2J
@@ -91,13 +105,18 @@ def shown(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text with whatever is not printable as Python writes it in strings."""
-    return _with_escapes(text, _escape)
+    """A text whose unprintable characters are written as Python writes them in strings."""
+    return _escaped(text, lambda c: c.encode("unicode_escape").decode())
 
 
-def _with_escapes(text: str, escape) -> str:
+def rounded(values: Iterable[float]) -> str:
+    """Numbers to four digits.
+
+    >>> rounded([0.25, 1 / 3])
+    '(0.2500, 0.3333)'
+    """
+    return "(" + ", ".join(f"{value:.4f}" for value in values) + ")"
+
+
+def _escaped(text: str, escape: Callable[[str], str]) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()

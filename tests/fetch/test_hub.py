@@ -21,7 +21,7 @@ from servers import HubServer, cut, stall, status
 import mlpdata
 from mlpdata import Error, labels
 from mlpdata.fetch import http, retry
-from mlpdata.shards import remote
+from mlpdata.shards import remote, stores, upload
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import cifar, parquet_files
 from mlpdata.sources import parquet as parquet_source
@@ -29,6 +29,7 @@ from mlpdata.system import engines
 
 ROOT = Path(__file__).parents[2]
 ROWS = 30  # images a batch of the small CIFAR archives
+PUT = stores.ObjectStore.put
 
 
 @pytest.fixture
@@ -391,7 +392,7 @@ def test_a_directory_goes_to_the_hub_and_comes_back(serve, tmp_path, monkeypatch
     server = serve({})
     monkeypatch.setenv("HF_TOKEN", HubServer.TOKEN)
     monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
-    assert remote.push(shapes_dir, "me/shapes-16") == f"{server.url}/datasets/me/shapes-16"
+    assert upload.push(shapes_dir, "me/shapes-16") == f"{server.url}/datasets/me/shapes-16"
     manifest = Manifest.load(shapes_dir)
     _, tree = server.tree("me/shapes-16")
     assert set(tree) == {*manifest.files, "manifest.json", ".gitattributes"}
@@ -417,7 +418,7 @@ def test_a_directory_goes_to_the_hub_and_comes_back(serve, tmp_path, monkeypatch
 def test_a_push_replaces_what_was_there(serve, tmp_path, monkeypatch, shapes_dir):
     server = serve({"me/x": {"notes.txt": b"mine", "train-000999.tar": b"old", "manifest.json": b"old"}})
     monkeypatch.setenv("HF_TOKEN", HubServer.TOKEN)
-    remote.push(shapes_dir, "me/x", say=lambda line: None)
+    upload.push(shapes_dir, "me/x", say=lambda line: None)
     _, tree = server.tree("me/x")
     assert "train-000999.tar" not in tree and tree["notes.txt"] == b"mine"
     assert tree["manifest.json"] == (shapes_dir / "manifest.json").read_bytes()
@@ -501,7 +502,7 @@ def test_convert_list_and_train_with_object_storage(s3, tmp_path, monkeypatch):
         convert_quietly(**there, seed=1)
     taken = s3.get_object(Bucket="bucket", Key="shards/a/train.beton")["Body"].read()
     s3.put_object(Bucket="bucket", Key="shards/a/train.beton", Body=taken[:-1])
-    with pytest.raises(Error, match=r"as train\.beton instead of .*; delete s3://bucket/shards/a and run the same"):
+    with pytest.raises(Error, match=r"train\.beton has \d+ bytes, .*; delete s3://bucket/shards/a and run the same"):
         convert_quietly(**there)
     s3.put_object(Bucket="bucket", Key="shards/a/train.beton", Body=taken)
     loader = mlpdata.load("s3://bucket/shards/a", "train", batch_size=100)
@@ -543,26 +544,26 @@ def test_a_url_of_this_machine_is_no_storage(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def count_uploads(monkeypatch, names, dies_after=None):
+    """Every file that is stored is added to `names`; the line is dead once there are so many."""
+
+    def counting(self, path):
+        if len(names) == dies_after:
+            raise Error("the line is dead")
+        names.append(path.name)
+        PUT(self, path)
+
+    monkeypatch.setattr(stores.ObjectStore, "put", counting)
+
+
 def test_an_upload_that_failed_goes_on(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
     options = {"dataset": "shapes", "res": 16, "workers": 1, "limit": 200, "out": "s3://bucket/again"}
-    put, names = remote._Storage.put, []
-
-    def failing(self, path):
-        if len(names) == 3:
-            raise Error("the line is dead")
-        names.append(path.name)
-        put(self, path)
-
-    monkeypatch.setattr(remote._Storage, "put", failing)
+    names = []
+    count_uploads(monkeypatch, names, dies_after=3)
     with pytest.raises(Error, match="the line is dead"):
         convert_quietly(**options)
-
-    def counting(self, path):
-        names.append(path.name)
-        put(self, path)
-
-    monkeypatch.setattr(remote._Storage, "put", counting)
+    count_uploads(monkeypatch, names)
     convert_quietly(**options)
     assert len(names) == len(set(names)) and names[-1] == "manifest.json"
     assert not list((tmp_path / "staging").iterdir())
@@ -575,18 +576,11 @@ def test_an_upload_begun_anew_is_whole_before_its_manifest_comes(s3, tmp_path, m
     monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
     url = f"s3://bucket/anew{len(lost)}"
     options = {"dataset": "shapes", "res": 16, "workers": 1, "limit": 200, "shard_size": 100, "out": url}
-    put, names = remote._Storage.put, []
-
-    def failing(self, path):
-        if len(names) == 5:
-            raise Error("the line is dead")
-        names.append(path.name)
-        put(self, path)
-
-    monkeypatch.setattr(remote._Storage, "put", failing)
+    names = []
+    count_uploads(monkeypatch, names, dies_after=5)
     with pytest.raises(Error, match="the line is dead"):
         convert_quietly(**options)
-    monkeypatch.setattr(remote._Storage, "put", put)
+    count_uploads(monkeypatch, [])
     folder = url.removeprefix("s3://bucket/")
     if "staging" in lost:
         shutil.rmtree(next(p for p in (tmp_path / "staging").iterdir() if p.is_dir()))
@@ -602,13 +596,12 @@ def test_an_upload_begun_anew_is_whole_before_its_manifest_comes(s3, tmp_path, m
 
 def test_no_manifest_goes_where_a_file_has_not_arrived(s3, serve, tmp_path, monkeypatch, shapes_dir):
     monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
-    put = remote._Storage.put
-    monkeypatch.setattr(remote._Storage, "put", lambda self, p: None if p.name == "val.beton" else put(self, p))
-    with pytest.raises(Error, match=r"s3://bucket/lost has nothing as val\.beton instead of \d+ bytes; run the same"):
+    monkeypatch.setattr(stores.ObjectStore, "put", lambda self, p: None if p.name == "val.beton" else PUT(self, p))
+    with pytest.raises(Error, match=r"s3://bucket/lost/val\.beton is missing, though .*; run the same"):
         convert_quietly(dataset="shapes", res=16, workers=1, limit=200, out="s3://bucket/lost")
     assert not any(o["Key"] == "lost/manifest.json" for o in s3.list_objects(Bucket="bucket")["Contents"])
     s3.put_object(Bucket="bucket", Key="lost/train-000077.tar", Body=b"x")
-    monkeypatch.setattr(remote._Storage, "put", put)
+    monkeypatch.setattr(stores.ObjectStore, "put", PUT)
     with pytest.raises(Error, match=r"also holds train-000077\.tar, which is no part of this"):
         convert_quietly(dataset="shapes", res=16, workers=1, limit=200, out="s3://bucket/lost")
     # The Hub, where somebody else removes a file meanwhile; and a directory that lacks one from the start.
@@ -618,12 +611,12 @@ def test_no_manifest_goes_where_a_file_has_not_arrived(s3, serve, tmp_path, monk
     shutil.copytree(shapes_dir, copy)
     plain = Manifest.check_sizes
     monkeypatch.setattr(Manifest, "check_sizes", lambda self, root: (copy / "val.beton").unlink())
-    with pytest.raises(Error, match=r"me/x has nothing as val\.beton"):
-        remote.push(copy, "me/x", say=lambda line: None)
+    with pytest.raises(Error, match=r"me/x/val\.beton is missing"):
+        upload.push(copy, "me/x", say=lambda line: None)
     assert "manifest.json" not in server.tree("me/x")[1]
     monkeypatch.setattr(Manifest, "check_sizes", plain)
     with pytest.raises(Error, match=r"val\.beton is missing"):
-        remote.push(copy, "me/x", say=lambda line: None)
+        upload.push(copy, "me/x", say=lambda line: None)
 
 
 def test_a_manifest_from_elsewhere_is_not_believed(s3, serve, tmp_path, monkeypatch, shapes_dir):

@@ -204,7 +204,7 @@ def test_damaged_jpegs_have_the_same_pixels_for_every_reader_or_none(tmp_path, m
 
     readers = {}
     for is_foreign in (False, True):
-        index = mlpdata.shards.manifest.ShardIndex(
+        index = mlpdata.shards.shard_index.ShardIndex(
             files=[path], file=same(0), offset=sizes.cumsum() - sizes, num_bytes=sizes, codec=same(reader_module.JPG),
             width=same(SIZE), height=same(SIZE), label=same(0), is_foreign=is_foreign)  # fmt: skip
         readers[is_foreign] = reader_module.Reader(index, 1)
@@ -221,7 +221,7 @@ def test_damaged_jpegs_have_the_same_pixels_for_every_reader_or_none(tmp_path, m
         strict = read(i, False, 1 << 40)
         assert read(i, False, 0) == strict and at_once.get(i, strict) == strict
         try:
-            checked = verify._pixels(read_back.Stored("x.tar", "jpg", data), (SIZE, SIZE, 3)).tobytes()
+            checked = verify._decode(read_back.StoredSample("x.tar", "jpg", data), (SIZE, SIZE, 3)).tobytes()
         except image.ImageError:
             checked = None
         assert checked == strict

@@ -346,7 +346,7 @@ def test_many_problems_are_counted_and_some_are_told(photos_dir, tmp_path):
     change_index(root, "train", "digest", lambda values: values.__setitem__(slice(None), [d ^ 1 for d in values]))
     relist(root)
     _, found = verify.verify(root, quiet=True)
-    assert found.num_problems >= 60 and len(found.problems) == 3 * verify.MAX_TOLD  # of three shards
+    assert found.num_problems >= 60 and len(found.problems) == 3 * verify.MAX_LISTED  # of three shards
 
 
 def test_the_command_says_what_is_wrong_and_fails(photos_dir, tmp_path):

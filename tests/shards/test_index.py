@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import shutil
 import tarfile
 import time
 import warnings
@@ -10,7 +12,7 @@ from archives import encoded, picture
 
 import mlpdata
 from mlpdata import Error
-from mlpdata.shards import beton, foreign
+from mlpdata.shards import beton, foreign, index, tar
 from mlpdata.shards.open import open_split
 
 # -------------------------------------------------------------------------------------------------- foreign betons
@@ -24,7 +26,7 @@ def foreign_beton(path, images, modes, fields, shuffled=True, page_size=1 << 21,
     """
     n = len(images)
     payloads = [encoded(p, quality=95) if m == 0 else p.tobytes() for p, m in zip(images, modes, strict=True)]
-    dtypes = {0: "<f8", 1: "<i8", 2: beton.IMAGE, 3: beton.STRETCH, 4: "<u8", 5: beton.STRETCH, 6: "<u8"}
+    dtypes = {0: "<f8", 1: "<i8", 2: beton.IMAGE, 3: beton.EXTENT, 4: "<u8", 5: beton.EXTENT, 6: "<u8"}
     table = np.zeros(n, np.dtype([(f"f{i}", dtypes[k]) for i, k in enumerate(fields)], align=True))
     rng, allocations, body, base = np.random.default_rng(0), [], {}, page_size
     for i in rng.permutation(n) if shuffled else range(n):
@@ -440,3 +442,29 @@ def test_opening_a_million_samples_is_a_matter_of_moments(tmp_path):
     opened = open_split(path)
     assert len(opened.index) == n and opened.num_classes == 1000
     assert time.process_time() - started < 20  # a hundredth of this where nothing else runs
+
+
+def test_a_large_index_of_tars_is_read_once(shapes_dir, tmp_path, monkeypatch, cache):
+    """It comes from the cache as long as its file is the same; a damaged cache is passed over."""
+    root = tmp_path / "out"
+    shutil.copytree(shapes_dir, root)
+    opened, read = [], index.columns
+    monkeypatch.setattr(index, "columns", lambda *arguments: opened.append(arguments) or read(*arguments))
+    small = open_split(root, "train", "tar").index
+    assert not list(cache.glob("index-*")) and len(opened) == 1
+    monkeypatch.setattr(tar, "CACHED_ROWS", 1)
+    kept = [open_split(root, "train", "tar").index for _ in range(3)]
+    assert len(list(cache.glob("index-*"))) == 1 and len(opened) == 2
+    names = ("file", "offset", "num_bytes", "codec", "width", "height", "label")
+    for other in kept:
+        assert other.files == small.files and other.width.strides == (0,)
+        assert all(np.array_equal(getattr(other, name), getattr(small, name)) for name in names)
+    (file,) = cache.glob("index-*")
+    whole = file.read_bytes()
+    for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b"", b"rubbish"):
+        file.write_bytes(damaged)
+        assert np.array_equal(open_split(root, "train", "tar").index.label, small.label)
+        assert file.read_bytes() == whole
+    os.utime(root / "train.index.parquet", ns=(0, 0))
+    open_split(root, "train", "tar")
+    assert len(opened) == 7
