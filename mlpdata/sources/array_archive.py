@@ -60,7 +60,7 @@ class ArrayArchive(Source):
         return [*self._row_units(), *left_out_units(self._left_out, "train")]
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
-        return iter(unit.at) if isinstance(unit.at[0], Broken) else self._row_samples(unit)
+        return iter(unit.content) if isinstance(unit.content[0], Broken) else self._row_samples(unit)
 
     @abstractmethod
     def _row_units(self) -> list[Unit]:

@@ -56,7 +56,7 @@ class Unit:
     split: str
     num_samples: int  # expected; 0 where only reading can tell
     num_bytes: int  # to read from the archive, for the progress line
-    at: Any  # where the source finds it; picklable
+    content: Any  # what of the archive it is, for the source to read; picklable
     exact: bool = False  # whether exactly num_samples come, Broken ones included, unless the source changed
     splits: tuple[str, ...] = ()  # the splits its samples may have; (): its own, or any of the source's `splits`
 

@@ -116,8 +116,8 @@ class Cifar(ArrayArchive):
         below = self.path / self.folder
         self._blob, self._folder = None, below if below.is_dir() else self.path
         with reading(f"the folder {self._folder}"):
-            found = [Member(p.name, 0, p.stat().st_size) for p in sorted(self._folder.iterdir()) if p.is_file()]
-        self._members = {member.name: member for member in found if not files.is_system(member.name)}
+            members = [Member(p.name, 0, p.stat().st_size) for p in sorted(self._folder.iterdir()) if p.is_file()]
+        self._members = {member.name: member for member in members if not files.is_system(member.name)}
         read = (*self._layout.batches, self._layout.meta)
         self.files = [str(self._folder / name) for name in read if name in self._members]
 
@@ -181,7 +181,7 @@ class Cifar(ArrayArchive):
         return units
 
     def _row_samples(self, unit: Unit) -> Iterator[Sample]:
-        name, start = unit.at
+        name, start = unit.content
         pixels, labels = self._batch(name)
         stop = start + ROWS_A_UNIT
         planes = pixels[start:stop].reshape(-1, 3, 32, 32)

@@ -158,7 +158,7 @@ class Downsampled(Source):
         return units
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
-        k, start, stop = unit.at
+        k, start, stop = unit.content
         rows = self._rows[k]
         name, res, row_bytes = rows.batch.name, rows.res, 3 * rows.res**2
         with open(rows.batch.path, "rb") as file:

@@ -230,7 +230,7 @@ class Folder(Source):
     # --------------------------------------------------------------------------------------------------- reading
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken | TooSmall]:
-        for item in unit.at:
+        for item in unit.content:
             if isinstance(item, FileRange):
                 yield from self._samples_of(item)
             else:

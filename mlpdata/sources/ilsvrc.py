@@ -140,10 +140,10 @@ class ImageNet1k(ImageNetTars):
         return units
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken | TooSmall]:
-        if unit.at[0] != "val":
+        if unit.content[0] != "val":
             yield from super().samples(unit)
             return
-        for row in unit.at[1]:
+        for row in unit.content[1]:
             yield row if isinstance(row, Broken) else self._val_sample(*row)
 
     def _val_sample(self, name: str, offset: int, size: int, label: int) -> Sample | Broken:

@@ -211,7 +211,7 @@ class ImageNetTars(Source):
     # --------------------------------------------------------------------------------------------------- samples
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken | TooSmall]:
-        for item, following in zip(unit.at, (*unit.at[1:], None), strict=True):
+        for item, following in zip(unit.content, (*unit.content[1:], None), strict=True):
             if isinstance(item, Broken):
                 yield item
                 continue

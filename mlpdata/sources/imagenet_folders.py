@@ -47,9 +47,9 @@ def settle(listing: ArchiveListing, runs: list[Run], tars: list[ClassExtent], pa
     if tars and not class_of and not labelled and all(_split_of(tar.class_name) for tar in tars):
         names = ", ".join(sorted({f"{keys.line(tar.class_name)}.tar" for tar in tars})[:4])
         raise Error(f"{path} holds {names}: archives of splits, not of classes; unpack it and pass what is inside")
-    class_places = {*class_of.values(), *((tar.split, tar.class_name) for tar in tars)}
-    name_of = _class_names(class_places)
-    parents = {parent for parent, _ in class_places} | {posixpath.dirname(folder) for folder in labelled}
+    class_paths = {*class_of.values(), *((tar.split, tar.class_name) for tar in tars)}
+    name_of = _class_names(class_paths)
+    parents = {parent for parent, _ in class_paths} | {posixpath.dirname(folder) for folder in labelled}
     split_of = {folder: _split_of(folder) for folder in parents | labelled}
     has_splits = not set(split_of.values()) <= {"", "train"}
     with_images = {run.folder for run in runs if run.images}
@@ -57,19 +57,19 @@ def settle(listing: ArchiveListing, runs: list[Run], tars: list[ClassExtent], pa
     num_small, seen = 0, set()
     unused: dict[str, list[Run]] = {}
     for tar in tars:
-        place = (tar.split, tar.class_name)
-        if place in seen:
+        class_path = (tar.split, tar.class_name)
+        if class_path in seen:
             listing.warnings.append(f"{path} holds {keys.line(tar.class_name)}.tar twice; both are read")
-        seen.add(place)
+        seen.add(class_path)
         if posixpath.basename(tar.split) == SMALL_CLASSES:
             num_small += tar.num_images
         else:
-            extents.append(replace(tar, class_name=name_of[place], split=split_of[tar.split]))
+            extents.append(replace(tar, class_name=name_of[class_path], split=split_of[tar.split]))
     for run in runs:
         name = file = ""
         if run.folder in class_of:
-            place = class_of[run.folder]
-            parent, name = place[0], name_of[place]
+            class_path = class_of[run.folder]
+            parent, name = class_path[0], name_of[class_path]
             split = split_of[parent]
         elif run.label:
             parent, split = posixpath.dirname(run.folder), split_of[run.folder]
@@ -127,17 +127,17 @@ def _class_place(folder: str, below: str | None) -> tuple[str, str]:
     return "/".join(names[:depth]), names[depth]
 
 
-def _class_names(class_places: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+def _class_names(class_paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """The name of the class by (parent, class).
 
     Folders of one name below different parents are different classes, and get the parent into their name. Folders of
     one synset are one class everywhere, and so are those of one name below different splits.
     """
-    full_names = {place: f"{_below_split(place[0])}{place[1]}" for place in class_places}
+    full_names = {class_path: f"{_below_split(class_path[0])}{class_path[1]}" for class_path in class_paths}
     count = Counter(name for name, _ in {(name, full) for (_, name), full in full_names.items()})
     return {
-        place: place[1] if count[place[1]] == 1 or WNID.fullmatch(place[1]) else full
-        for place, full in full_names.items()
+        class_path: class_path[1] if count[class_path[1]] == 1 or WNID.fullmatch(class_path[1]) else full
+        for class_path, full in full_names.items()
     }
 
 
@@ -161,13 +161,13 @@ def _below_split(parent: str) -> str:
 
 
 def _with_settled_splits(listing: ArchiveListing, extents: list[ClassExtent], path: str) -> list[ClassExtent]:
-    found = {extent.split for extent in extents}
-    if found <= {"", "train"}:  # everything is for training: without splits, a class filter may hold images out
-        return [replace(extent, split="") for extent in extents] if "train" in found else extents
-    if "" in found:
+    names = {extent.split for extent in extents}
+    if names <= {"", "train"}:  # everything is for training: without splits, a class filter may hold images out
+        return [replace(extent, split="") for extent in extents] if "train" in names else extents
+    if "" in names:
         first = keys.line(next(extent.class_name for extent in extents if not extent.split))
         listing.warnings.append(f"{path}: what lies in no split's folder is taken for train, such as {first}")
-    ours = splits.settle(sorted(found - {""})) | {"": "train"}
+    ours = splits.settle(sorted(names - {""})) | {"": "train"}
     if ours.get("test") == "val":
         listing.warnings.append(f"{path}: its split test is called val: it is what is held out")
     return [replace(extent, split=ours[extent.split]) for extent in extents]

@@ -245,7 +245,7 @@ class Parquet(Source):
     # --------------------------------------------------------------------------------------------------- reading
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
-        path, groups, first_row = unit.at
+        path, groups, first_row = unit.content
         with ParquetFile(self._location, path) as file:
             image, label = self._columns.image, self._columns.label
             if self._columns.check(file.schema) is None:

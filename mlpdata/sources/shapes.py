@@ -38,7 +38,7 @@ class Shapes(Source):
         ]
 
     def samples(self, unit: Unit) -> Iterator[Sample]:
-        start, stop = unit.at
+        start, stop = unit.content
         # Units start at multiples of IMAGES_A_UNIT, so each has a random stream of its own for any num_train.
         rng = np.random.default_rng([self.seed, sum(unit.split.encode()), start])
         labels = rng.integers(0, len(NAMES), IMAGES_A_UNIT)

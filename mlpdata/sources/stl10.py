@@ -85,7 +85,7 @@ class Stl10(ArrayArchive):
         return units
 
     def _row_samples(self, unit: Unit) -> Iterator[Sample]:
-        split, start, n = unit.at
+        split, start, n = unit.content
         data = self._blob.read_at(self._members[f"{split}_X.bin"].offset + start * ROW_BYTES, n * ROW_BYTES)
         if len(data) < n * ROW_BYTES:
             raise Error(f"{self.path} is truncated inside {split}_X.bin; get it again")

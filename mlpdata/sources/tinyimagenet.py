@@ -216,15 +216,15 @@ class TinyImageNet(Source):
         return units + (left_out_units(self._left_out, units[0].split) if units else [])
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
-        if isinstance(unit.at, tuple):
-            yield from unit.at
+        if isinstance(unit.content, tuple):
+            yield from unit.content
             return
         # Members of a unit lie close together: one read brings them all, with the local header of the last.
-        offsets = unit.at.members["offset"].astype(np.int64)
-        start, stop = int(offsets[0]), int((offsets + unit.at.packed()).max()) + MAX_LOCAL_BYTES
+        offsets = unit.content.members["offset"].astype(np.int64)
+        start, stop = int(offsets[0]), int((offsets + unit.content.packed()).max()) + MAX_LOCAL_BYTES
         is_close = stop - start < min(2 * unit.num_bytes + (1 << 20), MAX_READ_BYTES)
         block = self._blob.read_at(start, stop - start) if is_close else None
-        for label, name, key, offset, *fields in unit.at.rows():
+        for label, name, key, offset, *fields in unit.content.rows():
             origin = keys.text(name)
             if label < 0:
                 yield Broken(origin, "no class is given for it")

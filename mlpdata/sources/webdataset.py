@@ -182,7 +182,7 @@ class WebDataset(Source):
         return units
 
     def samples(self, unit: Unit) -> Iterator[Sample | Broken]:
-        tar, start, stop = unit.at
+        tar, start, stop = unit.content
         blob, shown = self._blobs[tar], keys.line(tar)
         blob.will_read(start, stop - start)
         for sample in iter_samples(blob, start, stop):

@@ -15,11 +15,11 @@ def made_of(held, log):
     """A convert() over units that hold these splits, one a sample, in order."""
 
     def convert(tasks):
-        log.append([task.unit.at for task in tasks])
+        log.append([task.unit.content for task in tasks])
         counts = []
         for task in tasks:
             found = dict.fromkeys(task.limits, 0)
-            for split in held[task.unit.at]:
+            for split in held[task.unit.content]:
                 if found.get(split, task.limits.get(split, 0)) < task.limits.get(split, 0):
                     found[split] += 1
             counts.append(found)
@@ -41,9 +41,9 @@ def test_exactly_the_first_samples_of_every_split(seed):
         for split in names:
             everything = [(i, k) for i in range(60) for k, s in enumerate(held[i]) if s == split]
             taken = [
-                (t.unit.at, k)
+                (t.unit.content, k)
                 for t in tasks
-                for k in [k for k, s in enumerate(held[t.unit.at]) if s == split][: t.limits.get(split, 0)]
+                for k in [k for k, s in enumerate(held[t.unit.content]) if s == split][: t.limits.get(split, 0)]
             ]
             assert taken == everything[:limit]
         if limit == 1:
