@@ -1,4 +1,4 @@
-"""What options may be: the only lists of formats, codecs, resize rules, filters and engines.
+"""What options may be: the only lists of formats, codecs, resize rules, filters, engines and libraries.
 
 Nothing heavy is imported here: the command line offers these lists without loading numpy, Pillow or torch.
 """
@@ -15,4 +15,5 @@ RESIZES: tuple[Resize, ...] = get_args(Resize)
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 ENGINES = ("local", "ray")
+LIBRARIES = ("ffcv", "webdataset", "datasets", "timm", "torch", "numpy")  # for which there are snippets
 MAX_RES = 1024  # pixels a side

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from archives import encoded, make_cifar, make_folder, picture
 from conftest import run_cli
 from PIL import Image
 
-from mlpdata import cli
+import mlpdata
+from mlpdata import choices
 from mlpdata.cli import main
+from mlpdata.cli.group import stop
+from mlpdata.inspect import snippets
 from mlpdata.system.threads import cores
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +33,7 @@ def test_every_command_has_help_with_an_example(command):
 
 
 def test_help_needs_no_torch_and_no_numpy():
-    heavy = ("torch", "datasets", "matplotlib", "pyarrow")
+    heavy = ("torch", "numpy", "datasets", "matplotlib", "pyarrow", "msgspec", "requests", "tqdm", "yaml")
     code = f"import sys, mlpdata.cli; print(*[m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
@@ -136,9 +140,20 @@ def test_broken_images_are_counted_and_named(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- rules
 
 
+def test_every_library_that_the_command_line_offers_has_a_snippet():
+    assert tuple(snippets.LIBRARIES) == choices.LIBRARIES
+
+
+def test_the_version_stands_in_one_file():
+    with open(ROOT / "pyproject.toml", "rb") as f:
+        version = tomllib.load(f)["project"]["version"]
+    assert mlpdata.__version__ == version and run_cli("--version").stdout.split()[-1] == version
+    assert {"load", "Loader", "Augment", "Batch", "Error"} <= set(dir(mlpdata))
+
+
 def test_names_of_data_sets_stand_in_one_module():
     for path in [*(ROOT / "mlpdata").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
-        if path.name in ("datasets.py", "cli.py"):
+        if path.name == "datasets.py" or path.parent.name == "cli":
             continue  # the command line has them in its examples
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -190,9 +205,11 @@ def test_a_signal_while_a_module_is_imported_ends_the_process_there(tmp_path, mo
 
     monkeypatch.setattr(os, "_exit", ended)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "interrupted.py").write_text("import sys, mlpdata.cli\nmlpdata.cli._stop(2, sys._getframe())\n")
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\nfrom mlpdata.cli.group import stop\nstop(2, sys._getframe())\n"
+    )
     with pytest.raises(SystemExit, match="1"):
         importlib.import_module("interrupted")
     assert capfd.readouterr().err == "mlpdata: stopped\n"
     with pytest.raises(KeyboardInterrupt):
-        cli._stop(2, sys._getframe())
+        stop(2, sys._getframe())

@@ -17,7 +17,7 @@ from conftest import convert_quietly, run_cli
 from PIL import Image
 
 import mlpdata
-from mlpdata.cli import LIBRARIES
+from mlpdata.choices import LIBRARIES
 from mlpdata.inspect import snippets
 from mlpdata.shards import beton
 from mlpdata.splits import on_hub

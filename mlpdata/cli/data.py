@@ -1,0 +1,158 @@
+"""Commands that turn archives into shards: list, download, convert."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+from pathlib import Path
+
+import click
+
+from mlpdata.choices import CODECS, ENGINES, FILTERS, FORMATS, MAX_RES, RESIZES
+from mlpdata.cli.group import main
+from mlpdata.cli.parameters import Share, path_or_url, quiet_option
+from mlpdata.errors import Error
+
+
+@main.command("list")
+def list_():
+    """The data sets: samples, classes, sources, bytes at each resolution.
+
+    \b
+    mlpdata list
+    """
+    from mlpdata import datasets
+
+    click.echo(datasets.table())
+
+
+@main.command()
+@click.argument("dataset")
+@click.option("--to", type=click.Path(path_type=Path), help="Folder.  [default: $MLPDATA_HOME, or the user's cache]")
+@click.option("--only", multiple=True, metavar="FILE", help="Only this of the data set's files; may be repeated.")
+@click.option(
+    "--cookies", type=click.Path(path_type=Path), help="A cookies.txt, as browsers export it, to log in with."
+)
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header to send; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@quiet_option
+def download(dataset, to, only, cookies, headers, dry_run, quiet):
+    """Fetch the original archive. Interrupted, the same command goes on where it stopped.
+
+    Size and checksum are verified; `convert` finds the file by itself. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are
+    honoured, and servers named in MLPDATA_MIRROR (base URLs, separated by spaces) are tried first.
+
+    \b
+    mlpdata download cifar10
+    mlpdata download imagenet1k --cookies cookies.txt --to /data
+    """
+    from mlpdata import datasets
+    from mlpdata.fetch import official
+    from mlpdata.fetch.login import Login, parse_headers
+
+    spec = datasets.get(dataset)
+    if not spec.archives:
+        raise Error(f"{spec.name} has no archive to download")
+    login = Login(headers=parse_headers(headers), cookies=cookies) if headers or cookies else None
+    folder = to or official.download_folder()
+    official.download(spec.archives, folder, only=only, login=login, dry_run=dry_run, say=click.echo, quiet=quiet)
+
+
+@main.command()
+@click.argument("dataset")
+@click.option(
+    "--source",
+    help="Archive, directory, URL or hf:OWNER/NAME[@REVISION].  [default: the official archive, fetched if need be]",
+)
+@click.option("--res", type=click.IntRange(1, MAX_RES), help="Pixels a side.  [default: the data set's own]")
+@click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="both", show_default=True)
+@click.option(
+    "--codec",
+    type=click.Choice(["auto", *CODECS]),
+    default="auto",
+    show_default=True,
+    help="How images are stored. auto: raw in the beton; in tars JPEG where the source is JPEG, else PNG.",
+)
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Quality of JPEGs that are encoded."
+)
+@click.option("--resize", type=click.Choice(RESIZES), default="squash", show_default=True)
+@click.option(
+    "--filter",
+    "filter_",
+    type=click.Choice(FILTERS),
+    default="box",
+    show_default=True,
+)
+@click.option("--out", help="Shard directory, or a URL of an object storage.  [default: shards/NAME-RES]")
+@click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: the cores]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the shuffle.")
+@click.option("--shard-size", type=click.IntRange(min=1), default=10_000, show_default=True, help="Samples a tar.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N samples of each split.")
+@click.option(
+    "--max-skipped",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Fail if a larger share of the images cannot be read.",
+)
+@click.option(
+    "--min-class-size",
+    type=click.IntRange(min=0),
+    help="Leave out classes with fewer images.  [default: 0; imagenet21k without class options: 500]",
+)
+@click.option(
+    "--val-per-class",
+    type=click.IntRange(min=0),
+    help="Hold out N images a class as val, first by name.  [default: 0; imagenet21k without class options: 50]",
+)
+@click.option(
+    "--classes", type=click.Path(path_type=Path), help="File with the classes to take, one a line, in label order."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="local",
+    show_default=True,
+    help="Where the work runs. ray: on a running Ray cluster, whose nodes all see --out and --source.",
+)
+@click.option(
+    "--part",
+    type=Share(),
+    help="Convert only the K-th of N shares: run each share on a machine of its own; all use one shared disk.",
+)
+@click.option(
+    "--assemble", is_flag=True, help="After all --part runs: write the shards. Refuses while a share is missing."
+)
+@click.option("--image-column", help="Of parquet files.  [default: found from their features]")
+@click.option("--label-column", help="Of parquet files.  [default: found from their features]")
+@quiet_option
+def convert(dataset, source, res, format_, codec, quality, resize, filter_, out, splits, workers, seed, shard_size,
+            limit, max_skipped, min_class_size, val_per_class, classes, image_column, label_column, engine, part,
+            assemble, quiet):  # fmt: skip
+    """Turn an archive into a shard directory. Interrupted, the same command goes on where it stopped.
+
+    \b
+    mlpdata convert cifar10 --source cifar-10-python.tar.gz --res 32 --format both
+    mlpdata convert tinyimagenet --source tiny-imagenet-200.zip --out shards/tiny
+    mlpdata convert folder --source photos/ --res 64 --resize crop
+    mlpdata convert imagenet1k --source ILSVRC2012/
+    mlpdata convert imagenet21k --res 64
+    mlpdata convert imagenet21k --source winter21_whole.tar.gz --min-class-size 0 --val-per-class 0
+    mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --engine ray
+    mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --part 1/4
+    mlpdata convert hub --source hf:uoft-cs/cifar10@main --res 32
+    """
+    from mlpdata.convert.options import Options
+    from mlpdata.convert.run import convert as run
+
+    atexit.register(gc.freeze)  # else Python looks through every object for garbage as it ends: a twentieth of a second
+    run(
+        Options(dataset=dataset, source=source, res=res, format=format_, codec=codec, quality=quality, resize=resize,
+                filter=filter_, out=out and path_or_url(out), splits=splits, workers=workers, seed=seed,
+                shard_size=shard_size, limit=limit, max_skipped=max_skipped, min_class_size=min_class_size,
+                val_per_class=val_per_class, classes=classes, image_column=image_column, label_column=label_column,
+                engine=engine, part=part, assemble=assemble, quiet=quiet),
+        say=click.echo,
+    )  # fmt: skip

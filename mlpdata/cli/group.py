@@ -1,0 +1,84 @@
+"""The command `mlpdata` itself: errors as one line and a status, signals, standard streams."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+
+import click
+
+from mlpdata.errors import Error, UsageError, lacks_memory
+
+
+class Commands(click.Group):
+    """Turns expected failures into one line and exit status 1; anything else is a bug and shows its traceback."""
+
+    def main(self, *args, **kwargs):
+        _open_standard_streams()
+        return super().main(*args, **kwargs)
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except Error as e:
+            click.echo(f"mlpdata: error: {e}", err=True)
+            ctx.exit(2 if isinstance(e, UsageError) else 1)
+        except KeyboardInterrupt:
+            click.echo("mlpdata: stopped", err=True)
+            ctx.exit(1)
+        except (MemoryError, RuntimeError) as e:
+            if not lacks_memory(e):
+                raise
+            click.echo("mlpdata: error: out of memory", err=True)
+            ctx.exit(1)
+        except BrokenPipeError:
+            # The reader of our output went away (`mlpdata list | head`): nothing to say, nobody to say it to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+
+
+def _open_standard_streams() -> None:
+    """Open what the caller closed (`2>&-`): else the next file that is opened is where messages are written to."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            fd = os.open(os.devnull, os.O_RDWR)
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def stop(number, frame) -> None:
+    """A signal asks to end: as Ctrl-C does, but for a module that is being imported.
+
+    Such a one may take the interpreter with it (numpy: "Fatal Python error"), so it ends here. Whatever is under way
+    then survives it as it survives a kill.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"mlpdata: stopped\n")
+            os._exit(1)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="mlpdata", prog_name="mlpdata")
+def main():
+    """Image archives to low-resolution FFCV and WebDataset shards, and a trainer that eats them at full speed.
+
+    \b
+    mlpdata convert cifar10 --source cifar-10-python.tar.gz
+    mlpdata train recipes/cifar10-small.yaml --set data.shards=shards/cifar10-32
+    """
+    gc.set_threshold(100_000)  # imports and listings of archives make many objects and next to no garbage
+    # Asked to end, end as after Ctrl-C: clean, and saying how to go on. Also where Ctrl-C is ignored, as it is for what
+    # a script starts with `&`; but not for what nohup keeps going.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)

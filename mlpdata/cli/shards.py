@@ -1,0 +1,177 @@
+"""Commands about shard directories: info, verify, stats, snippet, push, pull, preview, bench; and doctor."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from mlpdata.choices import FORMATS, LIBRARIES, MAX_RES
+from mlpdata.cli.group import main
+from mlpdata.cli.parameters import SHARDS, json_option, split_option
+from mlpdata.errors import Error
+from mlpdata.loader.options import PIXELS, TIERS
+
+
+@main.command()
+@click.argument("directory", type=SHARDS)
+@json_option("The manifest, for programs.")
+def info(directory, as_json):
+    """What is in a shard directory.
+
+    \b
+    mlpdata info shards/cifar10-32
+    """
+    from mlpdata.inspect import info
+
+    click.echo(info.info(directory, as_json))
+
+
+@main.command()
+@click.argument("directory", type=SHARDS)
+def verify(directory):
+    """Check every checksum and every sample of a shard directory, and that both formats hold the same.
+
+    Images are decoded and compared with the index, labels and places of all files with each other. What is wrong is
+    listed, a line a problem, and the exit status is 1.
+
+    \b
+    mlpdata verify shards/cifar10-32
+    """
+    from mlpdata.inspect.verify import verify as run
+
+    what, found = run(directory)
+    for problem in found.problems:
+        click.echo(problem)
+    if found.num_problems:
+        n, told = found.num_problems, len(found.problems)
+        listed = f"{n:,} problem{'s' if n > 1 else ''}, {f'{told:,} of them ' if n > told else ''}listed above"
+        raise Error(f"{directory} is damaged: {listed}; delete it, and get or convert it again")
+    click.echo(f"{directory} is whole: {what}")
+
+
+@main.command()
+@click.argument("directory", type=SHARDS)
+@json_option("For programs, with the keys of the duplicates.")
+def stats(directory, as_json):
+    """Class counts, mean and std, and images that are there more than once, within a split and across splits.
+
+    Duplicates have equal pixels at the stored resolution.
+
+    \b
+    mlpdata stats shards/cifar10-32
+    """
+    from mlpdata.inspect.stats import stats as run
+
+    click.echo(run(directory, as_json))
+
+
+@main.command()
+@click.argument("directory", type=SHARDS)
+@click.option("--for", "library", type=click.Choice(LIBRARIES), required=True, help="The library to read it with.")
+@split_option
+def snippet(directory, library, split):
+    """Print code that reads a shard directory elsewhere; it runs as printed.
+
+    \b
+    mlpdata snippet shards/cifar10-32 --for webdataset > read.py
+    """
+    from mlpdata.inspect import snippets
+
+    click.echo(snippets.snippet(directory, library, split))
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("name", metavar="OWNER/NAME")
+@click.option("--private", is_flag=True, help="Make the repository a private one, where it is made.")
+def push(directory, name, private):
+    """Upload a finished shard directory to the Hugging Face Hub; load_dataset("OWNER/NAME") then reads it.
+
+    \b
+    mlpdata push shards/cifar10-32 me/cifar10-32
+    """
+    from mlpdata.shards import upload
+
+    click.echo(upload.push(directory, name, private, click.echo))
+
+
+@main.command()
+@click.argument("name", metavar="OWNER/NAME")
+def pull(name):
+    """Copy a shard directory from the Hub (OWNER/NAME[@REVISION]) or a URL to the cache, and say where it is.
+
+    Training needs no pull: `data.shards: hf:OWNER/NAME` makes and finds the same copy.
+
+    \b
+    mlpdata pull me/cifar10-32
+    mlpdata pull s3://bucket/shards/cifar10-32
+    """
+    from mlpdata.fetch import hub
+    from mlpdata.shards import remote
+
+    root = name if remote.is_remote(name) else f"{hub.PREFIX}{name}"
+    click.echo(remote.local_copy(root, lambda line: click.echo(line, err=True)))
+
+
+@main.command()
+@click.argument("directory", type=SHARDS)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The PNG to write.")
+@click.option(
+    "--augment", type=click.Path(path_type=Path), metavar="RECIPE", help="Show this recipe's augmentation too."
+)
+@split_option
+def preview(directory, out, augment, split):
+    """Draw a contact sheet of a shard directory, before and after augmentation.
+
+    \b
+    mlpdata preview shards/cifar10-32 -o cifar10.png --augment recipes/cifar10-small.yaml
+    """
+    from mlpdata.inspect.preview import preview as run
+
+    recipe_augment = None
+    if augment:
+        from trainer.recipe import load_recipe
+
+        recipe_augment = load_recipe(augment, []).augment
+    click.echo(run(directory, out, split, recipe_augment))
+
+
+@main.command()
+@click.argument("directory", type=SHARDS)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes the GPU if any.")
+@split_option
+@click.option("--format", "format_", type=click.Choice(FORMATS["both"]), help="[default: the beton if there is one]")
+@click.option("--tier", type=click.Choice([t for t in TIERS if t != "auto"]), help="[default: chosen by size]")
+@click.option("--pixels", type=click.Choice(PIXELS), default="rgb", show_default=True,
+              help="How the resident tier holds them; ycc420 takes half the memory.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=1024, show_default=True)
+@click.option("--res", type=click.IntRange(1, MAX_RES), help="Of the augmented images.  [default: the stored one]")
+@click.option("--threads", type=click.IntRange(min=1), help="That read and decode.  [default: the cores]")
+@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="For each measurement.")
+@json_option("One JSON row.")
+def bench(directory, device, split, format_, tier, pixels, batch_size, res, threads, seconds, as_json):
+    """Measure loader, augmentation and both overlapped in images/s, and name the bottleneck.
+
+    \b
+    mlpdata bench shards/cifar10-32
+    mlpdata bench shards/imagenet21k-64 --device cuda --tier pinned --batch-size 16384
+    """
+    from mlpdata.inspect.bench import bench as run
+
+    click.echo(
+        run(directory, device=device, split=split, format=format_, tier=tier, pixels=pixels, batch_size=batch_size,
+            res=res, num_threads=threads, seconds=seconds, as_json=as_json)
+    )  # fmt: skip
+
+
+@main.command()
+def doctor():
+    """What is installed, which image library is really loaded, what is missing."""
+    from mlpdata.inspect.doctor import doctor as run
+
+    report, well = run()
+    click.echo(report)
+    if not well:
+        sys.exit(1)

@@ -1,0 +1,71 @@
+"""Commands of the trainer: train, eval, scaling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mlpdata.cli.group import main
+from mlpdata.cli.parameters import SHARDS, json_option
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of this recipe's run.")
+@click.option("--profile", is_flag=True, help="Train nothing: measure images/s from shards, and with data at no cost.")
+def train(recipe, overrides, resume, profile):
+    """Train a recipe. Several GPUs: torchrun --nproc-per-node N -m trainer RECIPE ...
+
+    \b
+    mlpdata train recipes/cifar10-small.yaml --set data.shards=shards/cifar10-32 --set train.epochs=40
+    """
+    from trainer.train import run
+
+    run(recipe, list(overrides), resume=resume, profile=profile)
+
+
+@main.command("eval")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--shards", type=SHARDS, required=True, help="Shard directory.")
+@click.option("--split", default="val", show_default=True)
+@click.option("--tta", type=click.IntRange(min=0), default=0, help="Average over N random crops; the paper: 100.")
+@click.option("--average", type=click.Choice(["probabilities", "logits"]), default="probabilities", show_default=True)
+@click.option(
+    "--crop-scale", type=click.FloatRange(0, 1, min_open=True), help="Least area of a crop.  [default: as in training]"
+)
+@click.option(
+    "--normalize",
+    type=click.Choice(["own", "imagenet"]),
+    help="Mean and std: the data set's, or ImageNet's.  [default: as the checkpoint says, else own]",
+)
+@click.option("--per-class", is_flag=True, help="The accuracy of each class, worst first.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="Parquet file to write: key, label, top five.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=2048, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@json_option()
+def eval_(**options):
+    """Evaluate a checkpoint: top-1, top-5, and ReaL accuracy where the shards have its labels.
+
+    \b
+    mlpdata eval runs/cifar10-small/best.safetensors --shards shards/cifar10-32 --tta 100
+    """
+    from trainer.evaluate import EvalOptions, run
+
+    click.echo(run(EvalOptions(**options)))
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="scaling.png", show_default=True)
+def scaling(runs, out):
+    """Fit E(C) = a (b + C)^-alpha + E_inf to finished runs and draw it.
+
+    \b
+    mlpdata scaling runs/scale-* -o scaling.png
+    """
+    from trainer.scaling import run
+
+    click.echo(run(list(runs), out))
