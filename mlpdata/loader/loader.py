@@ -117,10 +117,8 @@ class Loader:
             if self.manifest is None:
                 raise Error(f"{root} has no manifest to check against")
             check_files(self.root, self.manifest, self.split, self._reader)
-        self._tier, self.tier, self.tier_reason = open_tier(
-            self._reader, self._selection, self.device, options.tier or "auto", options.pixels
-        )
-        self.pixels = options.pixels if self.tier == "resident" else "rgb"
+        self._tier, plan, self.tier_reason = open_tier(self._reader, self._selection, self.device, options)
+        self.tier, self.pixels = plan.tier, plan.pixels
         self._position = state.Position(0, 0, self._tier.blocks)  # of the iteration that began last
 
     # ------------------------------------------------------------------------------------------------- as a whole

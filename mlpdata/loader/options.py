@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-Tier = Literal["auto", "resident", "pinned", "stream"]
-Pixels = Literal["rgb", "ycc420"]
+    from mlpdata.loader.memory_plan import Needs
+
+Tier = Literal["auto", "resident", "split", "pinned", "stream"]
+Pixels = Literal["auto", "rgb", "ycc420"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 PIXELS: tuple[Pixels, ...] = get_args(Pixels)
 
@@ -37,9 +39,12 @@ class LoadOptions:
     image_column, label_column: the fields of somebody else's `.beton` file that hold the image and the class. None:
                  `image` and `label`, or else the only RGB image field and the only int field, with a warning.
     res:         resize every image to res x res while it is read, for images of different sizes.
-    tier:        where the pixels are during an epoch; "auto" (or None) chooses by size. See mlpdata.loader.
-    pixels:      "ycc420" makes the resident tier store luma in full and chroma at half resolution: half the memory.
-                 tier_reason says what that costs on this very data. Batches without augment are RGB again.
+    tier:        where the pixels are during an epoch; "auto" (or None) chooses. See mlpdata.loader.memory_plan.
+    pixels:      "ycc420" stores luma in full and chroma at half resolution, in memory: half the bytes. tier_reason says
+                 what that costs on this very data. Batches without augment are RGB again. "auto": "rgb" where it fits
+                 and is fast enough.
+    needs:       what the training needs besides pixels (mlpdata.loader.memory_plan.Needs), for "auto" to leave free;
+                 None: unknown.
     check:       first compare the files of the split with the SHA-256 sums of the manifest (about a second a gigabyte
                  and core).
     num_threads: threads that read and decode; None: as many as there are cores.
@@ -57,6 +62,7 @@ class LoadOptions:
     res: int | None = None
     tier: Tier | None = "auto"
     pixels: Pixels = "rgb"
+    needs: Needs | None = None
     check: bool = False
     num_threads: int | None = None
     rank: int = 0

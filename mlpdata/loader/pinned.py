@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 
 from mlpdata.augment.batch import Batch
 from mlpdata.loader.buffers import BufferPool
+from mlpdata.loader.memory_plan import plane_shapes
+from mlpdata.loader.options import Pixels
 from mlpdata.loader.order import EpochSteps
 from mlpdata.loader.reader import Reader
-from mlpdata.loader.resident import batch_of, load_pixels, plane_shapes
+from mlpdata.loader.resident import batch_of, load_pixels
 from mlpdata.loader.subset import Selection
 from mlpdata.system.threads import Wait, no_wait, overlap, prefetch
 
@@ -32,29 +35,41 @@ class HostTier:
 
     blocks: tuple[int, int] | None = None
 
-    def __init__(self, reader: Reader, selection: Selection, device: torch.device, pixels: str = "rgb"):
-        self.reader, self.selection, self.device = reader, selection, device
+    def __init__(self, reader: Reader, selection: Selection, device: torch.device, pixels: Pixels = "rgb"):
+        self.reader, self.selection, self.device, self.pixels = reader, selection, device, pixels
         self.plane_shapes = plane_shapes(reader.shape, pixels)
 
     def _fills(self, steps: EpochSteps) -> Iterator[tuple[np.ndarray, Fill]]:
-        """(rows of a step, what fills the planes with their pixels), step by step."""
+        """(rows of a step, what fills planes with the pixels of those that are on the host), step by step."""
         raise NotImplementedError
+
+    def _num_on_host(self, rows: np.ndarray) -> int:
+        return len(rows)
+
+    def _numbers(self, rows: np.ndarray) -> np.ndarray:
+        """What goes along with the pixels: labels, ids, and perhaps more, int64 (2 or more, n)."""
+        return np.stack([self.selection.labels[rows], self.selection.ids_of_rows(rows)])
+
+    def _batch(self, *tensors: torch.Tensor) -> Batch:
+        """[*planes, numbers] on the device as a batch."""
+        *planes, numbers = tensors
+        return batch_of(planes, numbers[0], numbers[1])
 
     def batches(self, steps: EpochSteps) -> Generator[Batch, None, None]:
         """The batches of an epoch's steps."""
         depth = max(1, min(NUM_AHEAD, AHEAD_BYTES // (steps.local_batch_size * self.reader.image_bytes)))
         if self.device.type == "cpu":
             prepared = overlap(self._prepare(steps, BufferPool().take))
-            return prefetch((_batch(*tensors) for tensors in prepared), depth)
+            return prefetch((self._batch(*tensors) for tensors in prepared), depth)
         return self._copy(steps, depth)
 
     def _prepare(
         self, steps: EpochSteps, empty: Callable[[tuple[int, ...]], torch.Tensor]
     ) -> Generator[tuple[list[torch.Tensor], Wait], None, None]:
-        """([*planes, labels and ids int64 (2, n)] of a batch in host memory, until when), step by step."""
+        """([*planes, numbers] of a batch in host memory, until when), step by step."""
         for rows, fill in self._fills(steps):
-            planes = [empty((len(rows), *shape)) for shape in self.plane_shapes]
-            numbers = torch.from_numpy(np.stack([self.selection.labels[rows], self.selection.ids_of_rows(rows)]))
+            planes = [empty((self._num_on_host(rows), *shape)) for shape in self.plane_shapes]
+            numbers = torch.from_numpy(self._numbers(rows))
             if self.device.type == "cuda":
                 numbers = numbers.pin_memory()
             yield [*planes, numbers], fill([plane.numpy() for plane in planes])
@@ -86,28 +101,63 @@ class HostTier:
             ) in on_device:  # their memory belongs to copy_stream, which must not reuse it while this one reads
                 tensor.record_stream(stream)
             handed_out.append(stream.record_event())
-            yield _batch(*on_device)
-
-
-def _batch(*tensors: torch.Tensor) -> Batch:
-    *planes, numbers = tensors
-    return batch_of(planes, numbers[0], numbers[1])
+            yield self._batch(*on_device)
 
 
 class Pinned(HostTier):
     """All pixels in host memory; a batch is one gather there, into pinned buffers."""
 
-    def __init__(self, reader: Reader, selection: Selection, device: torch.device, pixels: str = "rgb"):
+    def __init__(self, reader: Reader, selection: Selection, device: torch.device, pixels: Pixels = "rgb"):
         super().__init__(reader, selection, device, pixels)
         self.stores = load_pixels(reader, selection.all_ids, torch.device("cpu"), pixels)
 
     def _fills(self, steps: EpochSteps) -> Iterator[tuple[np.ndarray, Fill]]:
         for step in steps.range:
             rows = steps.rows(step)
+            yield rows, partial(_gather, self.stores, rows)
 
-            def fill(planes: list[np.ndarray], rows: np.ndarray = rows) -> Wait:
-                for store, plane in zip(self.stores, planes, strict=True):
-                    torch.index_select(store, 0, torch.from_numpy(rows), out=torch.from_numpy(plane))
-                return no_wait
 
-            yield rows, fill
+class Split(HostTier):
+    """The first rows on the device, the others in host memory; the batches are those of the other tiers.
+
+    num_resident: rows on the device. Shards are shuffled, so of every batch about the same share comes from the host.
+    """
+
+    def __init__(
+        self, reader: Reader, selection: Selection, device: torch.device, pixels: Pixels = "rgb", num_resident: int = 0
+    ):
+        super().__init__(reader, selection, device, pixels)
+        self.num_resident = num_resident
+        self.resident = load_pixels(reader, selection.all_ids[:num_resident], device, pixels)
+        self.stores = load_pixels(reader, selection.all_ids[num_resident:], torch.device("cpu"), pixels)
+
+    def _fills(self, steps: EpochSteps) -> Iterator[tuple[np.ndarray, Fill]]:
+        for step in steps.range:
+            rows = steps.rows(step)
+            yield rows, partial(_gather, self.stores, rows[rows >= self.num_resident] - self.num_resident)
+
+    def _num_on_host(self, rows: np.ndarray) -> int:
+        return int((rows >= self.num_resident).sum())
+
+    def _numbers(self, rows: np.ndarray) -> np.ndarray:
+        """Two more: the resident row of each sample (0 for one on the host), and the places of those on the host."""
+        on_host = rows >= self.num_resident
+        places = np.zeros(len(rows), np.int64)
+        places[: on_host.sum()] = np.flatnonzero(on_host)
+        return np.concatenate([super()._numbers(rows), [np.where(on_host, 0, rows), places]])
+
+    def _batch(self, *tensors: torch.Tensor) -> Batch:
+        *from_host, numbers = tensors
+        planes = []
+        for store, plane in zip(self.resident, from_host, strict=True):
+            if len(store):
+                merged = store.index_select(0, numbers[2])
+                plane = merged.index_copy_(0, numbers[3][: len(plane)], plane)
+            planes.append(plane)
+        return batch_of(planes, numbers[0], numbers[1])
+
+
+def _gather(stores: list[torch.Tensor], rows: np.ndarray, planes: list[np.ndarray]) -> Wait:
+    for store, plane in zip(stores, planes, strict=True):
+        torch.index_select(store, 0, torch.from_numpy(rows), out=torch.from_numpy(plane))
+    return no_wait

@@ -10,6 +10,8 @@ import torch
 from mlpdata.augment.batch import Batch
 from mlpdata.augment.chroma import from_ycc420, to_ycc420
 from mlpdata.loader.buffers import BufferPool, empty_store
+from mlpdata.loader.memory_plan import plane_shapes
+from mlpdata.loader.options import Pixels
 from mlpdata.loader.order import EpochSteps
 from mlpdata.loader.reader import Reader
 from mlpdata.loader.subset import Selection
@@ -23,8 +25,8 @@ class Resident:
 
     blocks = None  # its order is one of samples, not of blocks
 
-    def __init__(self, reader: Reader, selection: Selection, device: torch.device, pixels: str):
-        self.device = device
+    def __init__(self, reader: Reader, selection: Selection, device: torch.device, pixels: Pixels):
+        self.device, self.pixels = device, pixels
         self.stores = load_pixels(reader, selection.all_ids, device, pixels)
         self._labels = torch.from_numpy(selection.labels).to(device)
         self._ids = None if selection.ids is None else torch.from_numpy(selection.ids).to(device)
@@ -64,17 +66,7 @@ def batch_of(planes: list[torch.Tensor], labels: torch.Tensor, ids: torch.Tensor
     return Batch(planes[0], labels, ids, chroma=planes[1] if len(planes) > 1 else None)
 
 
-def plane_shapes(shape: tuple[int, int, int], pixels: str) -> list[tuple[int, int, int]]:
-    """The arrays that hold one image (H, W, 3).
-
-    >>> plane_shapes((5, 4, 3), "rgb"), plane_shapes((5, 4, 3), "ycc420")
-    ([(5, 4, 3)], [(5, 4, 1), (3, 2, 2)])
-    """
-    height, width, _ = shape
-    return [shape] if pixels == "rgb" else [(height, width, 1), ((height + 1) // 2, (width + 1) // 2, 2)]
-
-
-def load_pixels(reader: Reader, ids: np.ndarray, device: torch.device, pixels: str) -> list[torch.Tensor]:
+def load_pixels(reader: Reader, ids: np.ndarray, device: torch.device, pixels: Pixels) -> list[torch.Tensor]:
     """Read samples to a device, as the planes of `plane_shapes` with a first dimension of len(ids).
 
     Reads LOAD_BYTES at a time: a GPU may have more free memory than the host.

@@ -1,64 +1,74 @@
-"""Where the pixels of a split are during an epoch: the tier, chosen by size and said in one line."""
+"""This machine's memory, and the tier that its plan chooses for a split, opened."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import torch
 
-from mlpdata.loader.pinned import Pinned
+from mlpdata.errors import Error, first_line
+from mlpdata.loader.memory_plan import Machine, MemoryPlan, SplitSize, plan_memory
+from mlpdata.loader.options import LoadOptions
+from mlpdata.loader.pinned import Pinned, Split
 from mlpdata.loader.reader import Reader
-from mlpdata.loader.resident import Resident, plane_shapes, ycc420_psnr
+from mlpdata.loader.resident import Resident, ycc420_psnr
 from mlpdata.loader.stream import Stream
 from mlpdata.loader.subset import Selection
+from mlpdata.system.format import format_bytes
 from mlpdata.system.memory import free_memory
+from mlpdata.system.threads import cores
 
-SHARE = 0.6  # of the free memory that a split may take
+CACHE_SHARE = 0.6  # of the free memory: larger files are read past the page cache
 PSNR_SAMPLES = 512
+
+AnyTier = Resident | Split | Pinned | Stream
+
+
+def this_machine(device: torch.device, num_processes: int = 1) -> Machine:
+    """What this machine offers to one of the processes that share its host memory; the rates are assumed ones."""
+    name, device_bytes = "CPU", None
+    if device.type == "cuda":
+        name, device_bytes = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[0]
+    return Machine(device=name, device_bytes=device_bytes, host_bytes=free_memory() // num_processes, cores=cores())
+
+
+def split_size(reader: Reader, num_samples: int) -> SplitSize:
+    """How large the samples of a split are that are loaded."""
+    file_bytes = int(reader.index.num_bytes.sum(dtype=np.int64)) * num_samples // len(reader.index)
+    return SplitSize(num_samples=num_samples, shape=reader.shape, file_bytes=file_bytes, is_coded=not reader.all_raw)
 
 
 def open_tier(
-    reader: Reader, selection: Selection, device: torch.device, wanted: str, pixels: str
-) -> tuple[Resident | Pinned | Stream, str, str]:
-    """(tier, its name, why it was chosen). wanted, pixels: as of LoadOptions."""
-    num_samples = len(selection.labels)
-    rgb_bytes, pixel_bytes = (
-        num_samples * sum(math.prod(shape) for shape in plane_shapes(reader.shape, kind)) for kind in ("rgb", pixels)
-    )
-    name, reason = choose_tier(rgb_bytes, pixel_bytes, device, wanted)
-    if pixels == "ycc420" and name != "resident":
-        reason += "; pixels ycc420 concerns the resident tier only, these stay RGB"
-    elif pixels == "ycc420":
-        some = np.unique(np.linspace(0, num_samples - 1, PSNR_SAMPLES).astype(np.int64))
+    reader: Reader, selection: Selection, device: torch.device, options: LoadOptions
+) -> tuple[AnyTier, MemoryPlan, str]:
+    """(tier, its plan, why it was chosen). Raises Error where the memory turns out not to be enough."""
+    size = split_size(reader, len(selection.labels))
+    machine = this_machine(device, options.world_size)
+    plan = plan_memory(size, machine, options.needs, options.tier or "auto", options.pixels)
+    reason = plan.reason
+    if plan.pixels == "ycc420":
+        some = np.unique(np.linspace(0, size.num_samples - 1, PSNR_SAMPLES).astype(np.int64))
         images = np.empty((len(some), *reader.shape), np.uint8)
         reader.read(selection.all_ids[some], images)
         psnr = ycc420_psnr(images)
-        reason += f"; luma in full and chroma at half resolution: {psnr:.1f} dB on {len(some)} of these images"
-    if name == "resident":
-        return Resident(reader, selection, device, pixels), name, reason
-    if name == "pinned":
-        return Pinned(reader, selection, device), name, reason
-    file_bytes = int(reader.index.num_bytes.sum(dtype=np.int64))
-    direct = file_bytes > SHARE * free_memory()
+        reason += f"; chroma at half resolution, against these pixels: {psnr:.1f} dB on {len(some)} images"
+    elif options.pixels == "ycc420":
+        reason += "; the stream tier has no pixels ycc420, these stay RGB"
+    try:
+        if plan.tier == "resident":
+            return Resident(reader, selection, device, plan.pixels), plan, reason
+        if plan.tier == "split":
+            return Split(reader, selection, device, plan.pixels, plan.num_resident), plan, reason
+        if plan.tier == "pinned":
+            return Pinned(reader, selection, device, plan.pixels), plan, reason
+    except (torch.OutOfMemoryError, MemoryError) as e:
+        raise Error(
+            f"the memory is not enough for the pixels ({first_line(e):.120}); load with tier='stream', or "
+            f"pixels='ycc420', which halves them: {reason}"
+        ) from None
+    direct = size.file_bytes > CACHE_SHARE * machine.host_bytes
     how = "past the page cache, which could not hold them" if direct else "through the page cache"
-    reason += f"; {file_bytes / 1e9:.2f} GB of files read in blocks, {how}"
-    return Stream(reader, selection, device, direct), name, reason
-
-
-def choose_tier(host_bytes: int, device_bytes: int, device: torch.device, wanted: str) -> tuple[str, str]:
-    """(tier, why). host_bytes, device_bytes: of all pixels, as the pinned and the resident tier hold them."""
-    host = free_memory()
-    if device.type == "cuda":
-        free, memory = torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
-    else:
-        free, memory = host, "memory"
-    sizes = f"{device_bytes / 1e9:.2f} GB of pixels, {free / 1e9:.1f} GB free in {memory}"
-    if wanted != "auto":
-        return wanted, f"{wanted}, as asked: {sizes}"
-    if device_bytes <= SHARE * free:
-        return "resident", f"resident: {sizes}"
-    sizes += f", of which {SHARE:.0%} may be used"
-    if device.type == "cuda" and host_bytes <= SHARE * host:
-        return "pinned", f"pinned: {sizes}; {host / 1e9:.1f} GB free in memory"
-    return "stream", f"stream: {sizes}"
+    return (
+        Stream(reader, selection, device, direct),
+        plan,
+        f"{reason}; {format_bytes(size.file_bytes)} of files read in blocks, {how}",
+    )

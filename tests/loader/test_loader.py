@@ -532,7 +532,7 @@ def test_luma_and_chroma_in_the_resident_tier(photos_dir):
         photos_dir, "train", 16, pixels="ycc420", augment=Augment(res=16, crop_scale=None, flip=False)
     )
     assert next(iter(augmented)).images.shape == (16, 3, 16, 16)
-    assert "resident tier only" in mlpdata.load(photos_dir, "train", 16, pixels="ycc420", tier="stream").tier_reason
+    assert "stay RGB" in mlpdata.load(photos_dir, "train", 16, pixels="ycc420", tier="stream").tier_reason
 
 
 def test_free_memory_respects_the_limits_of_containers(tmp_path, monkeypatch):
