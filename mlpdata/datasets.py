@@ -1,4 +1,4 @@
-"""The data sets: the only table of their names in the code base. A new one is an entry here and at most one source."""
+"""The data sets: the only table of their names. A new one is an entry here and at most one module in `sources/`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlpdata import labels
 from mlpdata.errors import Error, UsageError
 from mlpdata.fetch import http, hub
 from mlpdata.fetch.download import fetch
-from mlpdata.fetch.official import ACCOUNT, Archive, download_folder, fetch_url, missing
+from mlpdata.fetch.official import ACCOUNT, Archive, download_folder, fetch_url, how_to_get
 from mlpdata.sources import ClassFilter, Source
 
 
@@ -34,6 +35,7 @@ class DatasetSpec:
     has_real_labels: bool = False  # whether its val images have ReaL labels
     reads_urls: bool = False  # whether `open` takes the URL of an archive, to read it in place
     repository: str | None = None  # a copy on the Hugging Face Hub
+    source_hint: str = "DIRECTORY"  # what --source wants where there are no archives
     hints: Callable[[], dict] = dict  # what is known of that copy: fields of sources.parquet.ParquetHints
 
 
@@ -59,12 +61,6 @@ def _cifar_hints(layout: str, label: str):
     return hints
 
 
-def _imagenet1k_hints():
-    from mlpdata import labels
-
-    return {"classes": labels.classes("ilsvrc2012")}
-
-
 def _stl10(path, **_):
     from mlpdata.sources.stl10 import Stl10
 
@@ -85,21 +81,15 @@ def _folder(path, *, class_filter, res, splits, **_):
     return Folder(path, class_filter, res, only=splits)
 
 
-def _imagenet1k(path, *, class_filter, res, splits, **_):
-    from mlpdata.sources.imagenet_detect import open_imagenet1k
+def _imagenet(opener: str):
+    def open_(path, *, class_filter, res, splits, **_):
+        from mlpdata.sources import imagenet_detect
 
-    return open_imagenet1k(path, class_filter, res, _listings(), splits)
+        # What was learned about a compressed archive by reading it through is kept there for the next run.
+        listings = download_folder() / "listings"
+        return getattr(imagenet_detect, opener)(path, class_filter, res, listings, splits)
 
-
-def _imagenet21k(path, *, class_filter, res, splits, **_):
-    from mlpdata.sources.imagenet_detect import open_imagenet21k
-
-    return open_imagenet21k(path, class_filter, res, _listings(), splits)
-
-
-def _listings() -> Path:
-    """Where what was learned about a compressed archive by reading it through is kept for the next run."""
-    return download_folder() / "listings"
+    return open_
 
 
 def _hub(path, *, class_filter, res, **_):
@@ -107,12 +97,9 @@ def _hub(path, *, class_filter, res, **_):
 
     if tars := webdataset.find(path):
         return webdataset.WebDataset(path, tars, class_filter, res, ())
-    cache = isinstance(path, Path) and path.is_dir() and any(path.rglob("*.arrow"))
-    hint = (
-        "; it is a cache of the `datasets` library, which reads its Arrow files alone: pass hf:OWNER/NAME"
-        if cache
-        else ""
-    )
+    hint = ""
+    if isinstance(path, Path) and path.is_dir() and any(path.rglob("*.arrow")):
+        hint = "; it is a cache of the `datasets` library, which reads its Arrow files alone: pass hf:OWNER/NAME"
     raise Error(f"{path} holds neither parquet files nor WebDataset tars of images{hint}")
 
 
@@ -224,12 +211,12 @@ SPECS = {
                     ),
                 ),
             ),
-            open=_imagenet1k,
+            open=_imagenet("open_imagenet1k"),
             takes_filter=True,
             has_real_labels=True,
             reads_urls=True,
             repository="ILSVRC/imagenet-1k",
-            hints=_imagenet1k_hints,
+            hints=lambda: {"classes": labels.classes("ilsvrc2012")},
         ),
         DatasetSpec(
             name="imagenet21k",
@@ -246,14 +233,14 @@ SPECS = {
                 ),
                 Archive(name="imagenet21k_resized.tar.gz", note=ACCOUNT),
             ),
-            open=_imagenet21k,
+            open=_imagenet("open_imagenet21k"),
             takes_filter=True,
             class_filter=ClassFilter(min_class_size=500, val_per_class=50),  # the set of the paper
             reads_urls=True,
             repository="timm/imagenet-22k-wds",
         ),
         DatasetSpec(name="folder", title="Folder of class sub-folders", open=_folder, takes_filter=True),
-        DatasetSpec(name="hub", title="Data set of the Hugging Face Hub", open=_hub),
+        DatasetSpec(name="hub", title="Data set of the Hugging Face Hub", open=_hub, source_hint="hf:OWNER/NAME"),
         DatasetSpec(
             name="shapes",
             title="Shapes, made on the spot",
@@ -302,9 +289,7 @@ def open_source(
     to put it.
     """
     if class_filter and not spec.takes_filter:
-        raise Error(
-            f"{spec.name} takes no class filter: --min-class-size, --val-per-class and --classes are for others"
-        )
+        raise Error(f"{spec.name} does not take --min-class-size, --val-per-class or --classes")
     if not spec.wants_path and given:
         raise Error(f"{spec.name} is made on the spot and takes no --source")
     path = _locate(spec, given, say, quiet) if spec.wants_path else None
@@ -331,9 +316,8 @@ def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | st
     if given and hub.is_repository(given):
         return hub.open_repository(given)
     if given and http.is_url(given):
-        if spec.reads_urls:
-            return given
-        return fetch_url(given, say, quiet)  # such archives are read here and there
+        # Some archives are read at many offsets, in no order: a server would be asked for every one of them.
+        return given if spec.reads_urls else fetch_url(given, say, quiet)
     if given and "://" in given:
         raise Error(f"cannot read {given}: expected a path, http(s)://... or hf:OWNER/NAME")
     if given:
@@ -349,9 +333,7 @@ def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | st
                 return path / archive.name
         return path
     if not spec.archives:
-        raise UsageError(
-            f"{spec.name} needs --source: {'hf:OWNER/NAME' if spec.open is _hub else 'the folder to convert'}"
-        )
+        raise UsageError(f"{spec.name} needs --source {spec.source_hint}")
     for archive in spec.archives:
         if (download_folder() / archive.name).exists():
             return download_folder() / archive.name
@@ -363,32 +345,5 @@ def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | st
         except Error as e:
             raise Error(f"{e}; or put {first.facts} into {download_folder()}, or pass its path as --source") from None
     copy = f"; its copy on the Hub, --source hf:{spec.repository}, wants an account there" if spec.repository else ""
-    told = missing(spec.archives, download_folder(), otherwise=", or pass its path as --source")
-    raise Error(f"{spec.name} is not there: {told}{copy}")
-
-
-def table() -> str:
-    """The data sets as `mlpdata list` prints them."""
-    rows = [("NAME", "IMAGES", "CLASSES", "RAW AT 32 PX", "RAW AT 64 PX", "DOWNLOAD", "ACCESS", "SOURCE")]
-    for spec in SPECS.values():
-        n = sum(spec.samples.values())
-        images = ", ".join(f"{split} {count:,}" for split, count in spec.samples.items()) or "-"
-        sizes = [f"{n * 3 * res * res / 1e6:,.0f} MB" if n else "-" for res in (32, 64)]
-        rows.append((spec.name, images, str(spec.num_classes or "-"), *sizes, *_access(spec)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def _access(spec: DatasetSpec) -> tuple[str, str, str]:
-    """(download size, what it takes to get it, where it comes from) of a data set."""
-    if not spec.wants_path:
-        return "-", "free", "made on the spot"
-    if not spec.archives:
-        return "-", "-", "--source hf:OWNER/NAME" if spec.open is _hub else "--source DIRECTORY"
-    first = spec.archives[0]
-    there = [a.name for a in spec.archives if (download_folder() / a.name).exists()]
-    begun = [a.name for a in spec.archives if (download_folder() / f"{a.name}.part").exists()]
-    state = f" (here: {there[0]})" if there else f" (here in part: {begun[0]})" if begun else ""
-    access = "free" if first.url and not first.login else "account"
-    copy = f", hf:{spec.repository}" if spec.repository else ""
-    return f"{first.num_bytes / 1e6:,.0f} MB", access, f"{first.name}{copy}{state}"
+    how = how_to_get(spec.archives, download_folder(), otherwise=", or pass its path as --source")
+    raise Error(f"{spec.name} is not there: {how}{copy}")

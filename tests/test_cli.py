@@ -189,10 +189,10 @@ def test_cores_where_the_system_does_not_say(monkeypatch):
 def test_out_of_memory_anywhere_is_one_line(monkeypatch):
     from click.testing import CliRunner
 
-    def fail():
+    def fail(as_json):
         raise MemoryError
 
-    monkeypatch.setattr("mlpdata.datasets.table", fail)
+    monkeypatch.setattr("mlpdata.inspect.catalogue.catalogue", fail)
     done = CliRunner().invoke(main, ["list"])
     assert done.exit_code == 1 and done.stderr == "mlpdata: error: out of memory\n"
 

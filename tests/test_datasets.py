@@ -2,6 +2,7 @@ import pytest
 from archives import make_cifar
 
 from mlpdata import Error, datasets
+from mlpdata.inspect.catalogue import catalogue
 
 
 def test_unknown_name_gives_the_nearest():
@@ -24,7 +25,7 @@ def test_archive_in_the_download_folder_or_in_a_given_one_is_found(tmp_path, mon
     spec = datasets.get("cifar10")
     assert datasets.open_source(spec, None, res=32, seed=0).classes
     assert datasets.open_source(spec, str(tmp_path), res=32, seed=0).classes
-    assert "(here: cifar-10-python.tar.gz)" in datasets.table()
+    assert "(here: cifar-10-python.tar.gz)" in catalogue()
 
 
 def test_a_name_like_none_is_not_guessed():
@@ -41,9 +42,9 @@ def test_sources_that_make_no_sense(tmp_path):
         datasets.open_source(datasets.get("folder"), None, res=32, seed=0)
     with pytest.raises(Error, match="cannot read ftp:"):
         datasets.open_source(datasets.get("cifar10"), "ftp://x/y.tar.gz", res=32, seed=0)
-    with pytest.raises(Error, match="needs --source: hf:OWNER/NAME"):
+    with pytest.raises(Error, match="needs --source hf:OWNER/NAME"):
         datasets.open_source(datasets.get("hub"), None, res=32, seed=0)
 
 
 def test_table_has_every_name():
-    assert all(name in datasets.table() for name in datasets.SPECS)
+    assert all(name in catalogue() for name in datasets.SPECS)

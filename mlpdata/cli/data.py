@@ -10,20 +10,21 @@ import click
 
 from mlpdata.choices import CODECS, ENGINES, FILTERS, FORMATS, MAX_RES, RESIZES
 from mlpdata.cli.group import main
-from mlpdata.cli.parameters import Share, path_or_url, quiet_option
+from mlpdata.cli.parameters import Share, json_option, path_or_url, quiet_option
 from mlpdata.errors import Error
 
 
 @main.command("list")
-def list_():
-    """The data sets: samples, classes, sources, bytes at each resolution.
+@json_option()
+def list_(as_json):
+    """List the data sets: images, classes, sizes, where they come from, and what is here already.
 
     \b
     mlpdata list
     """
-    from mlpdata import datasets
+    from mlpdata.inspect.catalogue import catalogue
 
-    click.echo(datasets.table())
+    click.echo(catalogue(as_json))
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""The authors' archives: what is known of each file, how it is had, and where it is kept."""
+"""The authors' archives: what is known of each file, how to get it, and where it is kept."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from mlpdata.errors import Error
 from mlpdata.fetch import http
 from mlpdata.fetch.download import RemoteFile, fetch
 from mlpdata.fetch.login import Login
+from mlpdata.fetch.transfer import part_path
+from mlpdata.system.format import format_bytes
 
 ACCOUNT = "https://image-net.org/download-images"  # where one registers, and finds what has no address of its own
 
@@ -34,7 +36,7 @@ class Archive:
         """Name, size and checksum, for people. Without a checksum the size is not exact either."""
         facts = [f"MD5 {self.md5}"] if self.md5 else []
         if self.num_bytes:
-            facts.insert(0, f"{self.num_bytes:,} bytes" if self.md5 else f"about {self.num_bytes / 1e9:,.0f} GB")
+            facts.insert(0, f"{self.num_bytes:,} bytes" if self.md5 else f"about {format_bytes(self.num_bytes)}")
         return f"{self.name} ({', '.join(facts)})" if facts else self.name
 
     def remote_file(self) -> RemoteFile:
@@ -58,7 +60,7 @@ def download_folder() -> Path:
 
 
 def fetch_url(url: str, say: Callable[[str], None], quiet: bool = False) -> Path:
-    """Have the file behind a URL that is in no table, in a place of its own in the download folder."""
+    """Fetch the file behind any URL into a folder of its own below the download folder, and return its path."""
     folder = download_folder() / "urls" / hashlib.sha256(url.encode()).hexdigest()[:16]
     return fetch(RemoteFile(name=http.file_name(url) or "archive", urls=(url,)), folder, say=say, quiet=quiet)
 
@@ -76,8 +78,8 @@ def download(
     """Fetch the first of the archives, and what belongs beside it.
 
     only:  names of files, where not all are wanted, or another than the first.
-    login: what lets the user in where an account is needed; mirrors are not sent it. Raises Error that says what to get
-    by hand, and how.
+    login: sent to the servers that need an account, not to mirrors.
+    Raises Error that says what to get by hand, and how.
     """
     offered = [a for archive in archives for a in (archive, *archive.beside)]
     unknown = set(only) - {a.name for a in offered}
@@ -86,26 +88,26 @@ def download(
     chosen = [a for a in offered if a.name in only] if only else [archives[0], *archives[0].beside]
     closed, failures = [], []
     for archive in chosen:
-        wanted, path = archive.remote_file(), folder / archive.name
-        if not path.exists() and (not wanted.urls or (archive.login and login is None)):
+        file, path = archive.remote_file(), folder / archive.name
+        if not path.exists() and (not file.urls or (archive.login and login is None)):
             closed.append(archive)
         elif dry_run:
-            say(_plan(wanted, path))
+            say(_plan(file, path))
         else:
             try:
-                fetch(wanted, folder, (login or Login()).to(archive.url), say, quiet)
-                checked = "checksum right" if wanted.md5 else "no checksum of it is published"
+                fetch(file, folder, (login or Login()).to(archive.url), say, quiet)
+                checked = "checksum right" if file.md5 else "no checksum of it is published"
                 say(f"{path}: {path.stat().st_size:,} bytes, {checked}")
             except Error as e:
                 failures.append(str(e))
     if closed:
-        failures.insert(0, missing(closed, folder, " and "))
+        failures.insert(0, how_to_get(closed, folder, " and "))
     if failures:
         raise Error("; ".join(failures))
 
 
-def missing(archives: Sequence[Archive], folder: Path, word: str = " or ", otherwise: str = "") -> str:
-    """What a person has to do who wants these files, which no program may fetch just so."""
+def how_to_get(archives: Sequence[Archive], folder: Path, word: str = " or ", otherwise: str = "") -> str:
+    """How the user can get files that need an account and therefore cannot be fetched automatically."""
     names, sources = word.join(a.facts for a in archives), word.join(dict.fromkeys(a.url or a.note for a in archives))
     how = "; `mlpdata download` can do it with --cookies FILE of your browser" if any(a.login for a in archives) else ""
     them = "it" if len(archives) == 1 or word == " or " else "them"
@@ -115,9 +117,9 @@ def missing(archives: Sequence[Archive], folder: Path, word: str = " or ", other
     )
 
 
-def _plan(wanted: RemoteFile, path: Path) -> str:
-    size = f"{wanted.num_bytes / 1e6:,.1f} MB" if wanted.num_bytes else "size not known"
+def _plan(file: RemoteFile, path: Path) -> str:
+    size = format_bytes(file.num_bytes) if file.num_bytes else "size not known"
     if path.exists():
-        return f"{path} is there: would check its {'size and MD5' if wanted.md5 else 'size'}"
-    begun = "go on fetching" if path.with_name(f"{path.name}.part").exists() else "fetch"
-    return f"would {begun} {' or '.join(wanted.urls)} ({size}) to {path}"
+        return f"{path} is there: would check its {'size and MD5' if file.md5 else 'size'}"
+    begun = "go on fetching" if part_path(path).exists() else "fetch"
+    return f"would {begun} {' or '.join(file.urls)} ({size}) to {path}"

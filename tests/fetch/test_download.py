@@ -27,6 +27,7 @@ from mlpdata.archive import url
 from mlpdata.fetch import http, official, retry, transfer
 from mlpdata.fetch.download import RemoteFile, fetch
 from mlpdata.fetch.login import Login, parse_headers
+from mlpdata.inspect.catalogue import catalogue
 from mlpdata.sources import stl10
 from mlpdata.system import engines
 
@@ -618,7 +619,7 @@ def test_convert_fetches_what_is_not_there(archive, tmp_path):
     again, _ = convert_quietly(dataset="cifar10", out=tmp_path / "b", workers=2)
     assert again.files == manifest.files
     assert len(archive.requests) == 1
-    assert "(here: cifar-10-python.tar.gz)" in datasets.table()
+    assert "(here: cifar-10-python.tar.gz)" in catalogue()
 
 
 def test_download_of_the_wrong_file_is_one_line(archive, tmp_path):
@@ -632,7 +633,7 @@ def test_dry_run_and_only(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     done = run_cli("download", "cifar100", "--dry-run", "--to", tmp_path)
     assert done.returncode == 0
-    assert "would fetch https://" in done.stdout and "169.0 MB" in done.stdout and str(tmp_path) in done.stdout
+    assert "would fetch https://" in done.stdout and "(169 MB)" in done.stdout and str(tmp_path) in done.stdout
     done = run_cli("download", "imagenet1k", "--dry-run", "--only", "real.json", "--to", tmp_path)
     assert done.returncode == 0 and "real.json" in done.stdout and "train.tar" not in done.stdout
     done = run_cli("download", "imagenet1k", "--only", "x.tar")
