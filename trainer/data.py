@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from mlpdata.augment.batch import Batch
 from mlpdata.augment.settings import Augmentation
 from mlpdata.errors import Error
 from mlpdata.loader.loader import Loader
-from mlpdata.loader.order import EpochSteps
+from mlpdata.loader.resident import Resident
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.remote import local_copy
 from mlpdata.splits import HELD_OUT, canonical, find
@@ -146,15 +145,9 @@ class FeatureLoader(Loader):
         self._tier = _FeatureTier(torch.cat(pieces), torch.from_numpy(loader.labels.copy()).to(loader.device))
 
 
-class _FeatureTier:
-    """A tier of a Loader: features (N, m) and labels (N,) on the device."""
-
-    blocks = None
+class _FeatureTier(Resident):
+    """The resident tier with features (N, m) in the place of pixels."""
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor):
-        self._features, self._labels = features, labels
-
-    def batches(self, steps: EpochSteps) -> Iterator[Batch]:
-        for step in steps.range:
-            ids = torch.from_numpy(steps.rows(step)).to(self._features.device)
-            yield Batch(self._features.index_select(0, ids), self._labels.index_select(0, ids), ids)
+        self.device, self.stores = features.device, [features]
+        self._labels, self._ids, self._buffers = labels, None, None

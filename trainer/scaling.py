@@ -46,7 +46,7 @@ class ScalingLaw:
 
 
 def read_point(run: Path) -> RunPoint:
-    """What a run ended with. Raises Error for one that did not end with an evaluation."""
+    """The last measures of a run. Raises Error for a run that did not end with an evaluation."""
     rows = read_metrics(run)
     if not (run / "summary.json").is_file() or not rows or "val_top1" not in rows[-1]:
         raise Error(f"{run} is no finished run: it has no summary.json, or no evaluation at its end")
@@ -65,7 +65,7 @@ def read_point(run: Path) -> RunPoint:
 
 
 def fit(compute: np.ndarray, error: np.ndarray) -> ScalingLaw:
-    """Least squares of log E, from several starts; all four constants are kept from going below 0.
+    """Least squares of log E from several starts, with all four constants at least 0.
 
     compute: (n,) FLOP. error: (n,) above 0. Raises Error for fewer points than unknowns.
     """
@@ -86,31 +86,36 @@ def fit(compute: np.ndarray, error: np.ndarray) -> ScalingLaw:
         for share in (0.0, 0.5, 0.9):
             e_inf = share * float(error.min())
             start = [np.log(max(np.median(error) - e_inf, 1e-6)), 0.01, alpha, e_inf]
-            found = least_squares(residual, np.clip(start, low, high), bounds=(low, high), x_scale="jac", max_nfev=2000)
-            if best is None or found.cost < best.cost:
-                best = found
+            result = least_squares(
+                residual, np.clip(start, low, high), bounds=(low, high), x_scale="jac", max_nfev=2000
+            )
+            if best is None or result.cost < best.cost:
+                best = result
     log_a, b, alpha, e_inf = best.x
     rms = float(np.sqrt(2 * best.cost / len(c)))
     return ScalingLaw(float(np.exp(log_a)), float(b), float(alpha), float(e_inf), unit, rms)
 
 
 def frontier(points: list[RunPoint]) -> list[RunPoint]:
-    """The runs that no run of as much compute or less beats, by compute."""
-    best, out = np.inf, []
-    for p in sorted(points, key=lambda p: (p.compute, p.error)):
-        if p.error < best:
-            best = p.error
-            out.append(p)
-    return out
+    """The runs that no run with at most their compute beats, in the order of compute."""
+    best: list[RunPoint] = []
+    for point in sorted(points, key=lambda p: (p.compute, p.error)):
+        if not best or point.error < best[-1].error:
+            best.append(point)
+    return best
 
 
 def exponent(compute: np.ndarray, quantity: np.ndarray) -> float | None:
-    """The x of quantity ~ C^x by least squares of the logarithms; None for fewer than three points."""
+    """The x of quantity ~ C^x by least squares of the logarithms; None for fewer than three points.
+
+    >>> round(exponent(np.array([1.0, 4.0, 16.0]), np.array([1.0, 2.0, 4.0])), 3)
+    0.5
+    """
     return float(np.polyfit(np.log(compute), np.log(quantity), 1)[0]) if len(compute) >= 3 else None
 
 
 def run(runs: list[Path], out: Path) -> str:
-    """Fit the runs, draw them, and say what was found. Raises Error."""
+    """Fit the runs and draw them to `out`; returns the report. Raises Error."""
     points = [read_point(Path(r)) for r in runs]
     law = fit(np.array([p.compute for p in points]), np.array([p.error for p in points]))
     best = frontier(points)
@@ -122,14 +127,14 @@ def run(runs: list[Path], out: Path) -> str:
         f"{len(points)} runs, {law.rms:.1%} rms about it"
     ]
     if sizes is not None:
-        found = f"parameters ~ C^{sizes:.2f}, images ~ C^{images:.2f}"
-        lines.append(f"of the {len(best)} runs that none of less compute beats: {found}")
+        lines.append(f"of the {len(best)} runs that none of less compute beats: "
+                     f"parameters ~ C^{sizes:.2f}, images ~ C^{images:.2f}")  # fmt: skip
     draw(points, law, out, "\n".join(lines))
     return "\n".join([*lines, f"plot: {out}"])
 
 
 def draw(points: list[RunPoint], law: ScalingLaw, out: Path, title: str) -> None:
-    """Draw error over compute, both logarithmic, a colour a model size."""
+    """Draw error over compute, both logarithmic, one colour for each model size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -137,8 +142,13 @@ def draw(points: list[RunPoint], law: ScalingLaw, out: Path, title: str) -> None
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for parameters in sorted({p.parameters for p in points}):
-        own = sorted((p for p in points if p.parameters == parameters), key=lambda p: p.compute)
-        axes.plot([p.compute for p in own], [p.error for p in own], "o-", label=f"{parameters / 1e6:.2g}M parameters")
+        same_size = sorted((p for p in points if p.parameters == parameters), key=lambda p: p.compute)
+        axes.plot(
+            [p.compute for p in same_size],
+            [p.error for p in same_size],
+            "o-",
+            label=f"{parameters / 1e6:.2g}M parameters",
+        )
     compute = np.array([p.compute for p in points])
     line = np.geomspace(compute.min() / 1.5, compute.max() * 1.5, 200)
     axes.plot(line, law(line), "k--", label=f"alpha = {law.alpha:.2f}")
@@ -146,11 +156,11 @@ def draw(points: list[RunPoint], law: ScalingLaw, out: Path, title: str) -> None
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    drawn = io.BytesIO()
+    image = io.BytesIO()
     try:
-        figure.savefig(drawn, dpi=110, format=out.suffix.lstrip(".") or "png")
+        figure.savefig(image, dpi=110, format=out.suffix.lstrip(".") or "png")
     except ValueError as e:  # a format that matplotlib does not know
         raise Error(f"cannot write {out}: {first_line(e)}") from None
     finally:
         plt.close(figure)
-    write_file(out, drawn.getbuffer())
+    write_file(out, image.getbuffer())

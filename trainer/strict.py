@@ -58,20 +58,19 @@ class _StrictLoader(yaml.SafeLoader):
 def read(path: Path, seen: tuple[Path, ...] = ()) -> Section:
     """A file's tree on top of what it extends. seen: the files that extend it, to notice a circle. Raises Error."""
     text = _read_text(path)
-    real = path.resolve()
-    if real in seen:
+    if (real := path.resolve()) in seen:
         raise Error(f"{path}: extends itself, by way of {' -> '.join(str(p) for p in seen)}")
     if len(seen) == MAX_EXTENDS:
         raise Error(f"{path}: more than {MAX_EXTENDS} recipes extend each other")
     tree = parse(text, str(path))
-    if "extends" in tree:
-        value = tree.pop("extends")
-        if isinstance(value, Section):
-            raise Error(f"{value.where}: extends takes the path of a recipe, not a section")
-        base = read(path.parent / _convert(value[0], str, value[1], "extends"), (*seen, real))
-        base.pop("name", None)
-        tree = _merge(base, tree)
-    return tree
+    value = tree.pop("extends", None)
+    if value is None:
+        return tree
+    if isinstance(value, Section):
+        raise Error(f"{value.where}: extends takes the path of a recipe, not a section")
+    base = read(path.parent / _convert(value[0], str, value[1], "extends"), (*seen, real))
+    base.pop("name", None)
+    return _merge(base, tree)
 
 
 def _read_text(path: Path) -> str:
@@ -156,30 +155,28 @@ def build(tree: Section, kind: type, section: str = "") -> Any:
     Traceback (most recent call last):
     mlpdata.errors.Error: recipe.yaml:1: unknown key 'lrr'; did you mean 'lr'?
     """
-    hints = typing.get_type_hints(kind)
+    hints, prefix = typing.get_type_hints(kind), f"{section}." if section else ""
     values = {}
     for key, value in tree.items():
-        full = f"{section}.{key}" if section else key
+        full = f"{prefix}{key}"
         if key not in hints:
             near = difflib.get_close_matches(key, hints, 1, 0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(hints)}"
-            raise Error(f"{_where(value)}: unknown key {full!r:.80}{hint}")
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, Section):
-                raise Error(f"{_where(value)}: {full} is a section; its keys go on lines of their own below it")
-            values[key] = build(value, hints[key], full)
-        elif isinstance(value, Section):
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(hints)}"
+            raise Error(f"{_where(value)}: unknown key {full!r:.80}; {hint}")
+        is_section = dataclasses.is_dataclass(hints[key])
+        if is_section and not isinstance(value, Section):
+            raise Error(f"{_where(value)}: {full} is a section; its keys go on lines of their own below it")
+        if not is_section and isinstance(value, Section):
             raise Error(f"{_where(value)}: {full} takes a value, not a section")
-        else:
-            values[key] = _convert(value[0], hints[key], value[1], full)
+        values[key] = build(value, hints[key], full) if is_section else _convert(value[0], hints[key], value[1], full)
     for f in dataclasses.fields(kind):
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and f.name not in values:
-            if dataclasses.is_dataclass(hints[f.name]):
-                values[f.name] = build(Section(tree.where), hints[f.name], f.name)
-            else:
-                full = f"{section}.{f.name}" if section else f.name
-                raise Error(f"recipe: {full} is missing; give it in the file or with --set {full}=...")
+        required = f.default is f.default_factory is dataclasses.MISSING
+        if not required or f.name in values:
+            continue
+        if not dataclasses.is_dataclass(hints[f.name]):
+            full = f"{prefix}{f.name}"
+            raise Error(f"recipe: {full} is missing; give it in the file or with --set {full}=...")
+        values[f.name] = build(Section(tree.where), hints[f.name], f.name)
     try:
         return kind(**values)
     except ValueError as e:  # a section that checks its own values
