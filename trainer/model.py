@@ -14,6 +14,7 @@ import re
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mlpdata.errors import Error
@@ -22,6 +23,7 @@ from trainer.recipe import LIMITS, Model
 
 NORMS = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda width: nn.Identity()}
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
+ALIGNMENT, ALIGNED_DEVICES = 8, ("cuda",)  # columns of the head's product, and where they matter
 HEAD = "linear_out"  # the module that fine-tuning replaces and a probe trains
 
 
@@ -38,11 +40,26 @@ class Block(nn.Module):
         return self.dropout(self.block(z))
 
 
+class Head(nn.Linear):
+    """The last layer: (N, m) -> (N, C).
+
+    A GPU multiplies matrices faster when rows are multiples of 16 bytes. There the product has 8 k >= C columns, of
+    which a view of the first C is returned; the weights stay (C, m).
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        missing = -self.out_features % ALIGNMENT if input.device.type in ALIGNED_DEVICES else 0
+        if not missing:
+            return super().forward(input)
+        weight, bias = F.pad(self.weight, (0, 0, 0, missing)), F.pad(self.bias, (0, missing))
+        return F.linear(input, weight, bias)[:, : self.out_features]
+
+
 class MLP(nn.Module):
     """Body and head: (N, d) or (N, 3, r, r) normalised images -> (N, C) logits."""
 
     linear_in: nn.Linear
-    linear_out: nn.Linear
+    linear_out: Head
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """What the head reads: (N, m)."""
@@ -61,7 +78,7 @@ class BMLP(MLP):
         self.linear_in = nn.Linear(3 * res * res, width)
         self.blocks = nn.ModuleList(Block(width, config.expansion, config.activation, config.dropout) for _ in depth)
         self.layernorms = nn.ModuleList(NORMS[config.norm](width) for _ in depth)
-        self.linear_out = nn.Linear(width, num_classes)
+        self.linear_out = Head(width, num_classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         z = self.linear_in(images.flatten(1))
@@ -81,7 +98,7 @@ class SMLP(MLP):
         self.layernorms = nn.ModuleList(NORMS[config.norm](width) for _ in inner)
         self.activation = ACTIVATIONS[config.activation]()
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        self.linear_out = nn.Linear(width, num_classes)
+        self.linear_out = Head(width, num_classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         z = self.linear_in(images.flatten(1))

@@ -1,19 +1,71 @@
 """Optimizers and learning-rate schedules."""
 
+# torch has no other names for operations on lists of tensors:
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import math
 
 import torch
-from lion_pytorch.foreach import Lion
 from torch import nn
 
+from trainer.compiling import compile_or_warn
 from trainer.model import HEAD
 from trainer.recipe import Optim, Schedule
 
 
-def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the parameters that are trained.
+class Lion(torch.optim.Optimizer):
+    """Lion (Chen et al. 2023, arXiv 2302.06675, algorithm 2), all tensors of a group at once.
+
+    compiled: one kernel, which reads weight, gradient and momentum and writes weight and momentum: 20 bytes a
+    parameter. Uncompiled they are 44, with weight decay 52.
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler then leaves its scale to `step` and does not wait for the device
+
+    def __init__(self, groups: list[dict], betas: tuple[float, float] = (0.9, 0.99), *, compiled: bool = False):
+        super().__init__(groups, {"lr": 1e-4, "betas": betas, "weight_decay": 0.0})
+        self._update = compile_or_warn(_lion_update) if compiled else _lion_update
+        self._lr_type = torch.tensor if compiled else float  # a number would be a constant of the compiled code
+        self.grad_scale: torch.Tensor | None = None
+        self.found_inf: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            grads = [self._unscaled(p.grad) for p in params]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["exp_avg"] = torch.zeros_like(p)
+            momenta, lr = [self.state[p]["exp_avg"] for p in params], group["lr"]
+            keep = 1.0 if self.found_inf is None else 1 - self.found_inf  # 0 leaves everything as it is
+            rates = [self._lr_type(lr) * keep, self._lr_type(lr * group["weight_decay"]) * keep]
+            self._update(params, grads, momenta, *rates, *((1 - beta) * keep for beta in group["betas"]))
+
+    def _unscaled(self, grad: torch.Tensor) -> torch.Tensor:
+        """A gradient of fp16 training without its scale; finite, so that `keep` can leave it out."""
+        if self.grad_scale is not None:
+            grad.div_(self.grad_scale)
+        return grad if self.found_inf is None else grad.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _lion_update(params, grads, momenta, lr, decay, own_weight, kept_weight) -> None:
+    """p -= lr sign(beta1 m + (1 - beta1) g) + lr weight_decay p, then m = beta2 m + (1 - beta2) g; both in place."""
+    updates = torch._foreach_lerp(momenta, grads, own_weight)
+    torch._foreach_sign_(updates)
+    if not isinstance(decay, float) or decay:
+        torch._foreach_mul_(params, 1 - decay)
+    if not isinstance(lr, float):
+        torch._foreach_mul_(updates, lr)
+        lr = 1.0
+    torch._foreach_add_(params, updates, alpha=-lr)
+    torch._foreach_lerp_(momenta, grads, kept_weight)
+
+
+def make_optimizer(model: nn.Module, optim: Optim, *, compiled: bool = False) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the parameters that are trained. compiled: compile what torch has no kernel for.
 
     Up to four groups: body and head, of each the matrices with weight decay and the biases and norms without. A group's
     `base_lr` is its rate before the schedule.
@@ -27,8 +79,8 @@ def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
             ]  # fmt: skip
             if chosen:
                 groups.append({"params": chosen, "lr": lr, "base_lr": lr, "weight_decay": decay})
-    if optim.name == "lion":  # Chen et al. 2023, arXiv 2302.06675
-        return Lion(groups, betas=optim.betas or (0.9, 0.99))
+    if optim.name == "lion":
+        return Lion(groups, optim.betas or (0.9, 0.99), compiled=compiled)
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, betas=optim.betas or (0.9, 0.999), fused=True)
     return torch.optim.SGD(groups, momentum=optim.momentum, fused=True)

@@ -9,25 +9,17 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mlpdata.augment.batch import Batch
+from trainer.compiling import compile_or_warn
+from trainer.loss import ModelWithLoss
 from trainer.model import MLP
 from trainer.optim import make_optimizer
 from trainer.recipe import Recipe
 from trainer.world import World
 
 NEVER = 1 << 62
-
-
-def mixed_loss(logits: torch.Tensor, batch: Batch, label_smoothing: float) -> torch.Tensor:
-    """Cross-entropy of (N, C) logits; mixed images give lam CE(y) + (1 - lam) CE(y'), lam a sample's own weight."""
-    if batch.mix_lam is None or batch.mix_labels is None:
-        return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-    own = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing, reduction="none")
-    other = F.cross_entropy(logits, batch.mix_labels, label_smoothing=label_smoothing, reduction="none")
-    return (batch.mix_lam * own + (1 - batch.mix_lam) * other).mean()
 
 
 def cut(batch: Batch, count: int) -> Iterator[Batch]:
@@ -55,16 +47,13 @@ class EpochSums:
         return cls(zero, zero.clone(), torch.full((), NEVER, dtype=torch.int64, device=device))
 
     @torch.no_grad()
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, batch: Batch, step: int) -> None:
-        """Count a batch: its mean loss and (n, C) logits. A mixed image is right by the weight of the label found."""
-        labels, value, best = batch.labels, loss.double(), logits.argmax(1)
-        right = (best == labels).double()
-        if batch.mix_lam is not None:
-            right = batch.mix_lam * right + (1 - batch.mix_lam) * (best == batch.mix_labels)
-        self.loss += value * len(labels)
-        self.correct += right.sum()
+    def add(self, loss: torch.Tensor, right: torch.Tensor, samples: int, step: int) -> None:
+        """Count a batch: its mean loss, its number of right answers and of samples."""
+        value = loss.double()
+        self.loss += value * samples
+        self.correct += right
         self.bad_step.masked_fill_((self.bad_step == NEVER) & ~torch.isfinite(value), step)
-        self.samples += len(labels)
+        self.samples += samples
 
     def over(self, world: World) -> EpochSums:
         """The sums over all processes; every one must call it."""
@@ -115,44 +104,48 @@ class TrainingStep:
                  autocast: Callable[[], Any]):  # fmt: skip
         """net: what runs forward, the model or its head alone."""
         train = recipe.train
-        self.recipe, self.world, self.autocast = recipe, world, autocast
-        self.model, self.net = model, net.to(device)
-        self.optimizer = make_optimizer(model, recipe.optim)
+        self.recipe, self.world, self.autocast, self.model = recipe, world, autocast, model
+        compiles = train.compile or train.cuda_graphs
+        self.optimizer = make_optimizer(model, recipe.optim, compiled=compiles)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self.average = WeightAverage(model, train.ema) if train.ema else None
         self.sums, self.count = EpochSums.zero(device), 0
         self.losses: list[torch.Tensor] = []
-        self._ddp = nn.parallel.DistributedDataParallel(self.net) if world.size > 1 else None
-        self._forward = self.net if self._ddp is None else self._ddp
-        if train.compile or train.cuda_graphs:
-            self._forward = torch.compile(self._forward, mode="reduce-overhead" if train.cuda_graphs else None)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._forward: Callable = ModelWithLoss(net, train.label_smoothing)
+        self._no_sync: Callable = contextlib.nullcontext
+        if world.size > 1:
+            self._forward = nn.parallel.DistributedDataParallel(self._forward, gradient_as_bucket_view=True)
+            self._no_sync = self._forward.no_sync
+        if compiles:
+            mode = "reduce-overhead" if train.cuda_graphs else None
+            self._forward = compile_or_warn(self._forward, mode=mode, fullgraph=world.size == 1)
 
     def __call__(self, batch: Batch) -> None:
-        train, losses, logits = self.recipe.train, [], []
+        train, losses, right = self.recipe.train, [], []
         if self.recipe.model.dropout:  # its draws follow from the step alone, so a resume repeats them
             torch.manual_seed((self.recipe.seed * 1_000_003 + self.count) * 4_099 + self.world.rank)
         self.optimizer.zero_grad(set_to_none=True)
         for k, piece in enumerate(cut(batch, train.accumulate)):
-            is_last = k + 1 == train.accumulate
-            with contextlib.nullcontext() if is_last or self._ddp is None else self._ddp.no_sync():
+            with self._no_sync() if k + 1 < train.accumulate else contextlib.nullcontext():
                 if train.cuda_graphs:
                     torch.compiler.cudagraph_mark_step_begin()
                 with self.autocast():
-                    out = self._forward(piece.images)
-                    piece_loss = mixed_loss(out, piece, train.label_smoothing) / train.accumulate
-                self.scaler.scale(piece_loss).backward()
-            losses.append(piece_loss.detach())
-            logits.append(out.detach().clone() if train.cuda_graphs else out.detach())
+                    loss, num_right = self._forward(piece.images, piece.labels, piece.mix_labels, piece.mix_lam)
+                loss = loss / train.accumulate
+                self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+            right.append(num_right.detach())
         if train.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.net.parameters(), train.clip_norm)
+            nn.utils.clip_grad_norm_(self._parameters, train.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.count += 1
         if self.average:
             self.average.update(self.count)
-        loss = torch.stack(losses).sum()
-        self.sums.add(loss, torch.cat(logits), batch, self.count)
+        loss = torch.stack(losses).sum()  # new memory, also where a CUDA graph owns that of the losses
+        self.sums.add(loss, torch.stack(right).sum(), len(batch.labels), self.count)
         if train.record_steps:
             self.losses.append(loss)
 

@@ -24,7 +24,7 @@ from trainer import checkpoint, report, run_directory, saturation, states
 from trainer.model import BMLP
 from trainer.optim import lr_factor, make_optimizer, set_lr
 from trainer.recipe import Optim, Schedule, load_recipe
-from trainer.step import EpochSums, WeightAverage, mixed_loss
+from trainer.step import WeightAverage
 from trainer.train import Trainer, run
 
 RECIPE = """\
@@ -896,18 +896,3 @@ def test_schedules():
     assert lr_factor(cosine, 50, 100, 10) == pytest.approx(0.5)
     assert lr_factor(Schedule(name="linear"), 75, 100, 10) == 0.25
     assert lr_factor(cosine, 99, 100, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
-
-
-def test_mixed_loss_is_the_weighted_sum():
-    from mlpdata import Batch
-
-    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
-    y, other, lam = torch.tensor([0, 1, 2, 3]), torch.tensor([1, 0, 3, 2]), torch.tensor([1.0, 0.0, 0.3, 0.5])
-    log = logits.log_softmax(1)
-    expected = -(lam * log[range(4), y] + (1 - lam) * log[range(4), other]).mean()
-    batch = Batch(None, y, None, other, lam)
-    assert torch.allclose(mixed_loss(logits, batch, 0.0), expected)
-    totals, found = EpochSums.zero(torch.device("cpu")), torch.nn.functional.one_hot(torch.tensor([0, 0, 2, 4]), 5)
-    totals.add(expected, found.float(), batch, 1)
-    assert float(totals.correct) == pytest.approx(1.0 + 1.0 + 0.3 + 0.0)
-    assert json.dumps(float(expected))

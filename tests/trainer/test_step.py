@@ -1,0 +1,111 @@
+"""The step: its loss against the plain formula, its graph, its optimizer, and what it must not do."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trainer import loss as loss_module
+from trainer import model as model_module
+from trainer.loss import ModelWithLoss, loss_and_right
+from trainer.model import Head
+from trainer.optim import Lion, make_optimizer
+from trainer.recipe import Optim
+
+
+def a_batch(n=37, classes=11, scale=3.0, dtype=torch.float32, mixed=True):
+    """(logits, labels, mix_labels, mix_lam); of some mixed images both labels are one."""
+    generator = torch.Generator().manual_seed(n)
+    logits = (torch.randn(n, classes, generator=generator) * scale).to(dtype)
+    labels, mix_labels = torch.randint(classes, (2, n), generator=generator)
+    mix_labels[::5] = labels[::5]
+    return (logits, labels, mix_labels, torch.rand(n, generator=generator)) if mixed else (logits, labels, None, None)
+
+
+def plain_loss_and_right(logits, labels, mix_labels, mix_lam, label_smoothing):
+    """torch's own cross-entropy in float64, once for each label of an image."""
+    z, best = logits.double(), logits.argmax(1)
+    loss, right = F.cross_entropy(z, labels, label_smoothing=label_smoothing, reduction="none"), best == labels
+    if mix_lam is not None:
+        other = F.cross_entropy(z, mix_labels, label_smoothing=label_smoothing, reduction="none")
+        loss, right = mix_lam * loss + (1 - mix_lam) * other, mix_lam * right + (1 - mix_lam) * (best == mix_labels)
+    return loss.mean(), right.sum()
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["blocks", "graph"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+def test_loss_gradient_and_right_answers_are_those_of_the_formula(whole, dtype, mixed, label_smoothing, monkeypatch):
+    monkeypatch.setitem(loss_module.BLOCK_BYTES, "cpu", 5 * 4 * 11)  # the last block is a smaller one
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: whole)
+    logits, *rest = a_batch(dtype=dtype, mixed=mixed)
+    ours, reference = (logits.clone().requires_grad_() for _ in range(2))
+    loss, right = loss_and_right(ours, *rest, label_smoothing)
+    expected_loss, expected_right = plain_loss_and_right(reference, *rest, label_smoothing)
+    (loss * 7).backward()
+    (expected_loss * 7).backward()
+    loss, expected_loss = loss.detach(), expected_loss.detach()
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6) and loss.dtype == torch.float32
+    assert float(right) == pytest.approx(float(expected_right))
+    rounding = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
+    assert torch.allclose(ours.grad.double(), reference.grad.double(), rtol=rounding, atol=1e-7)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_bf16_logits_lose_nothing_on_any_device(whole, monkeypatch):
+    """Autocast on CUDA would take the loss in bf16: here every operation on float32 stays one."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: whole)
+    logits, *rest = a_batch(n=256, classes=11_230, dtype=torch.bfloat16)
+
+    results = []
+
+    class Rounded(TorchDispatchMode):
+        """Notes operations with a result in bf16."""
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.dtype == torch.bfloat16:
+                results.append(str(function))
+            return result
+
+    with torch.autocast("cpu", torch.bfloat16), Rounded():
+        loss, _ = loss_and_right(logits, *rest, 0.3)
+    assert not [name for name in results if not any(view in name for view in ("slice", "detach", "alias"))]
+    assert float(loss) == pytest.approx(float(plain_loss_and_right(logits, *rest, 0.3)[0]), rel=1e-6)
+
+
+def test_of_equal_logits_the_first_counts():
+    logits = torch.zeros(4, 6, dtype=torch.bfloat16)
+    assert float(loss_and_right(logits, torch.tensor([0, 1, 5, 0]))[1]) == 2
+
+
+def test_a_padded_head_computes_the_same(monkeypatch):
+    head, x = Head(16, 11), torch.randn(5, 16)
+    plain, gradients = head(x), torch.autograd.grad(head(x).square().sum(), head.parameters())
+    monkeypatch.setattr(model_module, "ALIGNED_DEVICES", ("cpu",))
+    padded = head(x)
+    assert padded.shape == (5, 11) and padded.stride() == (16, 1)
+    assert torch.allclose(padded, plain, atol=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(padded.square().sum(), head.parameters()), gradients, strict=True):
+        assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-5)
+    loss, _ = ModelWithLoss(head, 0.1)(x, *a_batch(5)[1:])
+    assert float(loss) == pytest.approx(float(plain_loss_and_right(plain, *a_batch(5)[1:], 0.1)[0]), rel=1e-5)
+
+
+def test_lion_in_fp16_skips_a_step_with_infinite_gradients_without_asking():
+    models = [torch.nn.Linear(3, 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    plain, scaled = (make_optimizer(m, Optim(name="lion", lr=0.01, weight_decay=0.1)) for m in models)
+    assert isinstance(scaled, Lion)
+    gradients = [torch.randn(2, 3, generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    for k, gradient in enumerate(gradients):
+        scaled.grad_scale, scaled.found_inf = torch.tensor(64.0), torch.tensor(float(k == 2))
+        for model, factor in zip(models, (1.0, 64.0), strict=True):
+            model.weight.grad, model.bias.grad = gradient * factor, torch.zeros(2)
+        if k == 2:
+            models[1].weight.grad[0, 0] = float("inf")
+        else:
+            plain.step()
+        scaled.step()
+        assert all(torch.allclose(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))

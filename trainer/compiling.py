@@ -1,0 +1,32 @@
+"""torch.compile, with the eager function in its place where compiling fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+
+from mlpdata.errors import first_line
+
+
+def compile_or_warn(function: Callable, *, mode: str | None = None, fullgraph: bool = True) -> Callable:
+    """The function compiled for fixed shapes. If that fails, a warning says why and the function runs as it is.
+
+    mode, fullgraph: of torch.compile.
+    """
+    compiled, works = torch.compile(function, mode=mode, fullgraph=fullgraph, dynamic=False), True
+
+    def call(*inputs):
+        nonlocal works
+        if works:
+            try:
+                return compiled(*inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as e:  # the compiler, and what it calls, raise nearly anything
+                works = False
+                warnings.warn(f"train.compile: it runs uncompiled, which is slower: {first_line(e):.200}", stacklevel=2)
+        return function(*inputs)
+
+    return call
