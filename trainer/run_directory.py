@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlpdata.errors import Error, first_line
-from mlpdata.system.files import write_atomic
+from mlpdata.system.files import replacing
 
 LOCK = "lock"
 MAX_RUNS = 10_000  # of one name
@@ -96,5 +96,5 @@ def write_errors(path: Path) -> Iterator[None]:
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
     """Write a file atomically: whenever the machine stops, the old or the new file is whole. Raises WriteError."""
-    with write_errors(path):
-        write_atomic(path, data)
+    with write_errors(path), replacing(path) as f:
+        f.write(data)
