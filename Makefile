@@ -62,7 +62,7 @@ gpu:
 
 gpu-wheels:
 	$(PYTHON) -m pip download --quiet --no-deps --dest $(WHEELS) click datasets deflate filelock huggingface_hub hypothesis \
-	  lion-pytorch msgspec platformdirs pyarrow pytest pyyaml rapidgzip safetensors simplejpeg webdataset xxhash
+	  msgspec platformdirs pyarrow pytest pyyaml rapidgzip safetensors simplejpeg webdataset xxhash
 
 clean:
 	rm -rf .venv .venv-interop build *.egg-info
