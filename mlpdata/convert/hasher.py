@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from mlpdata.system.disk import ALIGN, aligned, open_direct, preadv
@@ -68,7 +68,7 @@ class Hasher:
         except BaseException as e:  # whatever it is: the digest would be of a part of the file
             self._error = e
 
-    def _chunks(self, fd: int) -> Iterator[memoryview]:
+    def _chunks(self, fd: int) -> Generator[memoryview, None, None]:
         offset = 0
         # Three buffers: one is being read, one waits, one is being hashed.
         buffers = itertools.cycle([memoryview(aligned(HASH_BYTES)) for _ in range(3)])

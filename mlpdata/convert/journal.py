@@ -24,6 +24,7 @@ from mlpdata.convert.worker import ShardTask, WorkerContext
 from mlpdata.errors import Error
 from mlpdata.shards.index import SCHEMA
 from mlpdata.shards.manifest import index_path
+from mlpdata.system.files import replacing
 
 CHECK_BYTES = 64  # in front of the Arrow file, which likes its bytes aligned
 UNIQUE = ("key", "source", "offset", "bytes", "digest")  # a dictionary of their values only makes the index larger
@@ -79,15 +80,10 @@ def write_journal(context: WorkerContext, task: ShardTask, record: ShardRecord, 
     with pa.ipc.new_file(body, index.schema.with_metadata(metadata)) as writer:
         writer.write_table(index)
     check = keyed_check(f"{context.plan_digest} {task.name}", body.getbuffer()).intdigest()
-    path = context.work.journal(task.name)
-    tmp = path.with_name(f"{path.name}.tmp")
-    with open(tmp, "wb") as f:
+    # Where the shard is not durable no later run believes it, and a sync would wait for what other workers write.
+    with replacing(context.work.journal(task.name), sync=task.durable) as f:
         f.write(check.to_bytes(CHECK_BYTES, "little"))
         f.write(body.getbuffer())
-        if task.durable:  # else no later run believes it, and a sync would wait for what other workers write
-            f.flush()
-            os.fsync(f.fileno())
-    os.replace(tmp, path)
 
 
 def _read_journal(work: WorkDir, name: str, plan_digest: str) -> pa.Table | None:

@@ -24,6 +24,7 @@ import xxhash
 
 from mlpdata.convert.sums import Summary
 from mlpdata.errors import Error
+from mlpdata.system.files import replacing
 
 ROWS_SUFFIX, DATA_SUFFIX = ".rows", ".data"
 ROW = np.dtype(
@@ -103,13 +104,9 @@ def write_part(
     head = np.zeros((), HEAD)
     head["record_bytes"], head["num_rows"] = len(line), len(rows)
     body = head.tobytes()[CHECK_BYTES:] + line + rows.tobytes() + text
-    tmp = journal.with_name(f"{journal.name}.tmp")
-    with open(tmp, "wb") as f:
-        f.write(keyed_check(key, body).intdigest().to_bytes(CHECK_BYTES, "little") + body)
-        if durable:
-            f.flush()
-            os.fsync(f.fileno())
-    os.replace(tmp, journal)
+    check = keyed_check(key, body).intdigest().to_bytes(CHECK_BYTES, "little")
+    with replacing(journal, sync=durable) as f:
+        f.write(check + body)
 
 
 def _write_data(path: Path, payloads: Iterable, durable: bool, block_bytes: int) -> list[tuple[int, str]]:

@@ -19,7 +19,6 @@ import mlpdata
 from mlpdata import datasets, image
 from mlpdata.archive.blob import fingerprint
 from mlpdata.convert.options import FORMATS, Options
-from mlpdata.convert.space import estimated_bytes, is_large
 from mlpdata.convert.workdir import WorkDir
 from mlpdata.convert.worker import ImageSettings, UnitTask
 from mlpdata.errors import Error
@@ -28,6 +27,7 @@ from mlpdata.shards.manifest import FORMAT_VERSION, Manifest
 from mlpdata.sources import ClassFilter, Source, Unit, keys
 from mlpdata.splits import checked, find
 
+DURABLE_FROM_BYTES = 2 << 30  # smaller outputs are not synced part by part: a power cut costs them seconds
 MEASURED = (16, 1024)  # fidelity is measured on one sample in 256, but on about this many at least and at most
 MAX_UNIT_NAME = 200  # bytes
 
@@ -157,15 +157,11 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Conversio
         tool_version=mlpdata.__version__,
         command=_command(spec, options, res, splits, class_filter),
     )
+    recorded = ("format_version", "tool_version", "command", "release", "source_files", "image_library")
     identity = {
-        "format_version": FORMAT_VERSION,
-        "tool_version": draft.tool_version,
-        "command": draft.command,
-        "release": draft.release,
-        "source_files": draft.source_files,
+        **{name: getattr(draft, name) for name in recorded},
         "units": xxhash.xxh3_64_hexdigest("".join(map(repr, units)).encode()),
         "classes": xxhash.xxh3_64_hexdigest(repr(source.classes).encode()),
-        "image_library": draft.image_library,
     }
     return ConversionPlan(
         spec=spec,
@@ -318,3 +314,29 @@ def _command(
     words += [f"--label-column {options.label_column}"] if options.label_column else []
     words += [f"--classes {Path(options.classes).name}"] if options.classes else []
     return " ".join(words)
+
+
+# ------------------------------------------------------------------------------------------------------ disk space
+
+
+def is_large(num_bytes: int) -> bool:
+    """Whether an output of so many bytes is synced part by part, and its parts truncated as they are used."""
+    return num_bytes > DURABLE_FROM_BYTES
+
+
+def estimated_bytes(n: int, res: int, beton_codec: str | None, tar_codec: str | None) -> tuple[int, int]:
+    """About how many bytes the beton and the tars will have, from mean sizes of photographs at 32 and 64 pixels.
+
+    >>> estimated_bytes(1000, 32, "raw", "jpg")
+    (3072000, 3207600)
+    """
+    area = res * res
+    payload = {"raw": 3 * area, "jpg": 0.4 * area + 750, "png": 2.15 * area + 650}
+    beton_bytes = n * payload[beton_codec] if beton_codec else 0
+    tar_bytes = n * (payload[tar_codec] + 4 * 512) if tar_codec else 0
+    return int(beton_bytes), int(tar_bytes)
+
+
+def peak_disk_bytes(num_bytes: int) -> int:
+    """How much of the disk the work takes at its largest moment, for an output of so many bytes."""
+    return int(num_bytes * (1.15 if is_large(num_bytes) else 2))

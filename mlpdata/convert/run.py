@@ -21,13 +21,11 @@ from mlpdata.convert import truncation
 from mlpdata.convert.binding import begin_again, bind, check_source, finished_manifest
 from mlpdata.convert.deferred import discard_shards
 from mlpdata.convert.finish import finish
-from mlpdata.convert.lock import locked
 from mlpdata.convert.options import Options
-from mlpdata.convert.plan import ConversionPlan, make_plan
-from mlpdata.convert.space import check_space, peak_disk_bytes
+from mlpdata.convert.plan import ConversionPlan, make_plan, peak_disk_bytes
 from mlpdata.convert.stage_parts import Totals, check_totals, convert_first_samples, convert_parts, count_parts
 from mlpdata.convert.stage_shards import PartsNeeded, WrittenShards, write_shards
-from mlpdata.convert.workdir import abandon, clean_up, discard_part, prepare, tidy
+from mlpdata.convert.workdir import abandon, check_space, clean_up, discard_part, locked, prepare, tidy
 from mlpdata.convert.worker import WorkerContext
 from mlpdata.errors import Error, first_line, lacks_memory
 from mlpdata.shards import remote, upload

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlpdata.convert import truncation
 from mlpdata.convert.limit import first_samples
 from mlpdata.convert.plan import ConversionPlan, splits_of
 from mlpdata.convert.sums import Summary
-from mlpdata.convert.unit import CheckTask, PartCounts, check_unit, convert_unit
+from mlpdata.convert.unit import PartCounts, check_unit, convert_unit
 from mlpdata.convert.worker import UnitTask, WorkerContext
 from mlpdata.errors import Error
 from mlpdata.shards import card
@@ -61,11 +60,10 @@ def convert_first_samples(plan: ConversionPlan, engine: Engine) -> list[UnitTask
 
 def _check_parts(plan: ConversionPlan, tasks: list[UnitTask], engine: Engine) -> dict[str, PartCounts]:
     """What an earlier run left of the parts of tasks, by unit."""
-    may_be_truncated = truncation.begun(plan.work, plan.digest) is not None
-    checks = [CheckTask(task, may_be_truncated) for task in tasks if plan.work.part(task.unit.name).exists()]
+    checks = [task for task in tasks if plan.work.part(task.unit.name).exists()]
     with Progress("checking", len(checks), unit="units", quiet=plan.quiet) as progress:
         results = engine.map(check_unit, checks, progress)
-        return {check.task.unit.name: counts for check, counts in results if counts is not None}
+        return {task.unit.name: counts for task, counts in results if counts is not None}
 
 
 def _make_parts(

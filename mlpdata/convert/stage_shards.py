@@ -15,10 +15,9 @@ from mlpdata.convert.deferred import DeferredFailure
 from mlpdata.convert.hasher import Hasher
 from mlpdata.convert.journal import IndexWriter, ShardRecord, check_shard
 from mlpdata.convert.part import Part
-from mlpdata.convert.plan import ConversionPlan
+from mlpdata.convert.plan import ConversionPlan, is_large
 from mlpdata.convert.shard import write_shard
 from mlpdata.convert.shuffle import BetonTables, write_shuffle_table
-from mlpdata.convert.space import is_large
 from mlpdata.convert.stage_parts import Totals
 from mlpdata.convert.workdir import WorkDir
 from mlpdata.convert.worker import ShardTask, WorkerContext

@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 
 from mlpdata import image
+from mlpdata.convert import truncation
 from mlpdata.convert.deferred import defers
 from mlpdata.convert.part import ROW, PartRecord, PayloadStore, check_part, write_part
 from mlpdata.convert.sums import PixelSums, Summary
@@ -36,21 +37,10 @@ class PartCounts:
         return cls(samples, sum(row.get("is_data", True) for row in record.skipped))
 
 
-@dataclass(frozen=True)
-class CheckTask:
-    """A part from an earlier run, to be looked at. may_be_truncated: see check_part."""
-
-    task: UnitTask
-    may_be_truncated: bool
-
-    def __str__(self) -> str:
-        return f"the check of {self.task}"
-
-
-def check_unit(context: WorkerContext, check: CheckTask) -> PartCounts | None:
-    """What the part of a unit holds; None where it has to be made."""
-    journal = context.work.part(check.task.unit.name)
-    record = check_part(journal, context.part_key(check.task), check.may_be_truncated)
+def check_unit(context: WorkerContext, task: UnitTask) -> PartCounts | None:
+    """What the part of a unit holds that an earlier run left; None where it has to be made."""
+    may_be_truncated = truncation.begun(context.work, context.plan_digest) is not None
+    record = check_part(context.work.part(task.unit.name), context.part_key(task), may_be_truncated)
     return None if record is None else PartCounts.of(record)
 
 

@@ -1,11 +1,11 @@
-"""The work directory `.convert/`: every path in it, and how an interrupted conversion is resumed from it.
+"""The work directory `.convert/`: its paths, its lock, its space, and how a conversion is resumed from it.
 
 Resume. What a conversion has done so far lies in `.convert/` inside the output directory. `plan.json` binds it to one
 plan; a run with another plan is refused (binding.py). A unit of the source is done when the journal of its part,
 `parts/UNIT.rows`, was renamed into place, a shard when its own, `shards/SHARD.arrow`, was. The next run looks at every
 journal before it believes it: the checksum of a journal covers its content, the plan and the name of the unit or shard,
 and the journal holds checksums of the payloads. What is damaged, or of another plan, counts as missing and is made
-again, with the same bytes. Outputs below `space.DURABLE_FROM_BYTES` are not synced as they are written: a later run
+again, with the same bytes. Outputs below `plan.DURABLE_FROM_BYTES` are not synced as they are written: a later run
 uses their parts and makes their shards anew, which takes seconds. The manifest comes last. Where it stands, a
 `.convert/` beside it is what a killed run could not remove any more.
 """
@@ -13,17 +13,23 @@ uses their parts and makes their shards anew, which takes seconds. The manifest 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from mlpdata.convert.part import DATA_SUFFIX, ROWS_SUFFIX
+from mlpdata.errors import Error
 from mlpdata.shards.manifest import Manifest, manifest_path, skipped_path, work_path
+from mlpdata.system.format import format_bytes
+
+WAIT_S = 2.0  # for the workers of a run that was just killed: they hold its lock for a moment
 
 
-@dataclass(frozen=True)
 class WorkDir:
     """Every path in the work directory of one shard directory.
 
@@ -31,40 +37,14 @@ class WorkDir:
     'out/.convert/parts/train-000000.rows'
     """
 
-    root: Path  # of the shard directory
-
-    @property
-    def path(self) -> Path:
-        return work_path(self.root)
-
-    @property
-    def parts(self) -> Path:
-        return self.path / "parts"
-
-    @property
-    def shards(self) -> Path:
-        """Of the shards' journals; the shards themselves are in the shard directory."""
-        return self.path / "shards"
-
-    @property
-    def plan(self) -> Path:
-        """What the directory is bound to: see binding.bind."""
-        return self.path / "plan.json"
-
-    @property
-    def truncation(self) -> Path:
-        """Stands while parts may be truncated: see truncation.begin."""
-        return self.path / "assembling"
-
-    @property
-    def labels(self) -> Path:
-        """The output's label of each of the source's, as an array."""
-        return self.path / "labels.npy"
-
-    @property
-    def skipped(self) -> Path:
-        """The samples that could not be read, where there were too many of them."""
-        return self.path / skipped_path(self.root).name
+    def __init__(self, root: Path):
+        self.root, self.path = root, work_path(root)
+        self.parts = self.path / "parts"
+        self.shards = self.path / "shards"  # the shards' journals; shards themselves are in the shard directory
+        self.plan = self.path / "plan.json"  # what the directory is bound to: see binding.bind
+        self.truncation = self.path / "assembling"  # stands while parts may be truncated: see truncation.begin
+        self.labels = self.path / "labels.npy"  # the output's label of each of the source's
+        self.skipped = self.path / skipped_path(root).name  # what could not be read, where there was too much of it
 
     def part(self, unit: str) -> Path:
         """The journal of a unit's part."""
@@ -165,3 +145,50 @@ def clean_up(work: WorkDir, manifest: Manifest, splits: set[str]) -> None:
             with contextlib.suppress(OSError):  # a folder, which is nothing of ours
                 path.unlink()
     shutil.rmtree(work.path, ignore_errors=True)
+
+
+def check_space(work: WorkDir, needed: int) -> None:
+    """Raise Error where the disk cannot hold `needed` bytes. What the work takes of it already counts as free."""
+    root = work.root.absolute()
+    free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free
+    free += work.num_bytes()
+    if needed > free:
+        raise Error(
+            f"no space for {work.root}: at its largest the work takes about {format_bytes(needed)}, "
+            f"{format_bytes(free)} are free or in use by it already; the same command goes on when there is more"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- lock
+
+
+@contextlib.contextmanager
+def locked(work: WorkDir, share: tuple[int, int] | None) -> Iterator[None]:
+    """Hold a conversion's directory. Raises Error where another run does.
+
+    share: (K, N) for one of N shares of a plan: machines that convert shares hold the directory together, and each
+    holds its own share.
+    """
+    with contextlib.ExitStack() as stack:
+        deadline = time.monotonic() + WAIT_S
+        wanted = [(work.lock(), fcntl.LOCK_SH), (work.lock(share), fcntl.LOCK_EX)]
+        for path, kind in wanted if share else [(work.lock(), fcntl.LOCK_EX)]:
+            file = stack.enter_context(open(path, "a+"))
+            try:
+                while not _try_lock(file, kind):
+                    if time.monotonic() > deadline:
+                        raise Error(
+                            f"another conversion is at work in {work.root}; wait for it, or choose another --out"
+                        )
+                    time.sleep(0.1)
+            except OSError as e:
+                raise Error(f"cannot lock {path}: {e.strerror}; choose another --out") from None
+        yield
+
+
+def _try_lock(file: IO, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

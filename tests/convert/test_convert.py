@@ -32,10 +32,10 @@ import mlpdata
 from mlpdata import Error
 from mlpdata.convert import part, run, unit
 from mlpdata.convert.hasher import Hasher
-from mlpdata.convert.lock import locked
 from mlpdata.convert.options import Options
 from mlpdata.convert.plan import make_plan
 from mlpdata.convert.sums import Summary
+from mlpdata.convert.workdir import locked
 from mlpdata.datasets import SPECS
 from mlpdata.inspect.verify import verify
 from mlpdata.shards import beton
@@ -241,7 +241,7 @@ def test_a_damaged_jpeg_of_the_right_size_is_skipped(tmp_path, monkeypatch, larg
     whole.with_name("b-damaged.jpg").write_bytes(whole.read_bytes()[:-100])
     whole.with_name("z-damaged.jpg").write_bytes(damaged_inside(whole.read_bytes()))
     if large:
-        monkeypatch.setattr("mlpdata.convert.space.DURABLE_FROM_BYTES", 0)
+        monkeypatch.setattr("mlpdata.convert.plan.DURABLE_FROM_BYTES", 0)
     manifest, _ = convert_quietly(**options, source=str(tmp_path / "in"), out=tmp_path / "out", workers=2)
     assert [Path(row["source"]).name for row in read_jsonl(tmp_path / "out" / "skipped.jsonl")] == [
         "a-damaged.jpg",

@@ -120,7 +120,7 @@ def test_killed_thirty_times(tmp_path, big_folder, durable, monkeypatch):
     print(random_kills(words, tmp_path / "reference", tmp_path / "killed", kills=30, seed=30))
 
 
-DURABLE = "from mlpdata.convert import space\nspace.DURABLE_FROM_BYTES = 0\n"  # any output is treated as a large one
+DURABLE = "from mlpdata.convert import plan\nplan.DURABLE_FROM_BYTES = 0\n"  # any output is treated as a large one
 
 
 def test_parts_are_cut_off_and_the_work_goes_on_from_what_is_left(tmp_path, big_folder):

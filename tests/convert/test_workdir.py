@@ -13,7 +13,7 @@ from archives import encoded, make_folder, picture, tar_bytes
 from conftest import Inline, convert_quietly, sums
 
 from mlpdata import Error
-from mlpdata.convert import finish, journal, run, space
+from mlpdata.convert import finish, journal, plan, run
 from mlpdata.sources import folder
 from mlpdata.system import engines
 
@@ -33,7 +33,7 @@ def interrupted(request, tmp_path_factory):
         patch.setattr(folder, "LEAST_IMAGES", 10)
         convert_quietly(**options, out=root / "whole")
         if "large" in request.param:
-            patch.setattr(space, "DURABLE_FROM_BYTES", 0)
+            patch.setattr(plan, "DURABLE_FROM_BYTES", 0)
         with pytest.MonkeyPatch.context() as stop:
             if "parts" in request.param:
                 stop.setattr(run, "count_parts", stopped)
