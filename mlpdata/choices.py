@@ -15,5 +15,5 @@ RESIZES: tuple[Resize, ...] = get_args(Resize)
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 ENGINES = ("local", "ray")
-LIBRARIES = ("ffcv", "webdataset", "datasets", "timm", "torch", "numpy")  # for which there are snippets
+LIBRARIES = ("ffcv", "webdataset", "datasets", "timm", "torch", "numpy")  # that `mlpdata snippet` writes code for
 MAX_RES = 1024  # pixels a side

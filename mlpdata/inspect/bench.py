@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +42,8 @@ def bench(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     loader = Loader(root, split, batch_size=batch_size, device=device, infinite=True, **options)
     wait = torch.cuda.synchronize if loader.device.type == "cuda" else lambda: None
-    manifest = loader.manifest
-    if manifest is not None:
-        numbers = {"mean": tuple(manifest.mean), "std": tuple(max(s, 1e-3) for s in manifest.std)}
-    else:
-        numbers = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-    augment = Augment(res=res or loader.shape[0], dtype="bfloat16", layout="flat", **numbers)
+    res = res or loader.shape[0]
+    augment = Augment(res=res, dtype="bfloat16", layout="flat", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
     jpeg_batch.batch_decoder()  # set up now, not while the clock runs
     alone = rate(iter(loader), wait, seconds)
@@ -78,7 +74,7 @@ def bench(
     per_image = int(torch.Size(loader.shape).numel())
     lines = [
         ("loader", f"{alone:>12,.0f} images/s, {alone * per_image / 1e9:.2f} GB/s of pixels"),
-        ("augment", f"{augmented:>12,.0f} images/s: crop, flip, normalise to bfloat16 at {augment.res} px"),
+        ("augment", f"{augmented:>12,.0f} images/s: crop, flip, normalise to bfloat16 at {res} px"),
         ("both", f"{both:>12,.0f} images/s"),
         ("bottleneck", row["bottleneck"]),
         ("tier", loader.tier_reason),
@@ -87,8 +83,8 @@ def bench(
     return "\n".join(f"{name:<12} {text}" for name, text in lines)
 
 
-def rate(batches: Iterator[Batch], wait, seconds: float) -> float:
-    """Images a second of an endless iterator; wait: until the device has done what it was given."""
+def rate(batches: Iterator[Batch], wait: Callable[[], object], seconds: float) -> float:
+    """Images a second of an endless generator, which is closed. wait: until the device has done what it was given."""
     for _ in range(WARM_UP):
         next(batches)
     wait()
@@ -97,7 +93,7 @@ def rate(batches: Iterator[Batch], wait, seconds: float) -> float:
         n += len(next(batches).ids)
     wait()
     seconds = time.perf_counter() - started
-    batches.close()
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue] - it is a generator
     return n / seconds
 
 

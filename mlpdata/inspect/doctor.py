@@ -25,45 +25,40 @@ OPTIONAL = {
     "s3fs": "s3:// directories: pip install 'mlpdata[remote]'",
     "tensorboard": "event files of training runs: pip install 'mlpdata[tb]'",
 }
+BOTH_PILLOWS = (
+    "pillow and pillow-simd are both installed and overwrite each other's files; keep one: "
+    "pip uninstall -y pillow pillow-simd && pip install --no-deps pillow-simd"
+)
+NO_COMPILER = "no C++ compiler: augmentation on the CPU runs eagerly, slower (install g++ for torch.compile)"
 
 
 def doctor() -> tuple[str, bool]:
     """What is installed, which image library is really loaded, what is missing. Returns (report, all well)."""
-    lines, well = [], True
-    lines.append(
-        f"python       {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    )
     versions = image.library_versions()
-    lines.append(f"jpeg         {versions['jpeg']}")
-    lines.append(f"resize       {versions['resize']} (loaded from {Path(PIL.__file__).parent})")
-    lines.append(f"jpeg batches {jpeg_batch.batch_decoder()[1]}")
-    both = _installed("pillow") and _installed("pillow-simd")
-    if both:
-        well = False
-        lines.append(
-            "problem      pillow and pillow-simd are both installed and overwrite each other's files; keep one: "
-            "pip uninstall -y pillow pillow-simd && pip install --no-deps pillow-simd"
-        )
+    rows = [
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"),
+        ("jpeg", versions["jpeg"]),
+        ("resize", f"{versions['resize']} (loaded from {Path(PIL.__file__).parent})"),
+        ("jpeg batches", jpeg_batch.batch_decoder()[1]),
+    ]
+    has_both = bool(_version("pillow") and _version("pillow-simd"))
+    if has_both:
+        rows.append(("problem", BOTH_PILLOWS))
     for package, use in OPTIONAL.items():
-        found = _installed(package)
         present = importlib.util.find_spec(package) is not None
-        lines.append(f"{package:<12} {found or 'present' if present else f'not installed; for {use}'}")
+        rows.append((package, _version(package) or "present" if present else f"not installed; for {use}"))
     if importlib.util.find_spec("torch"):
         import torch
 
-        device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no CUDA device; the CPU will do"
-        lines.append(f"device       {device}")
-    lines.append(f"compiler     {_compiler()}")
-    return "\n".join(lines), well
+        gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no CUDA device; the CPU will do"
+        rows.append(("device", gpu))
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    rows.append(("compiler", compiler or NO_COMPILER))
+    return "\n".join(f"{name:<12} {text}" for name, text in rows), not has_both
 
 
-def _installed(package: str) -> str | None:
+def _version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _compiler() -> str:
-    found = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    return found or "no C++ compiler: augmentation on the CPU runs eagerly, slower (install g++ for torch.compile)"

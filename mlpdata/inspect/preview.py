@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mlpdata.augment.settings import Augmentation
 from mlpdata.errors import Error
 from mlpdata.shards.classes import read_classes, short_names
 
 SHEET_ROWS, SHEET_COLUMNS = 10, 8
 
 
-def preview(root: Path, out: Path, split: str = "train", augment: object | None = None, seed: int = 0) -> str:
+def preview(root: Path, out: Path, split: str = "train", augment: Augmentation | None = None, seed: int = 0) -> str:
     """Draw a contact sheet to a PNG: a row a class, some samples of each, and beside them their augmented versions.
 
     augment: a recipe's `augment` section, its fields named as Augment's, or None. Returns the line to print.

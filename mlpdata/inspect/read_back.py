@@ -5,11 +5,12 @@ Nothing in a file is believed before it is checked: sizes are bounded, and what 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from mlpdata.shards import beton, tar
 from mlpdata.shards.index import IndexRows
 from mlpdata.shards.text import open_file
 
-WINDOW_BYTES = 8 << 20  # read at a time
+BUFFER_BYTES = 8 << 20  # read at a time
 
 Note = Callable[[str], None]  # takes a line about what is wrong
 
@@ -34,21 +35,10 @@ class StoredSample:
     payload: bytes
 
 
-class _Window:
-    """Reads of a file from front to back; many small ones are served from one large one."""
-
-    def __init__(self, path: Path):
-        self._file, self._data, self._start = open_file(path), b"", 0
-        self.size = os.fstat(self._file.fileno()).st_size
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        if not self._start <= offset <= offset + size <= self._start + len(self._data):
-            self._file.seek(offset)
-            self._data, self._start = self._file.read(max(size, WINDOW_BYTES)), offset
-        return self._data[offset - self._start : offset - self._start + size]
-
-    def close(self) -> None:
-        self._file.close()
+def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """Read from front to back: what lies in the file's buffer costs no call of the system."""
+    file.seek(offset)
+    return file.read(size)
 
 
 def beton_samples(path: Path, codec: str, first: int, rows: IndexRows, note: Note) -> Iterator[StoredSample | None]:
@@ -58,7 +48,7 @@ def beton_samples(path: Path, codec: str, first: int, rows: IndexRows, note: Not
     """
     n = len(rows)
     try:
-        file = _Window(path)
+        file = open_file(path, BUFFER_BYTES)
         meta, allocations = beton.read_rows(path, first, n)
     except (OSError, Error) as e:
         note(f"{path.name} cannot be read: {first_line(e)}")
@@ -76,15 +66,16 @@ def beton_samples(path: Path, codec: str, first: int, rows: IndexRows, note: Not
         if (different := seen != wanted).any():
             i = int(different.argmax())
             note(f"{path.name}: sample {rows.key[i]} has {name} {seen[i]}, and should have {wanted[i]}")
-    with contextlib.closing(file):
+    with file:
+        file_bytes = os.fstat(file.fileno()).st_size
         extents = zip(meta["image"]["data_ptr"].tolist(), allocations["size"].tolist(), strict=True)
         for i, (key, (offset, size)) in enumerate(zip(rows.key, extents, strict=True)):
-            if offset + size > file.size or size > image.MAX_IMAGE_BYTES:
-                note(f"{path.name}: sample {key} would have {size:,} bytes at byte {offset:,}, of {file.size:,}")
+            if offset + size > file_bytes or size > image.MAX_IMAGE_BYTES:
+                note(f"{path.name}: sample {key} would have {size:,} bytes at byte {offset:,}, of {file_bytes:,}")
                 yield None
                 continue
             try:
-                payload = file.read_at(offset, size)
+                payload = _read_at(file, offset, size)
             except OSError as e:
                 note(f"{path.name} cannot be read from sample {key} on: {first_line(e)}")
                 yield from [None] * (n - i)
@@ -99,11 +90,11 @@ def tar_samples(path: Path, codec: str, rows: IndexRows, note: Note) -> Iterator
     """
     num_read = 0
     try:
-        with contextlib.closing(_Window(path)) as file:
-            members = scan(file.read_at, 0, file.size)
+        with open_file(path, BUFFER_BYTES) as file:
+            members = scan(partial(_read_at, file), 0, os.fstat(file.fileno()).st_size)
             for i, key in enumerate(rows.key):
                 member = _next_member(members, f"{key}.{tar.EXTENSIONS[codec]}")
-                data = file.read_at(member.offset, member.size)
+                data = _read_at(file, member.offset, member.size)
                 head = tar.ppm_header(int(rows.width[i]), int(rows.height[i])) if codec == "raw" else b""
                 place = (member.offset + len(head), member.size - len(head), path.name, codec)
                 if place != (rows.offset[i], rows.bytes[i], rows.file[i], rows.codec[i]):
@@ -111,7 +102,7 @@ def tar_samples(path: Path, codec: str, rows: IndexRows, note: Note) -> Iterator
                 if not data.startswith(head):
                     note(f"{path.name}: sample {key} has another PPM header than its size asks for")
                 member = _next_member(members, f"{key}.cls")
-                label = file.read_at(member.offset, min(member.size, 32))
+                label = _read_at(file, member.offset, min(member.size, 32))
                 if label != b"%d" % rows.label[i]:
                     note(f"{path.name}: sample {key} has class {label!r}, the index says {rows.label[i]}")
                 yield StoredSample(path.name, codec, data[len(head) :])

@@ -1,13 +1,15 @@
 """Code that reads a shard directory with other people's libraries; what is printed runs as it stands.
 
-Each piece ends by printing the first batch's shape, so that who pastes it sees that it works. The interop tests run all
-of them with the real libraries.
+Each snippet ends by printing the shape of its first batch, so that the user sees that it works. The interop tests run
+all of them with the real libraries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from mlpdata.choices import LIBRARIES
 from mlpdata.errors import Error
 from mlpdata.shards import beton
 from mlpdata.shards.manifest import Manifest, beton_path
@@ -15,12 +17,12 @@ from mlpdata.shards.tar import EXTENSIONS
 from mlpdata.splits import on_hub
 
 BATCH_SIZE = 256
-# What a library, or one below it, takes in a path for more than a character.
+# Characters of a path that a library, or one that it uses, takes for a pattern.
 SPECIAL = {"datasets": ("*", "?", "[", "$", "::"), "webdataset": ("?", "#", ";", "\n", "\r", "\t")}
 
 
 def snippet(root: Path, library: str, split: str = "train") -> str:
-    """Python code for one of the libraries below. Raises Error where the directory lacks what that library reads."""
+    """Python code for one of LIBRARIES. Raises Error where the directory lacks what that library reads."""
     manifest = Manifest.load(root)
     split = manifest.split(split)
     root = Path(root).resolve()
@@ -33,7 +35,7 @@ def snippet(root: Path, library: str, split: str = "train") -> str:
         raise Error(f"{root} has no beton of split {split!r}, which is what ffcv reads; convert with --format both")
     if library in ("webdataset", "datasets", "timm") and not info.tars:
         raise Error(f"{root} has no tars of split {split!r}, which {library} reads; convert with --format both")
-    return LIBRARIES[library](root, manifest, split).strip()
+    return _SNIPPETS[library](root, manifest, split).strip()
 
 
 def _ffcv(root: Path, manifest: Manifest, split: str) -> str:
@@ -63,7 +65,7 @@ for images, labels in loader:  # uint8 (N, 3, {manifest.res}, {manifest.res}), i
 
 
 def _webdataset(root: Path, manifest: Manifest, split: str) -> str:
-    info, key, link = manifest.splits[split], EXTENSIONS[manifest.tar_codec], _link(root, "webdataset")
+    info, key, link = manifest.splits[split], EXTENSIONS[manifest.tar_codec or "jpg"], _link(root, "webdataset")
     start = f"link + {f'/{split}'!r}" if link else repr(str(root / split))
     resized = ""
     if manifest.resize == "longest":
@@ -89,7 +91,7 @@ for images, labels in loader:  # uint8 (N, {manifest.res}, {manifest.res}, 3), i
 
 
 def _datasets(root: Path, manifest: Manifest, split: str) -> str:
-    key, name, link = EXTENSIONS[manifest.tar_codec], on_hub(split), _link(root, "datasets")
+    key, name, link = EXTENSIONS[manifest.tar_codec or "jpg"], on_hub(split), _link(root, "datasets")
     call = f"load_dataset({str(root)!r}, split={name!r})  # streaming=True reads without a copy in the cache"
     if link:
         files = f"{{{name!r}: link + {f'/{split}-*.tar'!r}}}"
@@ -104,7 +106,7 @@ print(dataset[0]["{key}"].size, dataset[0]["cls"])  # a PIL image and its label
 
 
 def _link(root: Path, library: str) -> str:
-    """Code that makes `link`, another path of a directory whose own a library does not take as it is; else nothing."""
+    """Code that makes `link`, another path of the directory, where the library takes its own for a pattern; else ""."""
     if not any(mark in str(root) for mark in SPECIAL[library]):
         return ""
     return f"""
@@ -192,11 +194,6 @@ print(images.shape, images.dtype, labels.shape, labels.dtype)
 '''
 
 
-LIBRARIES = {
-    "ffcv": _ffcv,
-    "webdataset": _webdataset,
-    "datasets": _datasets,
-    "timm": _timm,
-    "torch": _torch,
-    "numpy": _numpy,
-}
+_SNIPPETS: dict[str, Callable[[Path, Manifest, str], str]] = dict(
+    zip(LIBRARIES, (_ffcv, _webdataset, _datasets, _timm, _torch, _numpy), strict=True)
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 
 from mlpdata.errors import Error
 from mlpdata.loader.options import shown
-from mlpdata.loader.reader import Reader
-from mlpdata.shards.open import open_split
+
+if TYPE_CHECKING:
+    from mlpdata.loader.reader import Reader
 
 
 class TorchDataset(Dataset):
@@ -89,6 +90,9 @@ class TorchDataset(Dataset):
     def _open(self) -> Reader:
         """A Reader of this process."""
         if self._reader is None or self._pid != os.getpid():
+            from mlpdata.loader.reader import Reader  # here: the interop tests import this module without a JPEG codec
+            from mlpdata.shards.open import open_split
+
             opened = open_split(*self._source)
             reader = Reader(opened.index, 1, self._res)
             if (opened.digest, reader.stamps) != self._fingerprint:

@@ -1,24 +1,39 @@
-"""Shard directories that are elsewhere, copied to this machine once and verified.
+"""Shard directories that are elsewhere: a repository of the Hugging Face Hub or an object storage, copied here once.
 
-The manifest is read first and moved into its place last, when every file that it lists is there with its checksum.
+`hf:OWNER/NAME[@REVISION]` is a data set repository; any other URL is left to fsspec (s3://, gs://, ...; install the
+extra `remote`). The manifest is read first and moved into its place last, when every file that it lists is there with
+its checksum.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
-from mlpdata.errors import Error
+from mlpdata.archive.url import UrlFile
+from mlpdata.errors import Error, first_line
 from mlpdata.fetch import hub
-from mlpdata.fetch.download import exclusive
+from mlpdata.fetch.download import RemoteFile, exclusive, fetch_unlocked
 from mlpdata.fetch.official import download_folder
-from mlpdata.shards.files import local_sizes
+from mlpdata.shards.files import FileEntry, local_sizes
 from mlpdata.shards.manifest import Manifest, manifest_path
-from mlpdata.shards.stores import SCHEME, Say, Store, open_store
-from mlpdata.system.files import sync_dir
+from mlpdata.shards.text import MAX_TEXT_BYTES
+from mlpdata.system.files import replacing, sync_dir
 from mlpdata.system.format import format_bytes
+from mlpdata.system.progress import Progress
+
+BLOCK_BYTES = 8 << 20
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
+# Exceptions of these packages are the network's or the server's doing, whatever they are called.
+STORAGE = ("aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
+
+Say = Callable[[str], None]  # takes a line for the user
 
 
 def is_remote(root: str | Path | None) -> bool:
@@ -67,3 +82,141 @@ def _copy(store: Store, manifest: bytes, folder: Path, say: Say) -> None:
     os.replace(manifest_path(aside), manifest_path(folder))
     aside.rmdir()
     sync_dir(folder)
+
+
+# --------------------------------------------------------------------------------------------------------- stores
+
+
+class Store(Protocol):
+    """A shard directory elsewhere, to be read. Its methods raise Error."""
+
+    where: str  # its address, for messages
+    name: str  # of a local folder for its copy
+
+    def read(self, name: str) -> bytes:
+        """A file of at most MAX_TEXT_BYTES."""
+        ...
+
+    def fetch(self, name: str, entry: FileEntry, folder: Path, say: Say) -> None:
+        """Put a file that is what the manifest says into a local folder, whole or not at all."""
+        ...
+
+
+def open_store(address: str) -> Store:
+    """The store that a URL or a repository names. Raises Error."""
+    return HubStore(address) if hub.is_repository(address) else ObjectStore(address)
+
+
+class HubStore:
+    """A repository of the Hub, at one commit."""
+
+    def __init__(self, address: str):
+        self._repository = hub.open_repository(address)
+        self.where = str(self._repository)
+        self.name = f"{self._repository.name}/{self._repository.folder}".strip("/").replace("/", "--")
+
+    def read(self, name: str) -> bytes:
+        if name not in self._repository.files:
+            raise Error(f"{self.where} has no {name}; it is not a finished shard directory")
+        _check_length(f"{self.where}/{name}", self._repository.files[name])
+        with contextlib.closing(
+            UrlFile(self._repository.url(name), self._repository.login(), self._repository.files[name])
+        ) as file:
+            return file.read_at(0, file.size)
+
+    def fetch(self, name: str, entry: FileEntry, folder: Path, say: Say) -> None:
+        if name not in self._repository.files:
+            raise Error(f"{self.where} lacks {name}, though its manifest lists it")
+        file = RemoteFile(
+            name=name, urls=(self._repository.url(name),), num_bytes=entry["bytes"], sha256=entry["sha256"]
+        )
+        fetch_unlocked(file, folder / name, self._repository.login(), say)
+
+
+class ObjectStore:
+    """A folder of an object storage, through fsspec."""
+
+    def __init__(self, url: str):
+        parts = SCHEME.fullmatch(url)
+        if parts is None:
+            raise Error(f"{url} is no URL")
+        scheme, path = parts.groups()
+        if scheme in ("file", "local"):
+            raise Error(f"{url} is a directory of this machine: give it as a path, /{path}")
+        self.where = f"{scheme}://{path}".rstrip("/")  # a Path has lost one of the slashes
+        self.name = re.sub(r"[^\w.-]+", "--", self.where)
+        with self._one_line():
+            from fsspec.core import url_to_fs
+
+            self._fs, self._base = url_to_fs(self.where)
+
+    def exists(self, name: str) -> bool:
+        with self._one_line():
+            self._fs.invalidate_cache()
+            return self._fs.exists(self._path(name))
+
+    def sizes(self) -> dict[str, int | None]:
+        """Bytes of what lies in the folder, by name."""
+        with self._one_line():
+            self._fs.invalidate_cache()
+            if not self._fs.exists(self._base):
+                return {}
+            entries = self._fs.ls(self._base, detail=True)
+        sizes = {entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] for entry in entries}
+        sizes.pop("", None)  # the folder itself, where it is an object
+        return sizes
+
+    def read(self, name: str) -> bytes:
+        if not self.exists(name):
+            raise Error(f"{self.where} has no {name}; it is not a finished shard directory")
+        with self._one_line(), self._fs.open(self._path(name), "rb") as f:
+            data = f.read(MAX_TEXT_BYTES + 1)
+        _check_length(f"{self.where}/{name}", len(data))
+        return data
+
+    def fetch(self, name: str, entry: FileEntry, folder: Path, say: Say) -> None:
+        digest, left = hashlib.sha256(), entry["bytes"]
+        with (
+            Progress(name, entry["bytes"], unit="bytes") as progress,
+            self._one_line(),
+            self._fs.open(self._path(name), "rb") as source,
+            replacing(folder / name) as target,
+        ):
+            while left >= 0 and (block := source.read(BLOCK_BYTES)):
+                left -= len(block)  # the file may be anything but what the manifest says, and without end
+                target.write(block)
+                digest.update(block)
+                progress.add(len(block))
+            if digest.hexdigest() != entry["sha256"]:
+                raise Error(f"{self.where}/{name} is not what the manifest says: its sha256 differs")
+
+    def put(self, path: Path) -> None:
+        """Store a local file under its name, and make sure that it has arrived in its length."""
+        with self._one_line():
+            self._fs.put_file(str(path), self._path(path.name))
+            self._fs.invalidate_cache()
+            size = self._fs.size(self._path(path.name))
+        if size != os.stat(path).st_size:
+            raise Error(f"{self.where}/{path.name} has {size} bytes there, {os.stat(path).st_size} here; try again")
+
+    def _path(self, name: str) -> str:
+        return f"{self._base.rstrip('/')}/{name}"
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Raise what goes wrong in a storage as an Error of one line."""
+        try:
+            yield
+        except ImportError as e:
+            raise Error(f"cannot reach {self.where}: {e}; install the extra: pip install 'mlpdata[remote]'") from None
+        except FileNotFoundError as e:
+            raise Error(f"{self.where} lacks {e.filename or first_line(e)}") from None
+        except Exception as e:
+            if not isinstance(e, (OSError, ValueError)) and type(e).__module__.partition(".")[0] not in STORAGE:
+                raise
+            raise Error(f"cannot use {self.where}: {first_line(e)}") from None
+
+
+def _check_length(name: str, num_bytes: int) -> None:
+    if num_bytes > MAX_TEXT_BYTES:
+        raise Error(f"{name} is no manifest: it has more than {MAX_TEXT_BYTES >> 20} MB")

@@ -19,13 +19,16 @@ MAX_TEXT_BYTES = 32 << 20
 MAX_SHOWN = 120  # characters of a name that are shown
 
 
-def open_file(path: Path) -> BinaryIO:
-    """Open a regular file to read. Raises OSError, also for a FIFO or a device, whose reader may wait for ever."""
+def open_file(path: Path, buffer_bytes: int = -1) -> BinaryIO:
+    """Open a regular file to read. Raises OSError, also for a FIFO or a device, whose reader may wait for ever.
+
+    buffer_bytes: read at a time; -1 leaves it to Python.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return os.fdopen(fd, "rb")
+    return os.fdopen(fd, "rb", buffer_bytes)
 
 
 def read_text(path: Path) -> bytes:

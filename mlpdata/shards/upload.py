@@ -16,7 +16,7 @@ from mlpdata.fetch import hub
 from mlpdata.fetch.official import download_folder
 from mlpdata.shards.files import check_sizes
 from mlpdata.shards.manifest import Manifest, manifest_path, work_path
-from mlpdata.shards.stores import ObjectStore, Say
+from mlpdata.shards.remote import ObjectStore, Say
 from mlpdata.system.format import format_bytes
 from mlpdata.system.progress import Progress
 

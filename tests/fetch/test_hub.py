@@ -21,7 +21,7 @@ from servers import HubServer, cut, stall, status
 import mlpdata
 from mlpdata import Error, labels
 from mlpdata.fetch import http, retry
-from mlpdata.shards import remote, stores, upload
+from mlpdata.shards import remote, upload
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import cifar, parquet_files
 from mlpdata.sources import parquet as parquet_source
@@ -29,7 +29,7 @@ from mlpdata.system import engines
 
 ROOT = Path(__file__).parents[2]
 ROWS = 30  # images a batch of the small CIFAR archives
-PUT = stores.ObjectStore.put
+PUT = remote.ObjectStore.put
 
 
 @pytest.fixture
@@ -553,7 +553,7 @@ def count_uploads(monkeypatch, names, dies_after=None):
         names.append(path.name)
         PUT(self, path)
 
-    monkeypatch.setattr(stores.ObjectStore, "put", counting)
+    monkeypatch.setattr(remote.ObjectStore, "put", counting)
 
 
 def test_an_upload_that_failed_goes_on(s3, tmp_path, monkeypatch):
@@ -596,12 +596,12 @@ def test_an_upload_begun_anew_is_whole_before_its_manifest_comes(s3, tmp_path, m
 
 def test_no_manifest_goes_where_a_file_has_not_arrived(s3, serve, tmp_path, monkeypatch, shapes_dir):
     monkeypatch.setenv("MLPDATA_HOME", str(tmp_path))
-    monkeypatch.setattr(stores.ObjectStore, "put", lambda self, p: None if p.name == "val.beton" else PUT(self, p))
+    monkeypatch.setattr(remote.ObjectStore, "put", lambda self, p: None if p.name == "val.beton" else PUT(self, p))
     with pytest.raises(Error, match=r"s3://bucket/lost/val\.beton is missing, though .*; run the same"):
         convert_quietly(dataset="shapes", res=16, workers=1, limit=200, out="s3://bucket/lost")
     assert not any(o["Key"] == "lost/manifest.json" for o in s3.list_objects(Bucket="bucket")["Contents"])
     s3.put_object(Bucket="bucket", Key="lost/train-000077.tar", Body=b"x")
-    monkeypatch.setattr(stores.ObjectStore, "put", PUT)
+    monkeypatch.setattr(remote.ObjectStore, "put", PUT)
     with pytest.raises(Error, match=r"also holds train-000077\.tar, which is no part of this"):
         convert_quietly(dataset="shapes", res=16, workers=1, limit=200, out="s3://bucket/lost")
     # The Hub, where somebody else removes a file meanwhile; and a directory that lacks one from the start.

@@ -394,14 +394,14 @@ def test_what_is_no_file_is_one_line_and_nobody_waits_for_it(photos_dir, tmp_pat
 
 
 def test_a_disk_that_fails_is_told_by_file(photos_dir, monkeypatch):
-    plain = read_back._Window.read_at
+    plain = read_back._read_at
 
-    def failing(self, offset, size):
+    def failing(file, offset, size):
         if offset > 40_000:
             raise OSError(errno.EIO, "Input/output error")
-        return plain(self, offset, size)
+        return plain(file, offset, size)
 
-    monkeypatch.setattr(read_back._Window, "read_at", failing)
+    monkeypatch.setattr(read_back, "_read_at", failing)
     found = problems(photos_dir)
     for name in ("train.beton", "train-000000.tar", "val-000001.tar"):
         assert any(p.startswith(name) and "Input/output error" in p for p in found), (name, found)

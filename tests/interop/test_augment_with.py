@@ -1,30 +1,17 @@
 """Given our draws, every operation equals torchvision's per-image function within one grey level: augment_with.py."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-interop" / "bin" / "python"
+from environment import need, run_script
 
 pytestmark = pytest.mark.interop
 
 
 @pytest.fixture(scope="module")
 def found():
-    if not PYTHON.exists():
-        reason = "there is no .venv-interop: run `make interop`"
-        if os.environ.get("MLPDATA_REQUIRE_INTEROP") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    words = [PYTHON, ROOT / "tests" / "interop" / "augment_with.py"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=environment, text=True, capture_output=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    need("torchvision")
+    return json.loads(run_script("augment_with.py", with_mlpdata=True))
 
 
 def test_each_operation_equals_torchvisions_within_a_grey_level(found):

@@ -4,16 +4,14 @@ They run in `.venv-interop`, made by `make interop`, where mlpdata is not instal
 """
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from archives import encoded, make_cifar, make_folder, make_imagenet, picture
 from conftest import convert_quietly, run_cli
+from environment import PYTHON, need, run, run_script
 from PIL import Image
 
 import mlpdata
@@ -21,10 +19,6 @@ from mlpdata.choices import LIBRARIES
 from mlpdata.inspect import snippets
 from mlpdata.shards import beton
 from mlpdata.splits import on_hub
-
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-interop" / "bin" / "python"
-REQUIRED = os.environ.get("MLPDATA_REQUIRE_INTEROP") == "1"
 
 pytestmark = pytest.mark.interop
 
@@ -99,9 +93,7 @@ def seen(roots, tmp_path_factory):
             }
             for i, (name, split, options) in enumerate(jobs(library))
         ]
-        environment = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-        words = [PYTHON, ROOT / "tests" / "interop" / "read_with.py", library]
-        subprocess.run(words, input=json.dumps(todo), text=True, timeout=900, env=environment, check=True)
+        run_script("read_with.py", library, home=folder / "hf", input=json.dumps(todo))
         results[library] = [np.load(job["out"]) for job in todo]
 
     def look_up(library, name, split, options):
@@ -112,19 +104,6 @@ def seen(roots, tmp_path_factory):
         return result["images"], result["labels"], result["keys"]
 
     return look_up
-
-
-def need(library):
-    if PYTHON.exists():
-        found = subprocess.run([PYTHON, "-c", f"import {library}"], capture_output=True, text=True, check=False)
-        if found.returncode == 0:
-            return
-        reason = f"{library} cannot be imported there: {found.stderr.strip().splitlines()[-1:]}"
-    else:
-        reason = "there is no .venv-interop: run `make interop`"
-    if REQUIRED:
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.mark.parametrize(("name", "split", "options"), jobs("ffcv"))
@@ -168,11 +147,7 @@ def test_hugging_faces_datasets_knows_our_splits_and_classes(roots, tmp_path):
     need("datasets")
     code = "import sys, json; from datasets import load_dataset_builder as b\n"
     code += "i = b(sys.argv[1]); print(json.dumps([i.info.features['cls'].names, sorted(i.config.data_files)]))"
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    words = [PYTHON, "-c", code, roots / "evil"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    names, found = json.loads(done.stdout)
+    names, found = json.loads(run(["-c", code, roots / "evil"], home=tmp_path))
     assert found == ["train", "validation"]
     lines = [line for line in (roots / "evil" / "classes.txt").read_bytes().decode().split("\n") if line]
     assert [name.replace("\\", "\\\\") if r"\sl" in name else name for name in names] == lines
@@ -202,19 +177,15 @@ def test_snippets_run_as_they_are_printed(elsewhere, library, tmp_path):
     needs_us = {name: "import mlpdata" in code for name, code in printed.items()}
     if not all(needs_us.values()):
         need(library)
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     for python, ours in ((PYTHON, False), (sys.executable, True)):
         todo = [code for name, code in printed.items() if needs_us[name] == ours]
         if not todo:
             continue
         # One process for all: most of the time goes into imports.
         program = f"for code in {todo!r}:\n    exec(code, {{'__name__': '__main__'}})\n    print('=====')"
-        words = [python, "-c", f"if __name__ == '__main__':\n  {program}"]
-        done = subprocess.run(
-            words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        seen = dict(zip([name for name in names if needs_us[name] == ours], done.stdout.split("====="), strict=False))
+        code = f"if __name__ == '__main__':\n  {program}"
+        output = run(["-c", code], python=python, with_mlpdata=ours, home=tmp_path / "hf", cwd=tmp_path)
+        seen = dict(zip([name for name in names if needs_us[name] == ours], output.split("====="), strict=False))
         for name, said in seen.items():
             labels = mlpdata.load(elsewhere / name, "train", 64, res=64 if name == "longest" else None).labels
             res, n = 64 if name in ("photos", "longest") else 32, min(256, len(labels))

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 from archives import picture
-from test_readers import PYTHON, ROOT, need
+from environment import PYTHON, ROOT, TIMEOUT_S, need
 
 import mlpdata
 from mlpdata import Error
@@ -27,7 +27,7 @@ def written(tmp_path_factory):
         command, env={**os.environ, "PYTHONPATH": ""}, text=True, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
-        _, said = writer.communicate(timeout=900)
+        _, said = writer.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:  # its parent waits for ever when a worker of it fails
         os.killpg(writer.pid, signal.SIGKILL)
         pytest.fail(f"ffcv's writer hangs: {writer.communicate()[1][-2000:]}")
