@@ -15,6 +15,7 @@ from mlpdata.augment.batch import Batch
 from mlpdata.augment.settings import Augmentation
 from mlpdata.errors import Error
 from mlpdata.loader.loader import Loader
+from mlpdata.loader.memory_plan import Needs
 from mlpdata.loader.resident import Resident
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.remote import local_copy
@@ -106,23 +107,32 @@ def make_augment(settings: Augmentation, manifest: Manifest, precision: str) -> 
 
 
 def open_loaders(
-    recipe: Recipe, splits: DataSplits, device: torch.device, world: World
+    recipe: Recipe,
+    splits: DataSplits,
+    device: torch.device,
+    world: World,
+    train_needs: Needs | None = None,
+    eval_needs: Needs | None = None,
 ) -> tuple[Loader, Loader | None]:
-    """(training, evaluation) loaders of a recipe; each process gets its share of every batch. Raises Error."""
+    """(training, evaluation) loaders of a recipe; each process gets its share of every batch. Raises Error.
 
-    def open_loader(split: str, batch_size: int, settings: Augmentation, training: bool) -> Loader:
+    train_needs, eval_needs: what has to stay free besides the pixels of each; None: unknown.
+    """
+
+    def open_loader(split: str, batch_size: int, settings: Augmentation, training: bool, needs: Needs | None) -> Loader:
         return Loader(
             splits.root, split, batch_size, device=device, format=None if data.format == "auto" else data.format,
-            tier=data.tier, pixels=data.pixels, augment=make_augment(settings, splits.manifest, recipe.train.precision),
+            tier=data.tier, pixels=data.pixels, needs=needs,
+            augment=make_augment(settings, splits.manifest, recipe.train.precision),
             shuffle=training, drop_last=training, seed=recipe.seed, rank=world.rank, world_size=world.size,
         )  # fmt: skip
 
     data, settings = recipe.data, recipe.augment
-    train_loader = open_loader(splits.train_split, recipe.train.batch_size, settings, training=True)
+    train_loader = open_loader(splits.train_split, recipe.train.batch_size, settings, True, train_needs)
     if splits.eval_split is None:
         return train_loader, None
     divisible = -(-recipe.eval.batch_size // world.size) * world.size
-    return train_loader, open_loader(splits.eval_split, divisible, settings.without_random(), training=False)
+    return train_loader, open_loader(splits.eval_split, divisible, settings.without_random(), False, eval_needs)
 
 
 class FeatureLoader(Loader):

@@ -17,12 +17,14 @@ import torch
 from mlpdata.augment.batch import Batch
 from mlpdata.errors import Error, first_line
 from mlpdata.loader.loader import Loader
+from mlpdata.loader.tiers import this_machine
 from trainer import checkpoint, report, saturation, states
 from trainer.data import FeatureLoader, data_facts, find_splits, open_loaders
 from trainer.evaluate import autocast_of, evaluate
 from trainer.flops import executed_flops, flop_share, forward_flops, training_flops
 from trainer.model import num_parameters
 from trainer.optim import lr_factor, set_lr
+from trainer.plan import plan_splits
 from trainer.recipe import Recipe
 from trainer.record import RunRecord
 from trainer.saturation import Saturation
@@ -57,7 +59,10 @@ class Trainer:
         self.manifest, self.warning, self.data = splits.manifest, splits.warning, data_facts(splits, recipe.data.format)
         if state:
             states.check_same_data(folder, recipe.data.shards, self.data, state["data"])
-        self.train_loader, self.eval_loader = open_loaders(recipe, splits, device, self.world)
+        plan = plan_splits(recipe, splits, this_machine(device, self.world.size), self.world.size)
+        self.train_loader, self.eval_loader = open_loaders(
+            recipe, splits, device, self.world, plan.train.needs, plan.evaluation.needs if plan.evaluation else None
+        )
 
         self.res = recipe.augment.res or self.manifest.res
         self.config, model = checkpoint.initial_model(recipe, self.res, self.manifest, state)

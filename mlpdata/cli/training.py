@@ -15,12 +15,19 @@ from mlpdata.cli.parameters import SHARDS, json_option
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of this recipe's run.")
 @click.option("--profile", is_flag=True, help="Train nothing: measure images/s from shards, and with data at no cost.")
-def train(recipe, overrides, resume, profile):
+@click.option("--plan", "show_plan", is_flag=True,
+              help="Train nothing: print where the pixels go, the rates that takes, and the bottleneck.")  # fmt: skip
+def train(recipe, overrides, resume, profile, show_plan):
     """Train a recipe. Several GPUs: torchrun --nproc-per-node N -m trainer RECIPE ...
 
     \b
     mlpdata train recipes/cifar10-small.yaml --set data.shards=shards/cifar10-32 --set train.epochs=40
     """
+    if show_plan:
+        from trainer.plan import plan
+
+        click.echo(plan(recipe, list(overrides)))
+        return
     from trainer.train import run
 
     run(recipe, list(overrides), resume=resume, profile=profile)

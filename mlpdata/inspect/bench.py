@@ -106,7 +106,7 @@ def bottleneck(loader: Loader, codecs: set[str], alone: float, augmented: float,
             feeding += "" if decoder else f", image by image: {what}"
     elif loader.tier == "stream":
         feeding = "reading the files"
-    elif loader.tier == "pinned":
+    elif loader.tier in ("split", "pinned"):
         feeding = "gathering in host memory and copying to the device"
     else:
         feeding = f"the gather in the memory of the {'GPU' if loader.device.type == 'cuda' else 'host'}"

@@ -27,6 +27,7 @@ DISK_BYTES_PER_S = 2e9
 MARGIN = 2.0  # how much faster than the model a source has to be, for RGB to be kept: the rates are estimates
 UNKNOWN_SHARE = 0.4  # of the free memory, left to a model of which nothing is known
 HOST_SHARE = 0.08  # of the free host memory, left to everything else
+SMALL_SHARE = 0.03  # of the free memory: a split that takes less makes no difference to a model
 MIN_RESIDENT = 0.02  # of the samples; fewer on the device are not worth a second place to gather from
 
 
@@ -195,9 +196,10 @@ def _plan(split: SplitSize, machine: Machine, needs: Needs | None, wanted: Tier,
     n, per_image = split.num_samples, image_bytes(split.shape, pixels)
     device_room, host_room = rooms(machine, needs)
     fit = min(n, device_room // per_image)
+    free = machine.host_bytes if machine.device_bytes is None else machine.device_bytes
     if wanted != "auto":
         tier = wanted
-    elif fit == n:
+    elif fit == n or n * per_image <= SMALL_SHARE * free:
         tier = "resident"
     elif machine.device_bytes is None or (n - fit) * per_image > host_room:
         tier = "stream"
@@ -219,10 +221,9 @@ def _plan(split: SplitSize, machine: Machine, needs: Needs | None, wanted: Tier,
 def rooms(machine: Machine, needs: Needs | None) -> tuple[int, int]:
     """Bytes for pixels (on the device, in host memory); on a CPU both are the same memory."""
     on_cpu = machine.device_bytes is None
-    device = machine.host_bytes if machine.device_bytes is None else machine.device_bytes
-    if needs is None:
-        device -= int(UNKNOWN_SHARE * device)
-    else:
-        device -= needs.device_bytes + (needs.host_bytes if on_cpu else 0)
+    free = machine.host_bytes if machine.device_bytes is None else machine.device_bytes
+    reserved = int(UNKNOWN_SHARE * free)
+    if needs is not None:
+        reserved = needs.device_bytes + (needs.host_bytes if on_cpu else 0)
     host = int((1 - HOST_SHARE) * machine.host_bytes) - (needs.host_bytes if needs else 0)
-    return max(0, device), max(0, host)
+    return max(0, free - reserved), max(0, host)

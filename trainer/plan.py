@@ -1,0 +1,209 @@
+"""What a recipe needs of a machine: memory of the training beside its pixels, images/s, and the plan for its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from mlpdata.loader.memory_plan import Machine, MemoryPlan, Needs, SplitSize, image_bytes, plan_memory
+from mlpdata.loader.tiers import this_machine
+from mlpdata.shards.manifest import Manifest
+from mlpdata.system.disk import aligned, open_direct, preadv
+from mlpdata.system.format import format_bytes
+from trainer.data import DataSplits, find_splits
+from trainer.flops import executed_flops, peak_flops
+from trainer.model import MLP, build_on_meta, config_of, num_parameters
+from trainer.recipe import Model, Recipe, load_recipe
+from trainer.world import device_of, precision_of
+
+SHARE_OF_PEAK = 0.5  # that a well-fed device reaches in these models' products
+CPU_FLOPS = 30e9  # of a core, in float32: half of what AVX2 does at 2 GHz
+OPTIMIZER_BYTES = {"lion": 4, "sgd": 4, "adamw": 8}  # of a parameter
+LOGIT_BYTES = {True: 0, False: 16}  # compiled or not: float32 logits, their softmax and gradients, if stored at all
+PROBE_BYTES, PROBE_COPIES, PROBE_S = 16 << 20, 16, 0.3  # of a measurement of disk or bus
+SPARE = 0.1  # on top of what is counted: fragmentation, work space of the products
+SPARE_BYTES = 1_000_000_000  # the same, and batches on their way
+
+
+def training_bytes(
+    recipe: Recipe, model: MLP, config: Model, res: int, num_classes: int, world_size: int = 1
+) -> dict[str, int]:
+    """Bytes on the device besides stored pixels, by what takes them. model: may be one on the meta device.
+
+    Counts the tensors that live at the end of the forward pass, in the precision of the recipe.
+    """
+    train, parameters = recipe.train, num_parameters(model)
+    narrow = 2 if train.precision in ("bf16", "fp16") else 4
+    images = -(-train.batch_size // (world_size * train.accumulate))
+    if config.kind == "b_mlp":  # of each block: input and norm (m), expanded before and after the activation (k m)
+        hidden = config.depth * config.width * (2 + 2 * config.expansion)
+    else:
+        hidden = (config.depth - 1) * config.width * 3
+    counted = {
+        "weights, gradients, optimizer": parameters
+        * (8 + OPTIMIZER_BYTES[recipe.optim.name] + (2 if narrow == 2 else 0) + (4 if train.ema else 0)),
+        "activations": images * (hidden + config.width * config.expansion * 2) * narrow,
+        "images of a step": images * 3 * res * res * (1 + narrow),
+        "logits": images * num_classes * (2 * narrow + LOGIT_BYTES[train.compile]),
+    }
+    return counted | {"spare": int(SPARE * sum(counted.values())) + SPARE_BYTES}
+
+
+def images_per_s(recipe: Recipe, model: MLP, machine: Machine) -> float | None:
+    """What the model takes where data cost nothing, estimated; None for a GPU whose peak is not known."""
+    if machine.device_bytes is None:
+        peak = machine.cores * CPU_FLOPS
+    else:
+        known = peak_flops(machine.device, "tf32" if recipe.train.precision == "fp32" else recipe.train.precision)
+        if known is None:
+            return None
+        peak = known * SHARE_OF_PEAK
+    return peak / executed_flops(model, probe=recipe.train.probe)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipePlan:
+    """Where a recipe's pixels go on a machine. needs: of the training; parts: its bytes on the device, by name."""
+
+    machine: Machine
+    parts: dict[str, int]
+    needs: Needs
+    train: MemoryPlan
+    evaluation: MemoryPlan | None
+
+    def table(self) -> str:
+        """What `mlpdata train RECIPE --plan` prints."""
+        machine, train, wanted = self.machine, self.train, self.needs.images_per_s
+        device = machine.host_bytes if machine.device_bytes is None else machine.device_bytes
+        rows = [(machine.device, f"{format_bytes(device)} free{' in memory' if machine.device_bytes is None else ''}")]
+        rows += [(f"  {name}", format_bytes(size)) for name, size in self.parts.items()]
+        held = [("training", train)] + ([("held-out", self.evaluation)] if self.evaluation else [])
+        for name, plan in held:
+            share = f" ({1 - plan.host_share:.1%} of the images)"
+            rows.append((f"  {name} pixels", format_bytes(plan.resident_bytes) + share))
+        if machine.device_bytes is not None:
+            rows.append(("host", f"{format_bytes(machine.host_bytes)} free"))
+            rows += [(f"  {name} pixels, pinned", format_bytes(plan.pinned_bytes)) for name, plan in held]
+        every = "read in every epoch" if train.tier == "stream" else "read once"
+        rows.append(("files", f"{format_bytes(train.split.file_bytes)}, {every}"))
+        rows.append(
+            ("the model takes", f"{wanted:,.0f} images/s (estimated)" if wanted else "unknown: no peak is known")
+        )
+        for name, limit in train.limits.items():
+            rows.append((f"  {name}", f"gives {limit:,.0f} images/s{_rate(train, name, wanted)}"))
+        rows += [("tier", train.reason), ("bottleneck", self.train.bottleneck)]
+        if self.needs.device_bytes > device:
+            rows.append(("warning", "the training alone does not fit: raise train.accumulate, or take a smaller model"))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def _rate(plan: MemoryPlan, name: str, wanted: float | None) -> str:
+    """The bytes/s that a limit has to give for the images/s that are wanted."""
+    if not wanted or name == "decoding":
+        return ""
+    per_image = plan.image_bytes * plan.host_share
+    if name == "the disk":
+        per_image = plan.split.file_bytes / plan.split.num_samples
+    return f"; {wanted * per_image / 1e9:.2f} GB/s needed"
+
+
+def plan_recipe(
+    recipe: Recipe,
+    machine: Machine,
+    splits: tuple[SplitSize, SplitSize | None],
+    num_classes: int,
+    res: int,
+    world_size: int = 1,
+) -> RecipePlan:
+    """The plan of a recipe's (training, held-out) splits on a machine. num_classes, res: as the model sees them.
+
+    Host memory for the held-out images is set aside first: they are few, and every evaluation needs them all.
+    """
+    config = config_of(recipe.model)
+    model = build_on_meta(config, res, num_classes)
+    parts = training_bytes(recipe, model, config, res, num_classes, world_size)
+    held_out = splits[1].num_samples * image_bytes(splits[1].shape, "rgb") if splits[1] else 0
+    speed = images_per_s(recipe, model, machine)
+    needs = Needs(device_bytes=sum(parts.values()), host_bytes=held_out, images_per_s=speed)
+    tier, pixels = recipe.data.tier, recipe.data.pixels
+    train, evaluation = plan_memory(splits[0], machine, needs, tier, pixels), None
+    if splits[1]:
+        on_cpu = machine.device_bytes is None
+        left = dataclasses.replace(
+            machine,
+            device_bytes=None if machine.device_bytes is None else machine.device_bytes - train.resident_bytes,
+            host_bytes=machine.host_bytes - (train.resident_bytes if on_cpu else train.pinned_bytes),
+        )
+        evaluation = plan_memory(splits[1], left, Needs(device_bytes=needs.device_bytes), tier, pixels)
+    return RecipePlan(machine=machine, parts=parts, needs=needs, train=train, evaluation=evaluation)
+
+
+def plan_splits(recipe: Recipe, splits: DataSplits, machine: Machine, world_size: int = 1) -> RecipePlan:
+    """The plan of a recipe for shards that are there, by their manifest."""
+    manifest = splits.manifest
+    res = recipe.augment.res or manifest.res
+    held_out = split_size(manifest, splits.eval_split, recipe.data.format) if splits.eval_split else None
+    sizes = split_size(manifest, splits.train_split, recipe.data.format), held_out
+    return plan_recipe(recipe, machine, sizes, manifest.num_classes, res, world_size)
+
+
+def split_size(manifest: Manifest, split: str, format: str) -> SplitSize:
+    """How large a split of a shard directory is. format: the recipe's."""
+    info = manifest.splits[split]
+    from_beton = bool(info.beton) and format != "tar"
+    names = [info.beton] if info.beton and from_beton else info.tars
+    return SplitSize(
+        num_samples=info.num_samples,
+        shape=(manifest.res, manifest.res, 3),
+        file_bytes=sum(manifest.files[name]["bytes"] for name in names),
+        is_coded=(manifest.beton_codec if from_beton else manifest.tar_codec) != "raw",
+    )
+
+
+def plan(recipe_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> str:
+    """What `mlpdata train RECIPE --plan` prints: the plan on this machine, with its rates measured. Raises Error."""
+    recipe = load_recipe(recipe_path, list(overrides))
+    device = device_of(recipe.train.device)
+    precision = precision_of(recipe.train.precision, device)
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
+    splits = find_splits(recipe)
+    info = splits.manifest.splits[splits.train_split]
+    machine = this_machine(device)
+    machine = dataclasses.replace(machine, disk=_disk_rate(splits.root / (info.beton or info.tars[0])))
+    if device.type == "cuda":
+        machine = dataclasses.replace(machine, bus=_bus_rate(device))
+    return f"{recipe.name}: {info.num_samples:,} images\n{plan_splits(recipe, splits, machine).table()}"
+
+
+def _disk_rate(path: Path) -> float:
+    """Bytes/s of a file read from its disk, past the page cache where that can be; takes at most PROBE_S."""
+    fd = open_direct(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY) if fd is None else fd
+    try:
+        buffer, done, started = aligned(PROBE_BYTES), 0, time.perf_counter()
+        while time.perf_counter() - started < PROBE_S:
+            n = preadv(fd, [buffer], done)
+            done += n
+            if n < PROBE_BYTES:
+                break
+        return max(1, done) / max(1e-9, time.perf_counter() - started)
+    finally:
+        os.close(fd)
+
+
+def _bus_rate(device: torch.device) -> float:
+    """Bytes/s of copies from pinned memory to the device."""
+    source = torch.empty(PROBE_BYTES, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty_like(source, device=device)
+    target.copy_(source)
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    for _ in range(PROBE_COPIES):
+        target.copy_(source, non_blocking=True)
+    torch.cuda.synchronize(device)
+    return PROBE_COPIES * PROBE_BYTES / (time.perf_counter() - started)
