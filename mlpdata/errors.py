@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 class Error(Exception):
@@ -20,7 +20,7 @@ class Error(Exception):
 
 
 class UsageError(Error):
-    """What was asked for lacks something: the command line exits with 2."""
+    """A command that lacks something it needs, as --source: the command line exits with 2."""
 
 
 def first_line(error: BaseException | str) -> str:
@@ -34,7 +34,7 @@ def first_line(error: BaseException | str) -> str:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an exception says that the system gives no more memory, be it for the stack of a thread."""
+    """Whether an exception means that memory is exhausted, be it for the stack of a new thread."""
     return isinstance(error, MemoryError) or str(error) == "can't start new thread"
 
 
@@ -48,7 +48,7 @@ def cannot_read(name: object, error: OSError) -> Error:
 
 
 @contextlib.contextmanager
-def reading(name: object) -> Iterator[None]:
+def reading(name: object) -> Generator[None, None, None]:
     """Raise an OSError of the block as the Error of `cannot_read`."""
     try:
         yield

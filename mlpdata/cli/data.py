@@ -66,36 +66,26 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
     help="Archive, directory, URL or hf:OWNER/NAME[@REVISION].  [default: the official archive, fetched if need be]",
 )
 @click.option("--res", type=click.IntRange(1, MAX_RES), help="Pixels a side.  [default: the data set's own]")
-@click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="both", show_default=True)
+@click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="both")
 @click.option(
     "--codec",
     type=click.Choice(["auto", *CODECS]),
     default="auto",
-    show_default=True,
     help="How images are stored. auto: raw in the beton; in tars JPEG where the source is JPEG, else PNG.",
 )
-@click.option(
-    "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Quality of JPEGs that are encoded."
-)
-@click.option("--resize", type=click.Choice(RESIZES), default="squash", show_default=True)
-@click.option(
-    "--filter",
-    "filter_",
-    type=click.Choice(FILTERS),
-    default="box",
-    show_default=True,
-)
+@click.option("--quality", type=click.IntRange(1, 100), default=90, help="Quality of JPEGs that are encoded.")
+@click.option("--resize", type=click.Choice(RESIZES), default="squash")
+@click.option("--filter", "filter_", type=click.Choice(FILTERS), default="box")
 @click.option("--out", help="Shard directory, or a URL of an object storage.  [default: shards/NAME-RES]")
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: the cores]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the shuffle.")
-@click.option("--shard-size", type=click.IntRange(min=1), default=10_000, show_default=True, help="Samples a tar.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the shuffle.")
+@click.option("--shard-size", type=click.IntRange(min=1), default=10_000, help="Samples a tar.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N samples of each split.")
 @click.option(
     "--max-skipped",
     type=click.FloatRange(0, 1),
     default=0.01,
-    show_default=True,
     help="Fail if a larger share of the images cannot be read.",
 )
 @click.option(
@@ -115,7 +105,6 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
     "--engine",
     type=click.Choice(ENGINES),
     default="local",
-    show_default=True,
     help="Where the work runs. ray: on a running Ray cluster, whose nodes all see --out and --source.",
 )
 @click.option(

@@ -67,7 +67,10 @@ def stop(number, frame) -> None:
     raise KeyboardInterrupt
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
+)
 @click.version_option(package_name="mlpdata", prog_name="mlpdata")
 def main():
     """Image archives to low-resolution FFCV and WebDataset shards, and a trainer that eats them at full speed.

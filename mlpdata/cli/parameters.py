@@ -44,5 +44,5 @@ def json_option(help: str = "For programs."):
     return click.option("--json", "as_json", is_flag=True, help=help)
 
 
-split_option = click.option("--split", default="train", show_default=True)
+split_option = click.option("--split", default="train")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress line.")

@@ -140,16 +140,16 @@ def preview(directory, out, augment, split):
 
 @main.command()
 @click.argument("directory", type=SHARDS)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes the GPU if any.")
+@click.option("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes the GPU if any.")
 @split_option
 @click.option("--format", "format_", type=click.Choice(FORMATS["both"]), help="[default: the beton if there is one]")
 @click.option("--tier", type=click.Choice([t for t in TIERS if t != "auto"]), help="[default: chosen by size]")
-@click.option("--pixels", type=click.Choice(PIXELS), default="rgb", show_default=True,
+@click.option("--pixels", type=click.Choice(PIXELS), default="rgb",
               help="How the resident tier holds them; ycc420 takes half the memory.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(min=1), default=1024, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=1024)
 @click.option("--res", type=click.IntRange(1, MAX_RES), help="Of the augmented images.  [default: the stored one]")
 @click.option("--threads", type=click.IntRange(min=1), help="That read and decode.  [default: the cores]")
-@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="For each measurement.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, help="For each measurement.")
 @json_option("One JSON row.")
 def bench(directory, device, split, format_, tier, pixels, batch_size, res, threads, seconds, as_json):
     """Measure loader, augmentation and both overlapped in images/s, and name the bottleneck.

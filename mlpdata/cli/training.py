@@ -36,9 +36,9 @@ def train(recipe, overrides, resume, profile, show_plan):
 @main.command("eval")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--shards", type=SHARDS, required=True, help="Shard directory.")
-@click.option("--split", default="val", show_default=True)
+@click.option("--split", default="val")
 @click.option("--tta", type=click.IntRange(min=0), default=0, help="Average over N random crops; the paper: 100.")
-@click.option("--average", type=click.Choice(["probabilities", "logits"]), default="probabilities", show_default=True)
+@click.option("--average", type=click.Choice(["probabilities", "logits"]), default="probabilities")
 @click.option(
     "--crop-scale", type=click.FloatRange(0, 1, min_open=True), help="Least area of a crop.  [default: as in training]"
 )
@@ -49,9 +49,9 @@ def train(recipe, overrides, resume, profile, show_plan):
 )
 @click.option("--per-class", is_flag=True, help="The accuracy of each class, worst first.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="Parquet file to write: key, label, top five.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=2048, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=2048)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32")
 @json_option()
 def eval_(**options):
     """Evaluate a checkpoint: top-1, top-5, and ReaL accuracy where the shards have its labels.
@@ -66,7 +66,7 @@ def eval_(**options):
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), default="scaling.png", show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="scaling.png")
 def scaling(runs, out):
     """Fit E(C) = a (b + C)^-alpha + E_inf to finished runs and draw it.
 

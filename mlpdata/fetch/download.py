@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from mlpdata.errors import Error
@@ -51,7 +51,7 @@ def fetch(
 
 
 @contextlib.contextmanager
-def exclusive(lock_path: Path, say: Say) -> Iterator[None]:
+def exclusive(lock_path: Path, say: Say) -> Generator[None, None, None]:
     """Hold a file's lock; the system takes it back from a process that dies."""
     from filelock import FileLock, Timeout  # here, as most commands fetch nothing
 

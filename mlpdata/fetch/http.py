@@ -1,7 +1,7 @@
-"""HTTP as downloads and remote sources use it: the user's proxies and logins, ranges, growing pauses, one-line errors.
+"""HTTP for downloads and remote sources: ranges of one unchanged file, and errors that say whether to try again.
 
-`requests` speaks the protocol and honours HTTP_PROXY, HTTPS_PROXY, NO_PROXY and .netrc. Here is what it leaves open:
-which answers are worth another try, and whether a range belongs to the file it is thought to belong to.
+`requests` speaks the protocol and honours HTTP_PROXY, HTTPS_PROXY, NO_PROXY and .netrc. This module decides what
+`requests` leaves open: which answers are worth another try, and whether a range belongs to the file it is taken for.
 """
 
 from __future__ import annotations
@@ -14,44 +14,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mlpdata.errors import Error, first_line
 from mlpdata.fetch.retry import TransientError
 
-if TYPE_CHECKING:  # a tenth of a second, which a conversion of local files need not pay
+if TYPE_CHECKING:  # importing requests takes a tenth of a second, which a conversion of local files need not pay
     import requests
 
 CONNECT_S, STALL_S = 10.0, 30.0  # until a server answers, and without a byte from it
-ATTEMPTS = 5  # failures in a row, with nothing gained in between
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 120.0  # pauses double; a server may ask for longer ones up to the second
 CHUNK_BYTES = 1 << 18
-# A server that drips is one that stalls: less than so many bytes in so many seconds.
-DRIP_BYTES, DRIP_S = 4096, 60.0
-GAIN_BYTES = 64 << 10  # of a body: less between two failures is no progress, and they are counted as in a row
-MAX_COOKIES_BYTES = 16 << 20
-MAX_HEADER = 1024  # characters of a header's value that are believed: real ones have a few dozen
+DRIP_BYTES, DRIP_S = 4096, 60.0  # a server that sends fewer bytes in so many seconds has stalled
+MAX_HEADER = 1024  # characters; real headers have a few dozen
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-
-T = TypeVar("T")
-
-
-class HttpError(Error):
-    """An answer that no further try will better."""
-
-    def __init__(self, text: str, status: int):
-        super().__init__(text)
-        self.status = status
 
 
 class FileChangedError(Exception):
-    """The server has another file under this URL than the one that was begun, or serves no ranges of it."""
+    """The server has another file under this URL than when the transfer started, or serves no ranges of it."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """A reply whose body is still to be read: bytes `start` on of a file of `size` bytes (None: not said)."""
+    """A reply whose body is still to be read: the bytes from `start` of a file of `size` bytes (None: not said)."""
 
     reply: requests.Response
     start: int
@@ -111,12 +96,12 @@ def get(session: requests.Session, url: str, start: int = 0, stop: int | None = 
 
 
 def _in_time(ask: Callable[[], requests.Response]) -> requests.Response:
-    """What ask() returns. Raises TransientError where the head of an answer takes so long that it is none.
+    """What ask() returns. Raises TransientError where the head of a response does not arrive in time.
 
     The timeouts of a connection count from one byte to the next: a server that drips headers, or says "100 Continue"
-    for ever, keeps within them. The thread that still listens to such a one is given up.
+    for ever, keeps within them. The thread that waits for such a server is given up.
     """
-    found: list = []
+    results: list = []
     lock = threading.Lock()
     given_up = False
 
@@ -126,7 +111,7 @@ def _in_time(ask: Callable[[], requests.Response]) -> requests.Response:
         except BaseException as e:
             result = e
         with lock:
-            found.append(result)
+            results.append(result)
             if given_up and not isinstance(result, BaseException):
                 result.close()
 
@@ -134,53 +119,51 @@ def _in_time(ask: Callable[[], requests.Response]) -> requests.Response:
     thread.start()
     thread.join(CONNECT_S + 3 * STALL_S)
     with lock:
-        given_up = not found
+        given_up = not results
     if given_up:
         raise TransientError("no whole answer in time")
-    if isinstance(found[0], BaseException):
-        raise found[0]
-    return found[0]
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
 
 
 def _read_response(url: str, response: requests.Response, start: int, asked: dict, tag: str) -> Response:
     status, now = response.status_code, _tag(response)
     if status == 206:
-        told = _header(response, "Content-Range")
-        match = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", told)
+        served = _header(response, "Content-Range")
+        match = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", served)
         if not match or int(match[1]) != start or not start <= int(match[2]) or (match[3] == "0"):
-            raise Error(f"{url} answers a range with {told or 'no range'!r}")
+            raise Error(f"{url} answers a range with {served or 'no range'!r}")
         if tag and now and now != tag:
             raise FileChangedError("the file has changed on the server")
         return Response(response, start, None if match[3] == "*" else int(match[3]), now, True)
     if status == 200:
         if "Range" in asked and start:
+            changed = tag and now != tag
             raise FileChangedError(
-                "the file has changed on the server"
-                if tag and now != tag
-                else "the server does not go on in the middle"
+                "the file has changed on the server" if changed else "the server does not go on in the middle"
             )
         length = _header(response, "Content-Length")
         if length and not re.fullmatch(r"\d{1,19}", length):
             raise Error(f"{url}: the server says the file has {length[:30]!r} bytes")
-        return Response(
-            response, 0, int(length) if length else None, now, _header(response, "Accept-Ranges") == "bytes"
-        )
+        size, ranges = int(length) if length else None, _header(response, "Accept-Ranges") == "bytes"
+        return Response(response, 0, size, now, ranges)
     if status == 416:
         raise FileChangedError("the file has become shorter on the server")
     if status in TRANSIENT:
         raise TransientError(f"the server answers {status} {_words(response.reason)}", _retry_after(response))
     hint = "; it wants a login: `mlpdata download` takes --cookies and --header" if status in (401, 403) else ""
-    raise HttpError(f"{url}: the server answers {status} {_words(response.reason)}{hint}", status)
+    raise Error(f"{url}: the server answers {status} {_words(response.reason)}{hint}")
 
 
 def _header(response: requests.Response, name: str) -> str:
-    """A header's value; "" where it is missing, or longer than any that means something."""
+    """A header's value; "" where it is missing or absurdly long."""
     value = response.headers.get(name, "")
     return value if len(value) <= MAX_HEADER else ""
 
 
 def _words(text: str | None) -> str:
-    """What a server says, for a line on a terminal."""
+    """A server's text as part of one line on a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text or "")[:100]
 
 
@@ -202,7 +185,7 @@ def _retry_after(response: requests.Response) -> float:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """What requests and urllib3 have wrapped."""
+    """The exception that requests and urllib3 have wrapped."""
     import urllib3
 
     while True:

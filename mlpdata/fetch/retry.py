@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from mlpdata.errors import Error
 
-ATTEMPTS = 5  # failures in a row, with nothing gained in between
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 120.0  # pauses double; a server may ask for longer ones up to the second
-GAIN_BYTES = 64 << 10  # of a body: less between two failures is no progress, and they are counted as in a row
+ATTEMPTS = 5  # failures in a row before we give up
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 120.0  # pauses double; a server may ask for one as long as the longest
+GAIN_BYTES = 64 << 10  # failures with fewer bytes between them are in a row
 
 T = TypeVar("T")
 
@@ -24,22 +24,19 @@ class TransientError(Exception):
 
 
 class Backoff:
-    """Growing pauses between tries.
-
-    say: told the reason and the length of every pause, as one line.
-    """
+    """Growing pauses between tries. `say` is told the reason and the length of every pause, as one line."""
 
     def __init__(self, what: str, say: Callable[[str], None] | None = None):
         self.what, self._say, self._failures, self._gained = what, say, 0, 0
 
     def gained(self, num_bytes: int) -> None:
-        """Something arrived. Once it is worth the name, the next failure counts as the first."""
+        """Count what arrived: from GAIN_BYTES on, the next failure counts as the first."""
         self._gained += num_bytes
         if self._gained >= GAIN_BYTES:
             self._failures = self._gained = 0
 
     def after(self, failure: TransientError, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Wait before the next try. Raises Error when it is enough."""
+        """Wait before the next try. Raises Error after ATTEMPTS failures, or where the server wants a longer one."""
         self._failures += 1
         if self._failures >= ATTEMPTS:
             raise Error(f"{self.what}: {failure}; gave up after {ATTEMPTS} attempts") from None
@@ -53,9 +50,9 @@ class Backoff:
 
 def retry(what: str, attempt: Callable[[], T], say: Callable[[str], None] | None = None) -> T:
     """The result of attempt(), tried again where its failure is TransientError."""
-    pauses = Backoff(what, say)
+    backoff = Backoff(what, say)
     while True:
         try:
             return attempt()
         except TransientError as e:
-            pauses.after(e)
+            backoff.after(e)

@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlpdata.errors import Error, first_line
+import msgspec
+
+from mlpdata.errors import Error
 from mlpdata.fetch import http
 from mlpdata.fetch.login import Login
 from mlpdata.fetch.retry import ATTEMPTS, Backoff, TransientError, retry
@@ -66,31 +67,13 @@ class _Range:
         return self.stop - self.start
 
 
-@dataclass
-class _Journal:
+class _Journal(msgspec.Struct):
     """What `NAME.part.json` says."""
 
     url: str
     tag: str
     size: int | None
-    missing: list[list[int]]  # [start, stop] of every range
-
-    @classmethod
-    def read(cls, path: Path) -> _Journal:
-        """Raises ValueError for what is none: the file may be damaged, or somebody else's."""
-        with open(path, "rb") as f:
-            text = f.read(MAX_JOURNAL_BYTES)
-        try:
-            journal = cls(**json.loads(text))
-            ends = [n for start, stop in journal.missing for n in (start, stop)]
-        except (TypeError, ValueError, RecursionError) as e:
-            raise ValueError(first_line(e)) from None
-        numbers = ends if journal.size is None else [journal.size, *ends]
-        if not (isinstance(journal.url, str) and isinstance(journal.tag, str) and journal.tag.isprintable()):
-            raise ValueError("no text where there should be some")
-        if not all(type(n) is int for n in numbers):
-            raise ValueError("no whole numbers")
-        return journal
+    missing: list[tuple[int, int]]  # (start, stop) of every range
 
 
 class _TooLargeError(Error):
@@ -185,13 +168,15 @@ class _Transfer:
         """(tag, size, missing ranges) to begin with: of what an earlier run left, where that is still of use."""
         anew = ("", None, [_Range(0, UNKNOWN)])
         try:
-            journal = _Journal.read(self._journal_path)
-            ranges = [_Range(start, stop) for start, stop in journal.missing]
+            with open(self._journal_path, "rb") as f:
+                journal = msgspec.json.decode(f.read(MAX_JOURNAL_BYTES), type=_Journal)
             held = self._part.stat().st_size
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):  # it may be damaged, or somebody else's
             return anew
-        size = journal.size
+        size, ranges = journal.size, [_Range(start, stop) for start, stop in journal.missing]
         if size is None or held != size or not all(0 <= r.start < r.stop <= size for r in ranges):
+            return anew
+        if not journal.tag.isprintable():  # it is sent to the server
             return anew
         if journal.url == self._url:
             return journal.tag, size, ranges
@@ -255,9 +240,8 @@ class _Transfer:
     def _save(self) -> None:
         """Write the journal, behind the bytes it speaks of. Called with the lock held."""
         os.fdatasync(self._fd)
-        missing = [[r.start, r.stop] for r in self._ranges if r.start < r.stop]
-        journal = _Journal(self._url, self._tag, self._size, missing)
-        write_atomic(self._journal_path, json.dumps(asdict(journal)).encode())
+        missing = [(r.start, r.stop) for r in self._ranges if r.start < r.stop]
+        write_atomic(self._journal_path, msgspec.json.encode(_Journal(self._url, self._tag, self._size, missing)))
 
     # -------------------------------------------------------------------------------------------------- connections
 

@@ -1,9 +1,9 @@
-"""Files past the page cache, where the file system can: O_DIRECT.
+"""Reading and writing past the page cache (O_DIRECT), where the file system can.
 
-What a conversion writes is larger than what memory is worth spending on. Through the cache every byte is copied into
-fresh pages (on a virtual machine whose host takes free memory back that costs more than decoding a small JPEG), those
-pages push out the archive that is being read, two processes that write to one file wait for each other, and the last
-sync waits for all of it.
+A conversion writes more than is worth caching. Through the page cache, every byte is copied into fresh pages (on a
+virtual machine whose host takes free memory back, that costs more than decoding a small JPEG); those pages push out the
+archive that is being read; two processes that write to one file wait for each other; and the last sync waits for all of
+it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ NUM_BUFFERS = 4
 
 
 def open_direct(path: Path | str, flags: int) -> int | None:
-    """A descriptor that goes past the page cache; None where that cannot be had (tmpfs, another system than Linux)."""
+    """A descriptor that bypasses the page cache; None where there is none (tmpfs, another system than Linux)."""
     try:
         return os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC)
-    except (AttributeError, OSError):  # if the file itself is the matter, the plain way says what it is
+    except (AttributeError, OSError):  # if the file itself cannot be opened, opening it without O_DIRECT says why
         return None
 
 
 def preadv(fd: int, buffers: list, offset: int) -> int:
-    """os.preadv; through the cache from then on where a file system lets a file be opened past it but not read so."""
+    """os.preadv; falls back to the page cache for good where a file opens with O_DIRECT but cannot be read so."""
     try:
         return os.preadv(fd, buffers, offset)
     except OSError as e:
@@ -43,12 +43,12 @@ def preadv(fd: int, buffers: list, offset: int) -> int:
 
 
 def aligned(num_bytes: int) -> mmap.mmap:
-    """Memory of its own pages: a direct read or write takes any of their starts."""
+    """Memory in pages of its own, as O_DIRECT wants it."""
     return mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def pwrite(fd: int, data, offset: int) -> None:
-    """Write all of a buffer at an offset; the system may take less than it is given."""
+    """Write all of a buffer at an offset, in as many system calls as it takes."""
     view = memoryview(data).cast("B")
     while len(view):
         done = os.pwrite(fd, view, offset)
@@ -56,9 +56,9 @@ def pwrite(fd: int, data, offset: int) -> None:
 
 
 class Buffers:
-    """The buffers of one process's writers, and the thread that brings them to the disk while others are filled.
+    """The buffers of one process's writers, and the thread that writes full ones while others are filled.
 
-    They are used again and again: fresh memory costs more than the copy into it.
+    Buffers are reused: fresh memory costs more than the copy into it.
     """
 
     def __init__(self):
@@ -67,7 +67,7 @@ class Buffers:
         self._under_way: deque[tuple[Future, mmap.mmap]] = deque()
 
     def take(self) -> mmap.mmap:
-        """A buffer that is free, or the first that becomes so. Raises OSError where its bytes could not be written."""
+        """A free buffer; waits for the oldest write if there is none. Raises OSError where that write failed."""
         if self._free:
             return self._free.pop()
         future, buffer = self._under_way.popleft()
@@ -77,14 +77,14 @@ class Buffers:
         return buffer
 
     def give_back(self, buffer: mmap.mmap, work=None, *args) -> None:
-        """Have work(*args) done, which writes a buffer; then it is free."""
+        """Return a buffer; with work, once work(*args), which writes it, is done."""
         if work is None:
             self._free.append(buffer)
         else:
             self._under_way.append((self._thread.submit(work, *args), buffer))
 
     def wait(self) -> None:
-        """Until all is written. Raises the first OSError of those that came in between."""
+        """Wait until everything is written. Raises the first OSError of the writes."""
         errors = []
         while self._under_way:
             future, buffer = self._under_way.popleft()
@@ -95,10 +95,10 @@ class Buffers:
 
 
 class Writer:
-    """Writes a stretch of a file from front to back.
+    """Writes a range of a file from front to back.
 
-    at: the first byte of the stretch. Others may write their stretches of the same file at the same time: the blocks
-    that two of them share go through the page cache, which keeps the bytes of both.
+    at: the first byte of the range, and then the next one to be written. Other processes may write their ranges of the
+    same file at the same time: blocks that two ranges share go through the page cache, which keeps the bytes of both.
     """
 
     def __init__(self, path: Path | str, buffers: Buffers, flags: int = os.O_RDWR, at: int = 0):
@@ -106,7 +106,7 @@ class Writer:
         self._plain = os.open(path, flags | os.O_CLOEXEC, 0o666)
         self._direct = open_direct(path, os.O_WRONLY)
         self._buffer: mmap.mmap | None = None
-        self._first = self._end = 0  # what of the buffer holds bytes of the stretch
+        self._first = self._end = 0  # the bytes of the buffer that belong to the range
 
     def write(self, data, at: int | None = None) -> None:
         """Append a buffer's bytes, and zeros in front of them up to `at`. Raises OSError, perhaps for earlier bytes."""
@@ -125,18 +125,18 @@ class Writer:
                 self._flush()
 
     def finish(self, durable: bool) -> None:
-        """Wait until everything is written; durable: and will be there after a loss of power. Raises OSError."""
+        """Wait until everything is written, and if durable, synced. Raises OSError."""
         self._flush()
         self._buffers.wait()
         if durable:
             os.fsync(self._plain)
 
     def close(self) -> None:
-        """Let go of the file. What is under way is awaited, what was not written is not."""
+        """Close the file. Writes that have started are awaited; a buffer that is not full is dropped."""
         if self._buffer is not None:
             self._buffers.give_back(self._buffer)
             self._buffer = None
-        with contextlib.suppress(OSError):  # who finished has been told
+        with contextlib.suppress(OSError):  # `finish` has raised it
             self._buffers.wait()
         for fd in (self._plain, self._direct):
             if fd is not None:
@@ -148,7 +148,7 @@ class Writer:
             self._buffers.give_back(buffer, self._put, memoryview(buffer), self._first, self._end, self.at - self._end)
 
     def _put(self, view: memoryview, first: int, end: int, base: int) -> None:
-        """Write view[first:end] at base + first; base is on a block."""
+        """Write view[first:end] at base + first; base is a multiple of ALIGN."""
         low, high = min(-(-first // ALIGN) * ALIGN, end), end // ALIGN * ALIGN
         done = low
         try:
@@ -157,7 +157,7 @@ class Writer:
                     while done < high:
                         done += os.pwrite(self._direct, view[done:high], base + done)
                 except OSError as e:
-                    if e.errno != errno.EINVAL:  # not every file system that opens a file so also writes to it
+                    if e.errno != errno.EINVAL:  # some file systems open with O_DIRECT and cannot write so
                         raise
             pwrite(self._plain, view[first:low], base + first)
             pwrite(self._plain, view[done:end], base + done)

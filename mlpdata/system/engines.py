@@ -1,7 +1,7 @@
 """Where units of work run: what every engine does, and processes on this machine.
 
-An engine maps functions over tasks; every call gets the engine's one state object and a task. It never hangs: what dies
-is noticed at once and its task named, and workers whose parent dies leave by themselves.
+An engine maps functions over tasks: every call gets the engine's one state object and a task. It never hangs: the death
+of a worker is noticed at once and its task named, and workers whose parent dies end by themselves.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the parent decides w
 
 # (task, its result) -> what they count for in a progress line: (samples, bytes, skipped), as `Progress.add` takes them.
 Amount = Callable[[Any, Any], tuple[int, ...]]
+Function = Callable[[Any, Any], Any]  # of the engine's state and a task
+Tick = Callable[[list], None]  # of the tasks under way
 Outcome = tuple[Any, Exception | None, str]  # of one call: (result, error, traceback); errors travel as values
 
 
@@ -45,16 +47,12 @@ class Engine(ABC):
     """What both engines do; also a context manager that stops the work."""
 
     def map(
-        self,
-        function: Callable[[Any, Any], Any],
-        tasks: Iterable[Any],
-        progress: Progress | None = None,
-        amount: Amount = one_task,
+        self, function: Function, tasks: Iterable[Any], progress: Progress | None = None, amount: Amount = one_task
     ) -> Iterator[tuple[Any, Any]]:
         """Run function(state, task) for every task; yields (task, result) as they finish, in any order.
 
-        progress: the line that is kept: `amount` of each result is added to it, and about every second in which nothing
-        finishes it shows the time and what is waited for. Whoever made it finishes it.
+        progress: gets the `amount` of each result, and shows about every second how time passes and which task is
+                  waited for. The caller finishes it.
         Raises the worker's own Error, or RuntimeError with the worker's traceback for anything else, or Error naming
         the task of a worker that died.
         """
@@ -66,10 +64,8 @@ class Engine(ABC):
             yield task, result
 
     @abstractmethod
-    def _outcomes(
-        self, function: Callable[[Any, Any], Any], tasks: Iterator[Any], tick: Callable[[list], None]
-    ) -> Iterator[tuple[Any, Outcome]]:
-        """(task, outcome) as they finish. tick: called about every second meanwhile, with the tasks under way."""
+    def _outcomes(self, function: Function, tasks: Iterator[Any], tick: Tick) -> Iterator[tuple[Any, Outcome]]:
+        """(task, outcome) as they finish. tick: called about every second in which nothing finishes."""
 
     @abstractmethod
     def close(self) -> None:
@@ -120,7 +116,7 @@ class LocalEngine(Engine):
     def __init__(self, num_workers: int, state: Any):
         context = process_context()
         self._workers = []
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until a worker has its own mind of them
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the worker has set its own handlers
         try:
             for _ in range(num_workers):
                 ours, theirs = context.Pipe()
@@ -137,9 +133,7 @@ class LocalEngine(Engine):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _outcomes(
-        self, function: Callable[[Any, Any], Any], tasks: Iterator[Any], tick: Callable[[list], None]
-    ) -> Iterator[tuple[Any, Outcome]]:
+    def _outcomes(self, function: Function, tasks: Iterator[Any], tick: Tick) -> Iterator[tuple[Any, Outcome]]:
         idle = list(self._workers)
         busy: dict[Any, tuple[_Worker, Any]] = {}
         while True:
@@ -192,12 +186,12 @@ def _work(pipe: Connection, inherited: list[Connection], state: Any) -> None:
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # follow the parent even when stopped or deep inside a library
-        # One unit is like the next: memory given back to the system would be fetched, zeroed, a moment later.
+        # Units are alike: memory that is given back to the system is needed again, and zeroed, a moment later.
         for setting in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
             with contextlib.suppress(AttributeError):  # another C library than glibc
                 libc.mallopt(setting, KEEP_BYTES)
     threading.Thread(target=_follow_parent, daemon=True).start()
-    gc.disable()  # units make millions of small objects and no cycles; looking for some costs a tenth of the time
+    gc.disable()  # units make millions of small objects and no cycles; collecting takes a tenth of the time
     while True:
         try:
             function, task = pipe.recv()

@@ -1,4 +1,4 @@
-"""How much memory is left, for whoever has to choose what to hold in it."""
+"""How much memory is free: of the machine, and of the containers this process runs in."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def free_memory() -> int:
-    """Bytes this process can take without swapping or being ended for it; half of all memory where nothing says.
+    """Bytes this process can take without swapping or being killed for it.
 
-    The least of what the system has available and what the limits of its control groups (containers) leave.
+    The least of what the system has available (half of all memory where it does not say) and what the limits of this
+    process's control groups (containers) leave.
     """
     free = [_available(), *_group_rooms()]
     return max(0, min(free))
@@ -30,7 +31,7 @@ def _available() -> int:
 
 
 def _group_rooms() -> list[int]:
-    """What each memory limit above this process leaves, files in the page cache counted as free."""
+    """What each memory limit of this process's control groups leaves; files in the page cache count as free."""
     try:
         groups = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
     except (OSError, ValueError):

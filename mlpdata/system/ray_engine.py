@@ -7,11 +7,11 @@ import gc
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from mlpdata.errors import Error, first_line
-from mlpdata.system.engines import TICK_S, Engine, Outcome, attempt
+from mlpdata.system.engines import TICK_S, Engine, Function, Outcome, Tick, attempt
 
 CONNECT_S = 10.0
 
@@ -19,9 +19,9 @@ CONNECT_S = 10.0
 class RayEngine(Engine):
     """Tasks on a Ray cluster that is already there (RAY_ADDRESS, or the one this machine belongs to).
 
-    num_workers: tasks under way at once; None: the cluster's CPUs. A node that is lost costs the tasks it had at the
-    time: they run again elsewhere. state.arrive() is called once in each of Ray's processes: it raises Error where the
-    node is not fit for the work.
+    num_workers: tasks under way at once; None: the cluster's CPUs. The tasks of a node that is lost run again on
+    another. state.arrive() is called once in each of Ray's processes: it raises Error where the node cannot do the
+    work.
     """
 
     def __init__(self, num_workers: int | None, state: Any):
@@ -42,14 +42,12 @@ class RayEngine(Engine):
         except Exception as e:
             raise Error(f"cannot join the Ray cluster: {first_line(e)}") from None
         self._close = ray.shutdown if ours else lambda: None
-        # Waits for no node: one that is lost has its tasks started elsewhere, any number of times.
+        # Without a bound on retries: the tasks of a node that is lost start again on another.
         self._run = ray.remote(num_cpus=1, max_retries=-1)(_run_on_node)
         self._name, self._state = f"{os.getpid()}-{id(self)}", ray.put(state)
         self._busy: dict[Any, Any] = {}
 
-    def _outcomes(
-        self, function: Callable[[Any, Any], Any], tasks: Iterator[Any], tick: Callable[[list], None]
-    ) -> Iterator[tuple[Any, Outcome]]:
+    def _outcomes(self, function: Function, tasks: Iterator[Any], tick: Tick) -> Iterator[tuple[Any, Outcome]]:
         ray, busy = self._ray, self._busy
         while True:
             room = self._num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -83,7 +81,7 @@ class RayEngine(Engine):
 _states: dict[str, Any] = {}  # in Ray's worker processes: the state of the run they last worked for
 
 
-def _run_on_node(function: Callable, name: str, state: list, task: Any) -> Outcome:
+def _run_on_node(function: Function, name: str, state: list, task: Any) -> Outcome:
     if name not in _states:
         import ray
 
