@@ -35,7 +35,7 @@ def canonical(name: str) -> str | None:
 
 
 def of_folder(name: str) -> str | None:
-    """The split that a folder is named as, digits and separators aside; None where it is named as none.
+    """The split that a folder's name stands for, digits and separators aside; None where it stands for none.
 
     >>> of_folder("Train"), of_folder("val2017"), of_folder("test_set"), of_folder("bullet train")
     ('train', 'val', None, None)
@@ -46,46 +46,37 @@ def of_folder(name: str) -> str | None:
 def of_path(path: str) -> str | None:
     """The split that a file's path names, or None where no word of it does. Raises Error where two fit.
 
-    path: relative, with `/`; folders, and then the file. A folder or a file whose whole name is a split's (digits,
-    separators and extensions aside) decides over words inside longer names, and the file over its folders there.
+    path: relative, with `/`. A folder or file whose whole name is a split's (digits, separators and extensions aside)
+    counts more than words inside longer names; among those, the file counts more than its folders.
 
     >>> of_path("imagenet1k-validation-00.tar"), of_path("Val-3.tar"), of_path("train0000.tar"), of_path("a/b.tar")
     ('val', 'val', 'train', None)
     >>> of_path("val/dev-clean-0.parquet"), of_path("train_val_split/val.parquet"), of_path("train/x-test.tar")
     ('val', 'val', 'train')
     """
-    *folders, file = [part for part in path.split("/") if part not in ("", ".")] or [""]
-    parts = [*folders, file.partition(".")[0]]
-    whole = {split for part in parts if (split := canonical(_without_numbers(part)))}
-    if whole:
-        return _only(whole, path)
-    for part in reversed(parts):
-        found = {split for word in re.split(r"[^a-z]+", part.lower()) if (split := canonical(word))}
-        if found:
-            return _only(found, path)
-    return None
+    *folders, file = [name for name in path.split("/") if name not in ("", ".")] or [""]
+    names = [*folders, file.partition(".")[0]]
+    choices = [{of_folder(name) for name in names}]  # by whole names, then by the words of each
+    choices += [{canonical(word) for word in re.split(r"[^a-z]+", name.lower())} for name in reversed(names)]
+    splits = next((some - {None} for some in choices if some - {None}), {None})
+    if len(splits) > 1:
+        both = " and ".join(sorted(filter(None, splits)))
+        raise Error(f"{path} fits two splits, {both}: rename it or move it into a folder of its split")
+    return splits.pop()
 
 
-def _without_numbers(part: str) -> str:
+def _without_numbers(name: str) -> str:
     """`train-00000-of-00007` and `Train_3` as `train`."""
-    return re.sub(r"^[\W\d_]+|([\W\d_]+of)?[\W\d_]+$", "", part)
+    return re.sub(r"^[\W\d_]+|([\W\d_]+of)?[\W\d_]+$", "", name)
 
 
-def _only(found: set[str], path: str) -> str:
-    if len(found) > 1:
-        raise Error(
-            f"{path} fits two splits, {' and '.join(sorted(found))}: rename it or move it into a folder of its split"
-        )
-    return found.pop()
-
-
-def settle(names: Iterable[str]) -> dict[str, str]:
+def our_names(names: Iterable[str]) -> dict[str, str]:
     """Our name for each of a data set's splits, in their order. A lone `test` is called `val`: it is what is held out.
 
-    Two names of one split both lead to it: whoever calls adds them up or refuses them. Raises Error where a name cannot
-    be part of a file name.
+    Two names of one split get the same name: the caller puts them together or refuses them. Raises Error where a name
+    cannot be part of a file name.
 
-    >>> settle(["train", "testing"]), settle(["train", "validation", "test"])
+    >>> our_names(["train", "testing"]), our_names(["train", "validation", "test"])
     ({'train': 'train', 'testing': 'val'}, {'train': 'train', 'validation': 'val', 'test': 'test'})
     """
     ours = {name: canonical(name) or checked(name) for name in names}
@@ -95,11 +86,11 @@ def settle(names: Iterable[str]) -> dict[str, str]:
 
 
 def renames(ours: Mapping[str, str]) -> list[str]:
-    """What the user should know of the names that `settle` gave: splits that are renamed, and splits that are one.
+    """What the user should know of the names that `our_names` gave: splits that are renamed, and splits that are one.
 
-    >>> renames(settle(["train", "testing"]))
+    >>> renames(our_names(["train", "testing"]))
     ["split 'testing' is called 'val': it is the only one that is held out"]
-    >>> renames(settle(["train", "val", "dev"]))
+    >>> renames(our_names(["train", "val", "dev"]))
     ["val and dev are both the split 'val': they are put together"]
     """
     lines = [
@@ -122,7 +113,7 @@ def checked(name: object) -> str:
 
 
 def on_hub(name: str) -> str:
-    """What Hugging Face's code, and timm's, look for one of our splits under.
+    """The name under which Hugging Face's libraries and timm look for one of our splits.
 
     >>> on_hub("train"), on_hub("val"), on_hub("my-own")
     ('train', 'validation', 'my_own')
@@ -131,7 +122,7 @@ def on_hub(name: str) -> str:
 
 
 def find(name: str, available: Iterable[str]) -> str | None:
-    """Which of the splits at hand a name asks for: itself, its other spelling, or the only one that is held out.
+    """Which of the available splits a name means: itself, its other spelling, or the only one that is held out.
 
     >>> find("validation", ["train", "val"]), find("val", ["train", "test"]), find("val", ["train", "val", "test"])
     ('val', 'test', 'val')

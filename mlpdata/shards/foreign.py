@@ -52,7 +52,7 @@ def find_tars(path: Path, split: str) -> tuple[list[Path], str]:
     if not tars:
         return [], split
     tell_splits(listing)
-    canonical = splits.settle(sorted({tar.split or "train" for tar in listing.tars}))
+    canonical = splits.our_names(sorted({tar.split or "train" for tar in listing.tars}))
     of_split: dict[str, list[Path]] = {}
     for tar in listing.tars:  # which are in another order now
         of_split.setdefault(canonical[tar.split or "train"], []).append(root / tar.name)

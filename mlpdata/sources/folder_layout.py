@@ -94,7 +94,7 @@ def find(root: Path, labelled: Mapping[str, Mapping[str, str]]) -> FolderLayout:
         _refuse_classes_beside(root, deep, others)
     layout.leave_out(others, "beside the split folders")
     layout.leave_out(flat, "without class folders of train's: nothing says what its images are")
-    ours = splits.settle(split_of[name] for name in deep)
+    ours = splits.our_names(split_of[name] for name in deep)
     layout.warnings += [f"{shown(root)}: {line}" for line in splits.renames(ours)]
     folders_of: dict[str, list[str]] = {}
     for name in deep:

@@ -167,7 +167,7 @@ def _with_settled_splits(listing: ArchiveListing, extents: list[ClassExtent], pa
     if "" in names:
         first = keys.line(next(extent.class_name for extent in extents if not extent.split))
         listing.warnings.append(f"{path}: what lies in no split's folder is taken for train, such as {first}")
-    ours = splits.settle(sorted(names - {""})) | {"": "train"}
+    ours = splits.our_names(sorted(names - {""})) | {"": "train"}
     if ours.get("test") == "val":
         listing.warnings.append(f"{path}: its split test is called val: it is what is held out")
     return [replace(extent, split=ours[extent.split]) for extent in extents]

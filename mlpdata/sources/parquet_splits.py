@@ -61,7 +61,7 @@ def assign_files(location: Location, paths: list[str], card: HubCard, notes: lis
     assigned = {inside + path for files in by_name.values() for path in files}
     if rest := [path for path in paths if path not in assigned]:
         notes.append(f"{len(rest):,} parquet files of no split are left out: {listed(rest)}")
-    ours = splits.settle(by_name)
+    ours = splits.our_names(by_name)
     notes += splits.renames(ours)
     files_of: dict[str, list[str]] = {split: [] for split in ours.values()}
     for name, split in ours.items():

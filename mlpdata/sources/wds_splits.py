@@ -46,7 +46,7 @@ class SampleSplits:
                 unnamed.append(tar.name)
         if unnamed:
             notes.append(f"{path}: {listed(unnamed, 1, 'others')} name no split and are taken for train")
-        self._ours = splits.settle(sorted(theirs))
+        self._ours = splits.our_names(sorted(theirs))
         notes += [f"{path}: {line}" for line in splits.renames(self._ours)]
         self._ours.setdefault("train", "train")
         self._of_tar = {tar.name: self._ours[tar.split or "train"] for tar in tars if tar.name not in self._inside}
