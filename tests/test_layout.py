@@ -67,6 +67,18 @@ def test_a_forbidden_import_is_found(where, line, tmp_path):
     assert len(forbidden(path, tmp_path)) == 1
 
 
+LONGEST_MODULE, LONGEST_CLASS = 350, 250  # lines
+
+
+@pytest.mark.parametrize("path", list(modules()), ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_and_classes_can_be_read_at_a_sitting(path):
+    text = path.read_text()
+    assert text.count("\n") <= LONGEST_MODULE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            assert node.end_lineno - node.lineno < LONGEST_CLASS, node.name
+
+
 def test_modules_of_a_package_make_no_circle():
     uses = {}
     for path in modules():
