@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,66 +10,97 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mlpdata.augment.settings import Augmentation
 from mlpdata.errors import Error
-from mlpdata.shards.classes import read_classes, short_names
+from mlpdata.inspect.samples import ClassSamples, draw_samples, open_loader
+from mlpdata.loader.loader import Loader
+from mlpdata.loader.subset import class_numbers
+from mlpdata.shards.classes import read_classes
 
-SHEET_ROWS, SHEET_COLUMNS = 10, 8
+ROWS, COLUMNS = 10, 8
+LEAST_CELL = 64  # pixels a side; smaller images are enlarged by a whole factor, so that every pixel is a square
+GAP, MARGIN, HEADING = 12, 130, 44
 
 
-def preview(root: Path, out: Path, split: str = "train", augment: Augmentation | None = None, seed: int = 0) -> str:
+def preview(
+    root: Path,
+    out: Path,
+    split: str = "train",
+    augment: Augmentation | None = None,
+    seed: int = 0,
+    classes: Sequence[str] = (),
+    page: int | None = None,
+) -> str:
     """Draw a contact sheet to a PNG: a row a class, some samples of each, and beside them their augmented versions.
 
-    augment: a recipe's `augment` section, its fields named as Augment's, or None. Returns the line to print.
-    Raises Error for a bad directory.
+    augment: what to show beside the stored samples. classes: numbers, or names in the source; (): some at random, or
+    with a page the classes of that page (from 1) in label order. Returns the line to print. Raises Error for a bad
+    directory, a class or page that is not there, and a file that is no PNG.
     """
-    import torch
-
-    from mlpdata.augment.augment import Augment
-    from mlpdata.augment.batch import Batch
-    from mlpdata.loader.loader import load
-
     if out.suffix.lower() not in ("", ".png"):
         raise Error(f"the contact sheet is a PNG: call it {out.with_suffix('.png')}, not {out}")
-    loader = load(root, split, batch_size=1, shuffle=False, tier="stream")
-    rng = np.random.default_rng(seed)
-    present = np.unique(loader.labels)
-    classes = np.sort(rng.permutation(present)[:SHEET_ROWS])
-    ids = np.stack([rng.choice(np.flatnonzero(loader.labels == c), SHEET_COLUMNS) for c in classes])
-    images = loader.read(ids.reshape(-1))
-    blocks = [images]
-    if augment is not None:
-        shared = {f.name for f in fields(augment)} & {f.name for f in fields(Augment)} - {"compile", "mean", "std"}
-        visible = Augment(**{name: getattr(augment, name) for name in shared}, compile=False)
-        flat = torch.from_numpy(ids.reshape(-1))
-        batch = Batch(torch.from_numpy(images), torch.from_numpy(loader.labels[ids.reshape(-1)]), flat)
-        after = visible.apply(batch, epoch=0, seed=seed).images
-        blocks.append((after.permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte().numpy())
-    names = [str(c) for c in range(loader.num_classes)]  # of what is no shard directory
-    if loader.manifest is not None:
-        names = short_names(read_classes(loader.root, loader.manifest))
-    sheet = _sheet(blocks, [names[c] for c in classes])
-    out = Path(out)
+    loader = open_loader(root, split)
+    numbers, which = _choose(loader, classes, page, seed)
+    samples = draw_samples(loader, numbers, COLUMNS, augment, seed)
+    sheet = _sheet(samples, f"{_title(loader)}{which}")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         sheet.save(out, "PNG")
     except OSError as e:
         raise Error(f"cannot write {out}: {e.strerror or e}") from None
     what = "stored left, augmented right" if augment is not None else "as stored"
-    return f"{out}: {len(classes)} classes of split {loader.split}, {SHEET_COLUMNS} samples each, {what}"
+    return f"{out}: {len(samples)} classes of split {loader.split}{which}, {COLUMNS} samples each at most, {what}"
 
 
-def _sheet(blocks: list[np.ndarray], names: list[str]) -> Image.Image:
-    """Blocks of (rows * columns, H, W, 3) uint8 side by side, with a name left of each row."""
-    cell, gap, margin = 66, 12, 130
-    width = margin + len(blocks) * (SHEET_COLUMNS * cell + gap)
-    sheet = Image.new("RGB", (width, len(names) * cell + gap), "white")
+def _choose(loader: Loader, classes: Sequence[str], page: int | None, seed: int) -> tuple[list[int], str]:
+    """(label numbers, what to say of the choice)."""
+    if classes:
+        names = [name for name, _ in read_classes(loader.root, loader.manifest)] if loader.manifest else []
+        wanted = [int(c) if c.isdecimal() and c not in names else c for c in classes]
+        numbers = class_numbers(wanted, loader.num_classes, lambda: names, loader.root)
+    else:
+        numbers = np.unique(loader.labels).tolist()
+        if page is None:
+            return sorted(np.random.default_rng(seed).permutation(numbers)[:ROWS].tolist()), ""
+    num_pages, page = -(-len(numbers) // ROWS), page or 1
+    if page > num_pages:
+        raise Error(f"there is no page {page}: {len(numbers):,} classes take {num_pages:,} pages of {ROWS}")
+    return numbers[(page - 1) * ROWS : page * ROWS], f", page {page} of {num_pages}" if num_pages > 1 else ""
+
+
+def _title(loader: Loader) -> str:
+    name = loader.manifest.dataset if loader.manifest else loader.root.name
+    return (
+        f"{name}, split {loader.split}: {loader.num_samples:,} images of {loader.num_classes:,} classes at "
+        f"{loader.shape[0]} px"
+    )
+
+
+def _sheet(samples: list[ClassSamples], heading: str) -> Image.Image:
+    """A row of pictures for each class, its name on the left, under a heading and the titles of the columns."""
+    augmented = [s.augmented for s in samples if s.augmented is not None]
+    blocks = [("as stored", [s.stored for s in samples])]
+    blocks += [("augmented, as training sees them", augmented)] if augmented else []
+    cells = [_enlarged(rows[0][0]).width + 2 if rows else LEAST_CELL for _, rows in blocks]
+    lefts = MARGIN + np.cumsum([0, *(COLUMNS * cell + GAP for cell in cells)])
+    sheet = Image.new("RGB", (int(lefts[-1]), HEADING + len(samples) * max(cells) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    if isinstance(draw.getfont(), ImageFont.ImageFont):  # that of a Pillow without FreeType knows Latin-1 only
-        names = [name.encode("latin-1", "replace").decode("latin-1") for name in names]
-    for row, name in enumerate(names):
-        draw.text((6, row * cell + cell // 2), name[:20], fill="black")
-        for k, block in enumerate(blocks):
-            for column in range(SHEET_COLUMNS):
-                picture = Image.fromarray(block[row * SHEET_COLUMNS + column])
-                picture = picture.resize((cell - 2, cell - 2), Image.Resampling.NEAREST)
-                sheet.paste(picture, (margin + k * (SHEET_COLUMNS * cell + gap) + column * cell, gap // 2 + row * cell))
+    is_latin = isinstance(draw.getfont(), ImageFont.ImageFont)  # that of a Pillow without FreeType knows Latin-1 only
+
+    def write(x: int, y: int, text: str) -> None:
+        draw.text((x, y), text.encode("latin-1", "replace").decode("latin-1") if is_latin else text, fill="black")
+
+    write(6, 6, heading)
+    for (title, rows), cell, left in zip(blocks, cells, lefts.tolist(), strict=False):
+        write(left, 24, title)
+        for row, pictures in enumerate(rows):
+            for column, picture in enumerate(pictures):
+                sheet.paste(_enlarged(picture), (left + column * cell, HEADING + row * max(cells)))
+    for row, sample in enumerate(samples):
+        write(6, HEADING + row * max(cells) + max(cells) // 2 - 6, sample.name[:20])
     return sheet
+
+
+def _enlarged(picture: np.ndarray) -> Image.Image:
+    """uint8 (H, W, 3) enlarged by a whole factor to at least LEAST_CELL pixels or so, each pixel a square."""
+    height, width = picture.shape[:2]
+    factor = max(1, round(LEAST_CELL / max(height, width)))
+    return Image.fromarray(picture).resize((width * factor, height * factor), Image.Resampling.NEAREST)

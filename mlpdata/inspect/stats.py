@@ -6,8 +6,9 @@ each. Memory grows by some 40 bytes a sample, for no image is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +48,21 @@ class Duplicates:
         np.add.at(counts, (group, self.split_of(self.rows)), 1)
         return counts
 
-    def num_labelled_differently(self) -> int:
-        """Groups that have more than one label."""
+    def repeated(self) -> dict[str, int]:
+        """By split, the samples that have the pixels of an earlier sample of the split."""
+        return {split: int((n - 1).clip(0).sum()) for split, n in zip(self.splits, self.counts().T, strict=True)}
+
+    def leaks(self) -> dict[tuple[str, str], int]:
+        """By (split, other split), the samples of the first whose pixels are also in the other."""
+        counts, splits = self.counts(), list(enumerate(self.splits))
+        return {(a, b): int(counts[counts[:, j] > 0, i].sum()) for i, a in splits for j, b in splits if i != j}
+
+    def is_labelled_differently(self) -> np.ndarray:
+        """(groups,) bool: whether the samples of a group have more than one label."""
         if not len(self):
-            return 0
+            return np.zeros(0, bool)
         low, high = (f.reduceat(self.labels, self.starts[:-1]) for f in (np.minimum, np.maximum))
-        return int((low != high).sum())
+        return low != high
 
 
 def stats(root: Path, as_json: bool = False) -> str:
@@ -65,14 +75,7 @@ def stats(root: Path, as_json: bool = False) -> str:
     manifest.check_sizes(root)
     names = short_names(read_classes(root, manifest))
     duplicates = find_duplicates(root, manifest)
-    counts = duplicates.counts()
-    within = {split: int((counts[:, i] - 1).clip(0).sum()) for i, split in enumerate(duplicates.splits)}
-    across = {
-        (a, b): int(counts[counts[:, j] > 0, i].sum())
-        for i, a in enumerate(duplicates.splits)
-        for j, b in enumerate(duplicates.splits)
-        if i != j
-    }
+    within, across = duplicates.repeated(), duplicates.leaks()
     if not as_json:
         return "\n".join(_lines(root, manifest, names, duplicates, within, across))
     facts = {
@@ -81,9 +84,9 @@ def stats(root: Path, as_json: bool = False) -> str:
         "std": manifest.std,
         "repeated": within,
         "across": {f"{a} in {b}": n for (a, b), n in across.items()},
-        "groups_labelled_differently": duplicates.num_labelled_differently(),
+        "groups_labelled_differently": int(duplicates.is_labelled_differently().sum()),
         "num_groups": len(duplicates),
-        "groups": name_groups(root, manifest, duplicates, MAX_JSON_GROUPS),
+        "groups": name_groups(root, manifest, duplicates, range(min(MAX_JSON_GROUPS, len(duplicates)))),
     }
     return json_text(facts).rstrip()
 
@@ -126,9 +129,9 @@ def _lines(
     for (split, other), n in across.items():
         if n:
             yield f"{'':<12} leak: {n:,} {split} {'images' if n > 1 else 'image'} also in {other}"
-    if n := duplicates.num_labelled_differently():
+    if n := int(duplicates.is_labelled_differently().sum()):
         yield f"{'':<12} {n:,} of {len(duplicates):,} groups of equal images have more than one label"
-    for group in name_groups(root, manifest, duplicates, MAX_SHOWN_GROUPS):
+    for group in name_groups(root, manifest, duplicates, range(min(MAX_SHOWN_GROUPS, len(duplicates)))):
         some = ", ".join(f"{s['split']}/{shown(s['key'])} ({names[s['label']]})" for s in group[:4])
         yield f"{'':<12} {len(group):,} times: {some}{', ...' if len(group) > 4 else ''}"
 
@@ -155,10 +158,11 @@ def find_duplicates(root: Path, manifest: Manifest) -> Duplicates:
     return Duplicates(list(manifest.splits), first_rows, rows, starts, labels[rows])
 
 
-def name_groups(root: Path, manifest: Manifest, duplicates: Duplicates, num_groups: int) -> list[list[dict]]:
-    """The first groups, each sample as {"split", "key", "label"}. Raises Error."""
-    starts = duplicates.starts[: num_groups + 1]
-    rows, labels = duplicates.rows[: starts[-1]], duplicates.labels[: starts[-1]]
+def name_groups(root: Path, manifest: Manifest, duplicates: Duplicates, groups: Sequence[int]) -> list[list[dict]]:
+    """Some of the groups, each sample as {"split", "key", "label"}. Raises Error."""
+    starts, stops = duplicates.starts[:-1][groups], duplicates.starts[1:][groups]
+    members = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)] or [starts])
+    rows, labels = duplicates.rows[members], duplicates.labels[members]
     split_numbers = duplicates.split_of(rows)
     samples: list[dict] = [{}] * len(rows)
     for i, split in enumerate(duplicates.splits):
@@ -167,4 +171,5 @@ def name_groups(root: Path, manifest: Manifest, duplicates: Duplicates, num_grou
         keys = index.keys(root, manifest, split, rows[places] - duplicates.first_rows[i])
         for place, key in zip(places.tolist(), keys, strict=True):
             samples[place] = {"split": split, "key": key, "label": int(labels[place])}
-    return [samples[a:b] for a, b in zip(starts.tolist(), starts[1:].tolist(), strict=False)]
+    edges = np.cumsum([0, *(stops - starts)]).tolist()
+    return [samples[a:b] for a, b in pairwise(edges)]

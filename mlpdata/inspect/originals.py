@@ -1,0 +1,104 @@
+"""Stored images beside the exact decode of their originals, where the archive is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlpdata import datasets, image
+from mlpdata.convert.sums import psnr_db
+from mlpdata.errors import Error
+from mlpdata.fetch.official import download_folder
+from mlpdata.inspect.samples import open_loader
+from mlpdata.shards import index
+from mlpdata.shards.manifest import Manifest
+from mlpdata.sources import Sample
+
+NUM_UNITS, PER_UNIT = 32, 8  # of the archive that are looked into, evenly spaced; the first samples of each
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A stored image and the exact decode of its original, resized by the same rule and filter; uint8 (H, W, 3)."""
+
+    split: str
+    key: str
+    origin: str
+    stored: np.ndarray
+    exact: np.ndarray
+
+    @property
+    def psnr_db(self) -> float:
+        diff = self.exact.astype(np.int32) - self.stored
+        return psnr_db(float((diff * diff).mean()))
+
+    @property
+    def max_diff(self) -> int:
+        return int(np.abs(self.exact.astype(np.int32) - self.stored).max(initial=0))
+
+
+def has_originals(manifest: Manifest) -> bool:
+    """Whether the archive is made on the spot, or lies in the download folder."""
+    spec = datasets.get(manifest.dataset)
+    return not spec.wants_path or any((download_folder() / archive.name).exists() for archive in spec.archives)
+
+
+def compare(root: Path, manifest: Manifest, source: str | None) -> list[Comparison]:
+    """Some stored images beside their originals, the worst first.
+
+    source: as `--source` of convert takes it; None for the archive in the download folder. Raises Error where it holds
+    none of the stored images.
+    """
+    spec = datasets.get(manifest.dataset)
+    resize = image.Resize(manifest.res, manifest.resize, manifest.filter)
+    originals = {}
+    for split, sample in _samples(datasets.open_source(spec, source, res=manifest.res, seed=manifest.seed)):
+        if split in manifest.splits and (exact := _exact(sample.data, resize)) is not None:
+            originals[split, sample.key] = (sample.origin, exact)
+    comparisons = []
+    for split in manifest.splits:
+        rows = _rows_of(root, manifest, split, [key for s, key in originals if s == split])
+        if rows:
+            loader = open_loader(root, split)
+            for (key, _), stored in zip(rows.items(), loader.read(np.array(list(rows.values()))), strict=True):
+                origin, exact = originals[split, key]
+                if exact.shape == stored.shape:
+                    comparisons.append(Comparison(split, key, origin, stored, exact))
+    if not comparisons:
+        raise Error(f"{source or spec.name} has none of the images of {root}; pass the source that it was made of")
+    return sorted(comparisons, key=lambda comparison: (comparison.psnr_db, comparison.key))
+
+
+def _samples(source) -> Iterator[tuple[str, Sample]]:
+    """(split, sample) of the first samples of some units."""
+    units = source.units()
+    for unit in units[:: max(1, len(units) // NUM_UNITS)]:
+        for sample in islice(source.samples(unit), PER_UNIT):
+            if isinstance(sample, Sample):
+                yield sample.split or unit.split, sample
+
+
+def _exact(data: bytes | np.ndarray, resize: image.Resize) -> np.ndarray | None:
+    try:
+        pixels = data if isinstance(data, np.ndarray) else image.decode_exact(data)
+    except image.ImageError:
+        return None
+    return image.resized(pixels, resize, pixels.shape[1], pixels.shape[0])
+
+
+def _rows_of(root: Path, manifest: Manifest, split: str, keys: list[str]) -> dict[str, int]:
+    """The place in a split of each key that it has."""
+    rows, first, wanted = {}, 0, pa.array(keys, pa.string())
+    with index.opened(root, manifest, split) as table:
+        for batch in table.iter_batches(index.READ_ROWS, columns=["key"]) if keys else ():
+            is_wanted = pc.is_in(batch.column(0), value_set=wanted)  # pyright: ignore[reportAttributeAccessIssue] - made at import
+            hits = np.flatnonzero(is_wanted.to_numpy(zero_copy_only=False))
+            rows.update(zip(index.texts(batch.column(0).take(pa.array(hits))), (first + hits).tolist(), strict=True))
+            first += len(batch)
+    return rows
