@@ -1,4 +1,4 @@
-"""Commands about shard directories: info, verify, stats, snippet, push, pull, preview, bench; and doctor."""
+"""Commands about shard directories: info, verify, stats, snippet, push, pull, preview, report, bench; and doctor."""
 
 from __future__ import annotations
 
@@ -122,20 +122,48 @@ def pull(name):
     "--augment", type=click.Path(path_type=Path), metavar="RECIPE", help="Show this recipe's augmentation too."
 )
 @split_option
-def preview(directory, out, augment, split):
+@click.option("--classes", metavar="NAME,...", help="Names in the source, or numbers.  [default: some at random]")
+@click.option("--page", type=click.IntRange(min=1), help="Ten classes a page, in label order.")
+def preview(directory, out, augment, split, classes, page):
     """Draw a contact sheet of a shard directory, before and after augmentation.
 
     \b
     mlpdata preview shards/cifar10-32 -o cifar10.png --augment recipes/cifar10-small.yaml
+    mlpdata preview shards/cifar10-32 -o cats.png --classes cat,dog
     """
     from mlpdata.inspect.preview import preview as run
 
-    recipe_augment = None
-    if augment:
-        from trainer.recipe import load_recipe
+    wanted = classes.split(",") if classes else ()
+    click.echo(run(directory, out, split, _augmentation(augment), classes=wanted, page=page))
 
-        recipe_augment = load_recipe(augment, []).augment
-    click.echo(run(directory, out, split, recipe_augment))
+
+@main.command()
+@click.argument("directory", type=SHARDS)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The HTML file to write.")
+@click.option("--augment", type=click.Path(path_type=Path), metavar="RECIPE",
+              help="Show this recipe's augmentation.  [default: random crops and flips]")  # fmt: skip
+@click.option("--source", help="The originals, as for convert: the worst images are shown beside their exact decode.")
+def report(directory, out, augment, source):
+    """Write one self-contained web page to judge a data set by.
+
+    It shows what speaks for and against the data set, samples before and after augmentation, classes, sizes of the
+    originals, fidelity of the decode, duplicates and leaks, what was left out, where it comes from and how to load it.
+
+    \b
+    mlpdata report shards/cifar10-32 -o cifar10.html
+    """
+    from mlpdata.inspect.report import report as run
+
+    click.echo(run(directory, out, _augmentation(augment), source))
+
+
+def _augmentation(recipe: Path | None):
+    """The augmentation of a recipe; None without one."""
+    if recipe is None:
+        return None
+    from trainer.recipe import load_recipe
+
+    return load_recipe(recipe, []).augment
 
 
 @main.command()

@@ -8,8 +8,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from mlpdata import datasets, image
 from mlpdata.convert.sums import psnr_db
@@ -20,7 +18,7 @@ from mlpdata.shards import index
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import Sample
 
-NUM_UNITS, PER_UNIT = 32, 8  # of the archive that are looked into, evenly spaced; the first samples of each
+NUM_UNITS, NUM_SAMPLES = 32, 256  # of the archive that are looked into: the first samples of evenly spaced units
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,9 @@ def compare(root: Path, manifest: Manifest, source: str | None) -> list[Comparis
 def _samples(source) -> Iterator[tuple[str, Sample]]:
     """(split, sample) of the first samples of some units."""
     units = source.units()
-    for unit in units[:: max(1, len(units) // NUM_UNITS)]:
-        for sample in islice(source.samples(unit), PER_UNIT):
+    chosen = units[:: -(-len(units) // NUM_UNITS)]
+    for unit in chosen:
+        for sample in islice(source.samples(unit), -(-NUM_SAMPLES // len(chosen))):
             if isinstance(sample, Sample):
                 yield sample.split or unit.split, sample
 
@@ -94,11 +93,9 @@ def _exact(data: bytes | np.ndarray, resize: image.Resize) -> np.ndarray | None:
 
 def _rows_of(root: Path, manifest: Manifest, split: str, keys: list[str]) -> dict[str, int]:
     """The place in a split of each key that it has."""
-    rows, first, wanted = {}, 0, pa.array(keys, pa.string())
-    with index.opened(root, manifest, split) as table:
-        for batch in table.iter_batches(index.READ_ROWS, columns=["key"]) if keys else ():
-            is_wanted = pc.is_in(batch.column(0), value_set=wanted)  # pyright: ignore[reportAttributeAccessIssue] - made at import
-            hits = np.flatnonzero(is_wanted.to_numpy(zero_copy_only=False))
-            rows.update(zip(index.texts(batch.column(0).take(pa.array(hits))), (first + hits).tolist(), strict=True))
-            first += len(batch)
+    rows, wanted, start = {}, set(keys), 0
+    for n in index.row_group_sizes(root, manifest, split) if keys else ():
+        of_group = index.keys(root, manifest, split, np.arange(start, start + n))
+        rows.update({key: row for row, key in enumerate(of_group, start) if key in wanted})
+        start += n
     return rows

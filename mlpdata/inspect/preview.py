@@ -41,8 +41,8 @@ def preview(
     numbers, which = _choose(loader, classes, page, seed)
     samples = draw_samples(loader, numbers, COLUMNS, augment, seed)
     sheet = _sheet(samples, f"{_title(loader)}{which}")
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out, "PNG")
     except OSError as e:
         raise Error(f"cannot write {out}: {e.strerror or e}") from None

@@ -1,0 +1,298 @@
+"""One self-contained page about a shard directory, for a person who has to decide whether to trust it.
+
+Every section is a function from the directory to plain values; `report.html` is the only place that writes HTML, and
+escapes every value. The page has no script, asks for nothing from the network, and does not grow with the data set.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from mlpdata.augment.augment import Augment
+from mlpdata.augment.settings import Augmentation
+from mlpdata.convert.run import LOW_FIDELITY_DB
+from mlpdata.errors import Error
+from mlpdata.image.png import encode_png
+from mlpdata.inspect import originals, snippets
+from mlpdata.inspect.originals import Comparison
+from mlpdata.inspect.samples import class_names, draw_samples, open_loader
+from mlpdata.inspect.stats import Duplicates, find_duplicates, name_groups
+from mlpdata.loader.loader import Loader
+from mlpdata.shards import index
+from mlpdata.shards.classes import read_classes
+from mlpdata.shards.manifest import Manifest, Skipped, skipped_path
+from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json, printable
+from mlpdata.system.files import write_atomic
+from mlpdata.system.format import format_bytes
+
+CLASSES, PER_CLASS = 10, 7  # pictures of samples
+GROUPS, PER_GROUP = 12, 6  # pictures of duplicates
+WORST = 8
+LISTED_CLASSES = 1_000
+BARS = 250
+REASONS, EXAMPLES = 20, 3
+CHART_WIDTH, CHART_HEIGHT = 960, 150
+OWN_SNIPPET = """import mlpdata
+
+loader = mlpdata.load({path!r}, {split!r}, batch_size=256, augment=mlpdata.Augment())
+for batch in loader:  # one epoch
+    print(batch.images.shape, batch.labels.shape)
+    break"""
+
+
+def report(root: Path, out: Path, augment: Augmentation | None = None, source: str | None = None, seed: int = 0) -> str:
+    """Write the page. Returns the line to print.
+
+    augment: what to show beside the stored samples; None: Augment's defaults. source: the originals, as `--source` of
+    convert takes them; None: those in the download folder, if they are there. Raises Error for a bad directory, a bad
+    source, and a file that is no HTML.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise Error(f"the report is a web page: call it {out.with_suffix('.html')}, not {out}")
+    manifest = Manifest.load(root)
+    manifest.check_sizes(root)
+    loaders = {split: open_loader(root, split) for split, info in manifest.splits.items() if info.num_samples}
+    if not loaders:
+        raise Error(f"{root} has no samples")
+    first = "train" if "train" in loaders else next(iter(loaders))
+    names = class_names(loaders[first])
+    duplicates, skipped = find_duplicates(root, manifest), _skipped(root)
+    sizes, compared = _sizes(root, manifest), _compare(root, manifest, source)
+    values: dict[str, Any] = {
+        "manifest": manifest,
+        "name": root.resolve().name,
+        "num_bytes": format_bytes(sum(entry["bytes"] for entry in manifest.files.values())),
+        "findings": _findings(manifest, duplicates, sizes, compared),
+        "samples": _samples(loaders[first], augment or Augment(), seed),
+        "first": first,
+        "classes": _classes(root, manifest, names),
+        "sizes": sizes,
+        "num_compared": len(compared),
+        "worst": [(c, _difference(c)) for c in compared[:WORST]],
+        "duplicates": _duplicates(root, manifest, loaders, duplicates, names),
+        "skipped": skipped,
+        "snippets": _snippets(root, first),
+    }
+    page = _environment().get_template("report.html").render(values)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, page.encode("utf-8", "backslashreplace"))
+    except OSError as e:
+        raise Error(f"cannot write {out}: {e.strerror or e}") from None
+    return f"{out}: {format_bytes(out.stat().st_size)}; open it in a browser"
+
+
+def _environment() -> jinja2.Environment:
+    text = files("mlpdata.inspect").joinpath("report.html").read_text("utf-8")
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader({"report.html": text}), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+        finalize=_shown,
+    )  # fmt: skip
+    environment.filters["picture"] = _picture
+    environment.filters["bytes"] = format_bytes
+    return environment
+
+
+def _shown(value: object) -> object:
+    """What an expression of the template puts out: a name may hold anything, and what is not printable is escaped."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return "\n".join(map(printable, value.split("\n")))
+    return value
+
+
+def _picture(pixels: np.ndarray) -> str:
+    """uint8 (H, W, 3) as an address that holds the image itself."""
+    return "data:image/png;base64," + base64.b64encode(encode_png(np.ascontiguousarray(pixels), 6)).decode()
+
+
+# ------------------------------------------------------------------------------------------------------- findings
+
+
+def _findings(
+    manifest: Manifest, duplicates: Duplicates, sizes: dict, compared: list[Comparison]
+) -> list[tuple[str, str]]:
+    """("bad" | "note" | "good", sentence) of everything that speaks for or against the data set, in this order."""
+    found: dict[str, list[str]] = {"bad": [], "note": [], "good": []}
+    for split, info in manifest.splits.items():
+        if n := info.num_skipped:
+            total = info.num_samples + n
+            level = "bad" if n > total / 100 else "note"
+            found[level].append(f"Of the source, {_share(n, f'{split} image', total)} could not be used.")
+        if n := info.class_counts.count(0):
+            found["note"].append(f"{_share(n, 'class', manifest.num_classes)} without any {split} image.")
+    if not any(info.num_skipped for info in manifest.splits.values()):
+        found["good"].append("Every image of the source could be used.")
+    leaks = {pair: n for pair, n in duplicates.leaks().items() if n}
+    for (split, other), n in leaks.items():
+        found["bad"].append(f"Leak: {_share(n, f'{split} image', manifest.splits[split].num_samples)} also in {other}.")
+    if not leaks and len(manifest.splits) > 1:
+        found["good"].append("No image is in two splits.")
+    for split, n in duplicates.repeated().items():
+        if n:
+            found["note"].append(
+                f"{_share(n, f'{split} image', manifest.splits[split].num_samples)} repeating another."
+            )
+    if n := int(duplicates.is_labelled_differently().sum()):
+        found["bad"].append(f"{_plural(n, 'group')} of equal images with more than one label.")
+    if n := sizes["num_smaller"]:
+        what = "keep their size" if manifest.resize == "longest" else "were enlarged"
+        found["note"].append(f"{_share(n, 'original', sizes['num_images'])} below {manifest.res} px: they {what}.")
+    if manifest.fidelity is None:
+        found["good"].append("Pixels are those of an exact decode.")
+    else:
+        psnr_db, n = manifest.fidelity["psnr_db"], manifest.fidelity["num_samples"]
+        measured = f"{psnr_db} dB from an exact decode, on {_plural(n, 'image')}"
+        if psnr_db >= 99:
+            found["good"].append(f"Pixels are those of an exact decode, as measured on {_plural(n, 'image')}.")
+        elif psnr_db < LOW_FIDELITY_DB:
+            found["bad"].append(f"Fast decode: {measured}. Below {LOW_FIDELITY_DB:g} dB fine detail differs.")
+        else:
+            found["good"].append(f"Fast decode: {measured}.")
+    if compared:
+        worst = f"the worst has {compared[0].psnr_db} dB"
+        found["note"].append(f"{_plural(len(compared), 'image')} compared with the original for this page: {worst}.")
+    found["note"].append("Files have the sizes that the manifest lists. Checksums and samples: run mlpdata verify.")
+    return [(level, sentence) for level, sentences in found.items() for sentence in sentences]
+
+
+def _plural(n: int, noun: str) -> str:
+    """
+    >>> _plural(1, "class"), _plural(2_000, "class"), _plural(2, "image")
+    ('1 class', '2,000 classes', '2 images')
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def _share(n: int, noun: str, total: int) -> str:
+    return f"{_plural(n, noun)} of {total:,} ({n / total:.2%})"
+
+
+# -------------------------------------------------------------------------------------------------------- sections
+
+
+def _samples(loader: Loader, augment: Augmentation, seed: int) -> list:
+    present = np.unique(loader.labels)
+    chosen = np.sort(np.random.default_rng(seed).permutation(present)[:CLASSES])
+    return draw_samples(loader, chosen.tolist(), PER_CLASS, augment, seed)
+
+
+def _classes(root: Path, manifest: Manifest, names: list[str]) -> dict:
+    """The histogram, and a table of the classes (of many, those with the fewest images in the first split)."""
+    counts = {split: np.array(info.class_counts) for split, info in manifest.splits.items()}
+    first = next(iter(counts.values())) if "train" not in counts else counts["train"]
+    order = np.argsort(first, kind="stable")
+    charts = []
+    for split, values in counts.items():
+        ranked = np.sort(values)[::-1]
+        groups = np.array_split(ranked, min(BARS, len(ranked)))
+        titles = [f"{int(group.min()):,} to {int(group.max()):,} images" for group in groups]
+        charts.append({
+            "split": split, "bars": _bars([float(group.mean()) for group in groups], titles), "most": int(ranked[0]),
+            "least": int(ranked[-1]), "median": float(np.median(ranked)), "num_classes": int((ranked > 0).sum()),
+        })  # fmt: skip
+    in_source = [name for name, _ in read_classes(root, manifest)]
+    listed = np.arange(len(first)) if len(first) <= LISTED_CLASSES else order[:LISTED_CLASSES]
+    rows = [(label, in_source[label], names[label], [int(c[label]) for c in counts.values()]) for label in listed]
+    return {"charts": charts, "splits": list(counts), "rows": rows, "num_left_out": len(first) - len(rows)}
+
+
+def _sizes(root: Path, manifest: Manifest) -> dict:
+    """Sizes of the originals over all splits."""
+    columns = [index.columns(root, manifest, split, ["source_width", "source_height"]) for split in manifest.splits]
+    width, height = (np.concatenate([c[f"source_{side}"] for c in columns]) for side in ("width", "height"))
+    longer, shorter = np.maximum(width, height), np.minimum(width, height)
+    unique, counts = np.unique(np.stack([width, height], 1), axis=0, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:5]
+    low, high = int(longer.min()), int(longer.max())
+    edges = np.unique(np.geomspace(max(low, 1), high + 1, 41).round().astype(np.int64))
+    values = np.histogram(longer, edges)[0] if len(edges) > 1 else np.array([len(longer)])
+    titles = [f"{a:,} to {b - 1:,} px: {n:,} images" for a, b, n in zip(edges, edges[1:], values, strict=False)]
+    return {
+        "num_images": len(longer),
+        "num_smaller": int(((longer if manifest.resize == "longest" else shorter) < manifest.res).sum()),
+        "least": low,
+        "most": high,
+        "median": float(np.median(longer)),
+        "aspect": float((longer / np.maximum(shorter, 1)).max()),
+        "common": [(int(unique[i, 0]), int(unique[i, 1]), int(counts[i])) for i in most],
+        "bars": _bars(values.tolist(), titles) if len(edges) > 2 else [],
+    }
+
+
+def _compare(root: Path, manifest: Manifest, source: str | None) -> list[Comparison]:
+    """Stored images beside their originals, the worst first; [] where there is nothing to compare with."""
+    if manifest.resize == "longest" or not (source or originals.has_originals(manifest)):
+        return []
+    return originals.compare(root, manifest, source)
+
+
+def _difference(comparison: Comparison) -> np.ndarray:
+    """What differs from the exact decode, 8 times enlarged: uint8 (H, W, 3)."""
+    diff = np.abs(comparison.exact.astype(np.int32) - comparison.stored)
+    return np.minimum(8 * diff, 255).astype(np.uint8)
+
+
+def _duplicates(
+    root: Path, manifest: Manifest, loaders: dict[str, Loader], found: Duplicates, names: list[str]
+) -> dict:
+    """Groups of equal images as pictures: leaks first, then those with several labels, then the largest."""
+    is_leak = (found.counts() > 0).sum(1) > 1
+    differs = found.is_labelled_differently()
+    chosen = np.lexsort((np.arange(len(found)), ~differs, ~is_leak))[:GROUPS].tolist()
+    groups = []
+    for g, members in zip(chosen, name_groups(root, manifest, found, chosen), strict=True):
+        row = int(found.rows[found.starts[g]])
+        split = int(found.split_of(np.array([row]))[0])
+        picture = loaders[found.splits[split]].read(np.array([row - found.first_rows[split]]))[0]
+        shown = [(m["split"], m["key"], names[m["label"]]) for m in members[:PER_GROUP]]
+        more = len(members) - len(shown)
+        groups.append({"picture": picture, "members": shown, "num_more": more, "is_leak": bool(is_leak[g]),
+                       "differs": bool(differs[g])})  # fmt: skip
+    return {"groups": groups, "num_groups": len(found)}
+
+
+def _skipped(root: Path) -> list[tuple[str, int, list[str]]]:
+    """(reason, how often, a few sources) of what was left out, the most frequent first."""
+    counts, examples = Counter(), {}
+    path = skipped_path(root)
+    try:
+        with open_file(path) as f:
+            while line := f.readline(MAX_TEXT_BYTES):
+                row = parse_json(line, path, Skipped)
+                counts[row["reason"]] += 1
+                if len(some := examples.setdefault(row["reason"], [])) < EXAMPLES:
+                    some.append(f"{row['split']}: {row['source']}")
+    except OSError as e:
+        raise Error(f"cannot read {path}: {e.strerror}") from None
+    return [(reason, n, examples[reason]) for reason, n in counts.most_common(REASONS)]
+
+
+def _snippets(root: Path, split: str) -> list[tuple[str, str]]:
+    """(library, code) of all libraries that read this directory."""
+    codes = [("mlpdata", OWN_SNIPPET.format(path=str(root.resolve()), split=split))]
+    for library in snippets.LIBRARIES:
+        try:
+            codes.append((library, snippets.snippet(root, library, split)))
+        except Error:  # the directory lacks the format that this library reads
+            continue
+    return codes
+
+
+def _bars(values: Iterable[float], titles: list[str]) -> list[tuple[float, float, float, float, str]]:
+    """(x, y, width, height, title) of bars that fill a chart of CHART_WIDTH by CHART_HEIGHT."""
+    values = list(values)
+    width, top = CHART_WIDTH / max(len(values), 1), max(values, default=0) or 1
+    heights = [CHART_HEIGHT * value / top for value in values]
+    gap = 0 if width < 8 else 1
+    return [(round(i * width, 2), round(CHART_HEIGHT - h, 2), round(width - gap, 2), round(h, 2), title)
+            for i, (h, title) in enumerate(zip(heights, titles, strict=True))]  # fmt: skip
