@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from mlpdata.augment.augment import Augment
 from mlpdata.augment.settings import Augmentation
+from mlpdata.choices import LIBRARIES
 from mlpdata.convert.run import LOW_FIDELITY_DB
 from mlpdata.errors import Error
 from mlpdata.image.png import encode_png
@@ -280,7 +281,7 @@ def _skipped(root: Path) -> list[tuple[str, int, list[str]]]:
 def _snippets(root: Path, split: str) -> list[tuple[str, str]]:
     """(library, code) of all libraries that read this directory."""
     codes = [("mlpdata", OWN_SNIPPET.format(path=str(root.resolve()), split=split))]
-    for library in snippets.LIBRARIES:
+    for library in LIBRARIES:
         try:
             codes.append((library, snippets.snippet(root, library, split)))
         except Error:  # the directory lacks the format that this library reads
