@@ -111,28 +111,27 @@ def open_loaders(
     splits: DataSplits,
     device: torch.device,
     world: World,
-    train_needs: Needs | None = None,
-    eval_needs: Needs | None = None,
+    needs: tuple[Needs | None, Needs | None] = (None, None),
 ) -> tuple[Loader, Loader | None]:
     """(training, evaluation) loaders of a recipe; each process gets its share of every batch. Raises Error.
 
-    train_needs, eval_needs: what has to stay free besides the pixels of each; None: unknown.
+    needs: what has to stay free besides the pixels of each; None: unknown.
     """
 
-    def open_loader(split: str, batch_size: int, settings: Augmentation, training: bool, needs: Needs | None) -> Loader:
+    def open_loader(split: str, batch_size: int, settings: Augmentation, training: bool) -> Loader:
         return Loader(
             splits.root, split, batch_size, device=device, format=None if data.format == "auto" else data.format,
-            tier=data.tier, pixels=data.pixels, needs=needs,
+            tier=data.tier, pixels=data.pixels, needs=needs[0 if training else 1],
             augment=make_augment(settings, splits.manifest, recipe.train.precision),
             shuffle=training, drop_last=training, seed=recipe.seed, rank=world.rank, world_size=world.size,
         )  # fmt: skip
 
     data, settings = recipe.data, recipe.augment
-    train_loader = open_loader(splits.train_split, recipe.train.batch_size, settings, True, train_needs)
+    train_loader = open_loader(splits.train_split, recipe.train.batch_size, settings, training=True)
     if splits.eval_split is None:
         return train_loader, None
     divisible = -(-recipe.eval.batch_size // world.size) * world.size
-    return train_loader, open_loader(splits.eval_split, divisible, settings.without_random(), False, eval_needs)
+    return train_loader, open_loader(splits.eval_split, divisible, settings.without_random(), training=False)
 
 
 class FeatureLoader(Loader):

@@ -59,10 +59,8 @@ class Trainer:
         self.manifest, self.warning, self.data = splits.manifest, splits.warning, data_facts(splits, recipe.data.format)
         if state:
             states.check_same_data(folder, recipe.data.shards, self.data, state["data"])
-        plan = plan_splits(recipe, splits, this_machine(device, self.world.size), self.world.size)
-        self.train_loader, self.eval_loader = open_loaders(
-            recipe, splits, device, self.world, plan.train.needs, plan.evaluation.needs if plan.evaluation else None
-        )
+        needs = plan_splits(recipe, splits, this_machine(device, self.world.size), self.world.size).all_needs
+        self.train_loader, self.eval_loader = open_loaders(recipe, splits, device, self.world, needs)
 
         self.res = recipe.augment.res or self.manifest.res
         self.config, model = checkpoint.initial_model(recipe, self.res, self.manifest, state)

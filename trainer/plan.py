@@ -75,6 +75,11 @@ class RecipePlan:
     train: MemoryPlan
     evaluation: MemoryPlan | None
 
+    @property
+    def all_needs(self) -> tuple[Needs | None, Needs | None]:
+        """What the (training, held-out) loaders have to leave free."""
+        return self.train.needs, self.evaluation.needs if self.evaluation else None
+
     def table(self) -> str:
         """What `mlpdata train RECIPE --plan` prints."""
         machine, train, wanted = self.machine, self.train, self.needs.images_per_s
