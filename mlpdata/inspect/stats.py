@@ -166,10 +166,10 @@ def name_groups(root: Path, manifest: Manifest, duplicates: Duplicates, groups: 
     split_numbers = duplicates.split_of(rows)
     samples: list[dict] = [{}] * len(rows)
     for i, split in enumerate(duplicates.splits):
-        places = np.flatnonzero(split_numbers == i)
-        places = places[np.argsort(rows[places])]
-        keys = index.keys(root, manifest, split, rows[places] - duplicates.first_rows[i])
-        for place, key in zip(places.tolist(), keys, strict=True):
-            samples[place] = {"split": split, "key": key, "label": int(labels[place])}
+        members = np.flatnonzero(split_numbers == i)
+        members = members[np.argsort(rows[members])]
+        keys = index.keys(root, manifest, split, rows[members] - duplicates.first_rows[i])
+        for member, key in zip(members.tolist(), keys, strict=True):
+            samples[member] = {"split": split, "key": key, "label": int(labels[member])}
     edges = np.cumsum([0, *(stops - starts)]).tolist()
     return [samples[a:b] for a, b in pairwise(edges)]

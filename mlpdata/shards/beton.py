@@ -107,15 +107,15 @@ def create(path: Path, layout: Layout, codec: str, sizes, widths, heights, label
         f.truncate(layout.file_bytes)
         pwrite(f.fileno(), header.tobytes() + descriptors.tobytes(), 0)
         for start in range(0, n, TABLE_ROWS):
-            part = slice(start, min(n, start + TABLE_ROWS))
-            meta = np.zeros(part.stop - start, METADATA)
-            meta["image"]["mode"], meta["image"]["data_ptr"] = MODES[codec], layout.ptrs[part]
-            meta["image"]["width"], meta["image"]["height"] = widths[part], heights[part]
-            meta["label"] = labels[part]
+            rows = slice(start, min(n, start + TABLE_ROWS))
+            meta = np.zeros(rows.stop - start, METADATA)
+            meta["image"]["mode"], meta["image"]["data_ptr"] = MODES[codec], layout.ptrs[rows]
+            meta["image"]["width"], meta["image"]["height"] = widths[rows], heights[rows]
+            meta["label"] = labels[rows]
             pwrite(f.fileno(), meta, METADATA_START + start * METADATA.itemsize)
             alloc = np.zeros(len(meta), ALLOCATION)
-            alloc["sample_id"], alloc["ptr"] = np.arange(start, part.stop), layout.ptrs[part]
-            alloc["size"] = sizes[part]
+            alloc["sample_id"], alloc["ptr"] = np.arange(start, rows.stop), layout.ptrs[rows]
+            alloc["size"] = sizes[rows]
             pwrite(f.fileno(), alloc, layout.alloc_table_ptr + start * ALLOCATION.itemsize)
 
 

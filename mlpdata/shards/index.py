@@ -108,10 +108,10 @@ def rows(root: Path, manifest: Manifest, split: str, first: int, n: int) -> Inde
     with _open(root, manifest, split) as table:
         ends = _row_group_ends(table)
         start, stop = (int(np.searchsorted(ends, row, side="right")) for row in (first, first + n - 1))
-        part = table.read_row_groups(list(range(start, stop + 1)), columns=[*TEXTS, *NUMBERS])
-        part = part.slice(first - (int(ends[start - 1]) if start else 0), n)
-        texts = {name: _texts(part[name]) for name in TEXTS}
-        numbers = {name: _numbers(part[name].combine_chunks()) for name in NUMBERS}
+        groups = table.read_row_groups(list(range(start, stop + 1)), columns=[*TEXTS, *NUMBERS])
+        selected = groups.slice(first - (int(ends[start - 1]) if start else 0), n)
+        texts = {name: _texts(selected[name]) for name in TEXTS}
+        numbers = {name: _numbers(selected[name].combine_chunks()) for name in NUMBERS}
         return IndexRows(**texts, **numbers)  # pyright: ignore[reportArgumentType] - it has these fields
 
 

@@ -150,10 +150,10 @@ class Manifest:
 
     def split(self, name: str) -> str:
         """The directory's own name for a split. `val` and `test` stand for each other where only one exists."""
-        found = splits.find(name, self.splits)
-        if found is None:
+        own = splits.find(name, self.splits)
+        if own is None:
             raise Error(f"no split {name!r} in this directory; it has {', '.join(sorted(self.splits))}")
-        return found
+        return own
 
     def _check(self) -> None:
         """Raise ValueError or Error for what no conversion writes: readers size buffers, and print code, by these."""

@@ -120,8 +120,8 @@ def _foreign_split(index: ShardIndex, split: str) -> DataSplit:
     ):
         if wrong.any():
             i = int(wrong.argmax())
-            found = what.format(width=int(index.width[i]), height=int(index.height[i]), label=int(index.label[i]))
-            raise Error(f"{index.files[int(index.file[i])]}: sample {i} {found}")
+            claim = what.format(width=int(index.width[i]), height=int(index.height[i]), label=int(index.label[i]))
+            raise Error(f"{index.files[int(index.file[i])]}: sample {i} {claim}")
     num_classes = int(index.label.max(initial=-1)) + 1
     return DataSplit(index=replace(index, is_foreign=True), split=split, num_classes=num_classes, manifest=None)
 
@@ -130,13 +130,13 @@ def _check_places(index: ShardIndex, file_bytes: list[int]) -> None:
     """Raise Error where a payload leaves its file, or a raw one does not fit its shape."""
     sizes = np.array(file_bytes, np.int64)
     for first in range(0, len(index), CHECK_ROWS):
-        part = slice(first, first + CHECK_ROWS)
-        start, length = index.offset[part], index.num_bytes[part]
-        beyond = (start < 0) | (length < 0) | (start > sizes[index.file[part]] - length)
+        rows = slice(first, first + CHECK_ROWS)
+        start, length = index.offset[rows], index.num_bytes[rows]
+        beyond = (start < 0) | (length < 0) | (start > sizes[index.file[rows]] - length)
         if beyond.any():
             i = first + int(beyond.argmax())
             raise Error(f"{index.files[int(index.file[i])]} is cut short or damaged: sample {i} lies beyond its end")
-        unfit = (index.codec[part] == RAW) & (length != np.int64(3) * index.width[part] * index.height[part])
+        unfit = (index.codec[rows] == RAW) & (length != np.int64(3) * index.width[rows] * index.height[rows])
         if unfit.any():
             i = first + int(unfit.argmax())
             raise Error(
