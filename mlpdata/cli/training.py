@@ -76,3 +76,20 @@ def scaling(runs, out):
     from trainer.scaling import run
 
     click.echo(run(list(runs), out))
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--shards", type=SHARDS, help="Shard directory that names the classes.  [default: that of the training]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@json_option()
+def predict(checkpoint, images, shards, device, as_json):
+    """The five best classes of image files, by name. CHECKPOINT is a file, or a run directory for its best one.
+
+    \b
+    mlpdata predict runs/cifar10-small cat.jpg dog.png
+    """
+    from trainer.predict import run
+
+    click.echo(run(checkpoint, images, shards, device, as_json))
