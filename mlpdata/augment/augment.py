@@ -58,7 +58,7 @@ class Augment(Augmentation):
         run = runner_of(self, *batch.images.shape[1:3], batch.chroma is not None, batch.images.device)
         draws = Draws.of(batch.ids, seed, epoch, run.purposes)
         with torch.autocast(batch.images.device.type, enabled=False):  # which would round the products
-            images, lam = run(batch.images, batch.chroma, draws)
+            images, lam = run(batch, draws)
         mix_labels = None if lam is None else batch.labels.index_select(0, _neighbours(batch.ids))
         return Batch(images, batch.labels, batch.ids, mix_labels, lam)
 

@@ -7,6 +7,9 @@ Multiplications and additions are not contracted (enable_fp_fusion=False), so in
 torch form to the bit. Triton's interpreter (TRITON_INTERPRET=1) runs the kernel on a CPU.
 """
 
+# Kernels are in Triton's language, whose types are not Python's:
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from functools import cache
@@ -32,12 +35,13 @@ def fill(
 ) -> None:
     """Write the finished batch to `out`, which has the output's dtype and layout.
 
-    images, chroma: as in Batch, contiguous. which: int64 (N,), the samples' rows in both; None: sample k is row k.
+    images, chroma: as in Batch. which: int64 (N,), the samples' rows in both; None: sample k is row k.
     """
     num_samples, (height, width) = len(out), images.shape[1:3]
     if num_samples:
         with torch.cuda.device_of(out):
             grid, constants = launch_of(a, num_samples, height, width)
+            images, chroma = images.contiguous(), None if chroma is None else chroma.contiguous()
             tensors = out, images, chroma, which, *geometry, _norm(a, out.device)
             _fill[grid](*tensors, num_samples, **constants)
 

@@ -1,4 +1,8 @@
-"""How an augmentation runs: compiled or not, and on the CPU a few images at a time. The results are the same."""
+"""How an augmentation runs. The results are the same to the bit, in float32, wherever and however that is.
+
+On a GPU: the Triton kernel, or, where that does not compile, torch operations.
+On the CPU: torch.compile, once that pays, or torch operations; a few images at a time, which stay in the cache.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mlpdata.augment.batch import DTYPES
+from mlpdata.augment.batch import DTYPES, Batch
 from mlpdata.augment.draws import Draws
 from mlpdata.augment.geometry import Geometry, geometry_of, purposes_of, tables_of
 from mlpdata.augment.pixels import StoredImages, fill
@@ -39,14 +43,12 @@ class Runner:
         self._may_compile, self._eager_s = augment.compile is not False, 0.0
         self._compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = cache(self._compile)
 
-    def __call__(self, images: Tensor, chroma: Tensor | None, draws: Draws) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """(finished batch, weights of the own labels or None)."""
-        pays = self.augment.compile or not self._on_cpu or self._eager_s > COMPILE_PAYS_S
-        if self._may_compile and pays and len(images) > FEW:
+        pays = self.augment.compile or self._eager_s > COMPILE_PAYS_S
+        if self._may_compile and (not self._on_cpu or (pays and len(batch.ids) > FEW)):
             try:
-                draws = Draws(_any_length(draws.values)[0], draws.purposes)
-                geometry, lam = self._compiled(geometry_of)(draws, *self._kind)
-                return self._by_steps(self._fill_compiled, self._compiled_step, images, chroma, geometry), lam
+                return self._run_compiled(batch, draws) if self._on_cpu else self._run_kernel(batch, draws)
             except torch.OutOfMemoryError:
                 raise
             except Exception as e:
@@ -55,22 +57,40 @@ class Runner:
                 _warn_once(f"augmentation runs uncompiled, which is slower: {reason}")
         started = time.perf_counter()
         geometry, lam = geometry_of(self.augment, draws, *self._kind)
-        x = self._by_steps(self._fill, STEP, images, chroma, geometry)
+        step = STEP if self._on_cpu else max(1, len(batch.ids))
+        x = self._by_steps(self._fill, step, batch, geometry)
         self._eager_s += time.perf_counter() - started
         return x, lam
 
-    def _by_steps(self, fill_step, step: int, images: Tensor, chroma: Tensor | None, geometry: Geometry) -> Tensor:
-        """The finished batch; on the CPU, `step` images at a time."""
-        a, n = self.augment, len(images)
-        order = torch.channels_last if a.layout == "channels_last" else torch.contiguous_format
-        shape = (n, 3, *a.output_size(self._kind[1]))
-        x = torch.empty(shape, dtype=DTYPES[a.dtype], device=images.device, memory_format=order)
-        x = x.flatten(1) if a.layout == "flat" else x
-        step = step if self._on_cpu else max(1, n)
-        for start in range(0, n, step):
+    def _run_kernel(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        from mlpdata.augment import kernel  # imports triton, which takes a while and may be missing
+
+        geometry, lam = geometry_of(self.augment, draws, *self._kind)
+        x = self._empty(batch)
+        kernel.fill(self.augment, x, batch.images, batch.chroma, batch.rows, geometry)
+        return x, lam
+
+    def _run_compiled(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        draws = Draws(_any_length(draws.values)[0], draws.purposes)
+        geometry, lam = self._compiled(geometry_of)(draws, *self._kind)
+        return self._by_steps(self._fill_compiled, self._compiled_step, batch, geometry), lam
+
+    def _by_steps(self, fill_step: Callable[..., None], step: int, batch: Batch, geometry: Geometry) -> Tensor:
+        """The finished batch, `step` images at a time."""
+        x = self._empty(batch)
+        for start in range(0, len(x), step):
             some = slice(start, start + step)
-            fill_step(x[some], images[some], None if chroma is None else chroma[some], geometry.of(some))
+            stored = some if batch.rows is None else batch.rows[some]
+            chroma = None if batch.chroma is None else batch.chroma[stored]
+            fill_step(x[some], batch.images[stored], chroma, geometry.of(some))
         return x
+
+    def _empty(self, batch: Batch) -> Tensor:
+        a = self.augment
+        order = torch.channels_last if a.layout == "channels_last" else torch.contiguous_format
+        shape = (len(batch.ids), 3, *a.output_size(self._kind[1]))
+        x = torch.empty(shape, dtype=DTYPES[a.dtype], device=batch.images.device, memory_format=order)
+        return x.flatten(1) if a.layout == "flat" else x
 
     def _fill(self, out: Tensor, images: Tensor, chroma: Tensor | None, geometry: Geometry) -> None:
         sample = products if self._on_cpu else gather
@@ -80,11 +100,10 @@ class Runner:
         if len(images) <= FEW:
             self._fill(out, images, chroma, geometry)
             return
-        if self._on_cpu and geometry.rows is not None:
+        if geometry.rows is not None:
             images, chroma = turned(images), None if chroma is None else turned(chroma)
         out, images, chroma, *fields = _any_length(out, images, chroma, *geometry)
-        sample = passes if self._on_cpu else gather
-        self._compiled(fill)(out, StoredImages(images, chroma, sample), Geometry(*fields))
+        self._compiled(fill)(out, StoredImages(images, chroma, passes), Geometry(*fields))
 
     def _compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of the Augment under torch.compile, for one image size and any number of images.

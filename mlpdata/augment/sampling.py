@@ -1,6 +1,6 @@
 """Bilinear samples of images at given positions, in three forms that give the same bits.
 
-gather    four pixels a sample; for GPUs, and where torch.compile fuses it
+gather    four pixels a sample; for GPUs where the Triton kernel does not run
 passes    of `turned` images, first across and then down; for torch.compile on CPUs
 products  as products with matrices of weights; for CPUs without a compiler
 
@@ -48,7 +48,7 @@ def passes(image: Tensor, which: Tensor | None, rows: Tensor, columns: Tensor) -
     """`gather` of turned images, first across and then down, so that all reads are contiguous.
 
     Compilers for CPUs find vector instructions for contiguous reads and none for gathers of bytes: with AVX2 half the
-    time of `gather` or less. A GPU gathers, in one kernel and without memory in between.
+    time of `gather` or less.
     """
     _, width, channels, height = image.shape
     across = _between(image.view(-1, width, channels * height), which, columns)

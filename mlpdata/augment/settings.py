@@ -25,8 +25,9 @@ class Augmentation:
     cutmix:     alpha of the share of the image that stays; the rest is a box out of the neighbour. With mixup too, each
                 pair of neighbours takes either, at even odds.
     mean, std:  per channel, on the scale of 0 to 1; None leaves values from 0 to 1 (in a recipe: takes the data set's).
-    compile:    True and False force or forbid torch.compile, with the same results; None compiles at once for a GPU,
-                on the CPU after half a minute of work. If compiling fails, a warning says so once.
+    compile:    True and False force or forbid compiled code (a Triton kernel on a GPU, torch.compile on the CPU), with
+                the same results. None compiles at once for a GPU, on the CPU after half a minute of work. If compiling
+                fails, a warning says so once.
 
     Raises ValueError for values that make no sense.
 

@@ -1,15 +1,15 @@
 """The Triton kernel under Triton's interpreter, on the CPU: the torch form's bits, whatever is asked for."""
 
 import importlib
+import warnings
 
 import pytest
 import torch
 
 from mlpdata import Augment, Batch
-from mlpdata.augment.batch import DTYPES
 from mlpdata.augment.chroma import to_ycc420
 from mlpdata.augment.draws import Draws
-from mlpdata.augment.geometry import geometry_of, purposes_of, tables_of
+from mlpdata.augment.runner import Runner
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -53,26 +53,55 @@ def batch(n=7, height=12, width=14):
     return Batch(images, torch.arange(n), torch.arange(100, 100 + n))
 
 
-def by_kernel(kernel, a, batch, which=None):
-    """What the kernel makes of a batch, on the draws of epoch 1 and seed 2."""
-    draws = Draws.of(batch.ids, 2, 1, purposes_of(a))
-    stored = tuple(batch.images.shape[1:3])
-    geometry, _ = geometry_of(a, draws, tables_of(a, batch.ids.device), stored, batch.chroma is not None)
-    order = torch.channels_last if a.layout == "channels_last" else torch.contiguous_format
-    out = torch.full((len(batch.ids), 3, *a.output_size(stored)), 99.0, dtype=DTYPES[a.dtype])
-    out = out.contiguous(memory_format=order)
-    out = out.flatten(1) if a.layout == "flat" else out
-    kernel.fill(a, out, batch.images, batch.chroma, which, geometry)
-    return out
+def in_ycc(batch):
+    luma, chroma = to_ycc420(batch.images)
+    return Batch(luma, batch.labels, batch.ids, chroma=chroma)
+
+
+def run_as_on_a_gpu(a, batch):
+    """What `apply` does on a GPU, on the draws of epoch 1 and seed 2: (images, weights)."""
+    runner = Runner(a, *batch.images.shape[1:3], batch.chroma is not None, batch.images.device)
+    runner._on_cpu = False
+    return runner(batch, Draws.of(batch.ids, 2, 1, runner.purposes))
 
 
 @pytest.mark.parametrize("is_ycc", [False, True], ids=["rgb", "ycc420"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_kernel_has_the_torch_forms_bits(name, is_ycc, kernel):
-    a, b = Augment(**OPTIONS[name], compile=False), batch()
-    if is_ycc:
-        luma, chroma = to_ycc420(b.images)
-        b = Batch(luma, b.labels, b.ids, chroma=chroma)
-    out, expected = by_kernel(kernel, a, b), a.apply(b, epoch=1, seed=2).images
-    assert out.shape == expected.shape and out.stride() == expected.stride()
-    assert torch.equal(out, expected)
+    a, b = Augment(**OPTIONS[name]), in_ycc(batch()) if is_ycc else batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that it runs uncompiled
+        images, lam = run_as_on_a_gpu(a, b)
+    expected = a.apply(b, epoch=1, seed=2)
+    assert images.shape == expected.images.shape and images.stride() == expected.images.stride()
+    assert torch.equal(images, expected.images)
+    assert lam is expected.mix_lam is None or torch.equal(lam, expected.mix_lam)
+
+
+@pytest.mark.parametrize("make", [lambda b: b, in_ycc], ids=["rgb", "ycc420"])
+@pytest.mark.parametrize("options", [{}, EVERYTHING, {"crop_scale": None, "flip": False}])
+def test_batches_are_gathered_from_a_store_on_the_way(make, options, kernel):
+    a, store = Augment(**options), make(batch(20))
+    rows = torch.tensor([19, 3, 3, 0, 11])
+    ids = torch.arange(5)
+    from_store = Batch(store.images, ids, ids, chroma=store.chroma, rows=rows)
+    expected = a.apply(from_store.gathered(), 1, 2).images
+    assert torch.equal(expected, Augment(**vars(a) | {"compile": False}).apply(from_store, 1, 2).images)
+    assert torch.equal(expected, run_as_on_a_gpu(a, from_store)[0])
+
+
+def test_a_kernel_that_does_not_compile_is_said_once_and_torch_does_the_work(kernel, monkeypatch):
+    def fails(*args, **options):
+        raise RuntimeError("no such chip")
+
+    monkeypatch.setattr(kernel, "fill", fails)
+    a, b = Augment(res=7, mixup=0.8), batch()
+    with pytest.warns(RuntimeWarning, match="augmentation runs uncompiled, which is slower: no such chip"):
+        images, _ = run_as_on_a_gpu(a, b)
+    assert torch.equal(images, a.apply(b, epoch=1, seed=2).images)
+
+
+def test_no_images_and_one_image(kernel):
+    for n in (0, 1):
+        images, lam = run_as_on_a_gpu(Augment(mixup=0.8), batch(n))
+        assert images.shape == (n, 3, 12, 14) and len(lam) == n

@@ -1,0 +1,116 @@
+"""The kernels of the augmentation as a GPU would run them, known without one: bytes, registers, spills.
+
+    python tests/bench/kernels.py
+
+Compiles the Triton kernels for sm_90 (H100) and sm_89 (RTX 4090), for which triton's wheel is enough, and reads
+registers and spills from the code. Prints one JSON row a kernel, option set and chip.
+
+`bytes` is what a batch has to move: each source pixel read once, each output written once, and the geometry.
+`bytes_ratio` is that over pixels and outputs alone; a kernel that reads the pixels twice has about 1.3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mlpdata import Augment
+from mlpdata.augment import kernel
+from mlpdata.augment.batch import DTYPES
+from mlpdata.augment.draws import Draws
+from mlpdata.augment.geometry import geometry_of, purposes_of, tables_of
+
+CHIPS = {"sm_90": 90, "sm_89": 89}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SETS = {
+    "crop, flip": {},
+    "crop, flip, mixup": {"mixup": 0.8},
+    "pad, flip, cutout": {"crop_scale": None, "pad": 4, "cutout": 16},
+    "everything": {"mixup": 0.8, "cutmix": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "erase": 0.25},
+}
+POINTERS = {
+    torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64", torch.float32: "*fp32", torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+}  # fmt: skip
+
+
+def compiled(function, arguments: dict, constants: dict, chip: int):
+    """A kernel compiled for arguments like these: tensors, numbers, None."""
+    signature, constexprs, attributes = {}, {}, {}
+    options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion") if name in constants}
+    for index, name in enumerate(function.arg_names):
+        value = arguments.get(name)
+        if name in constants or value is None:
+            signature[name] = "constexpr"
+            constexprs[(index,)] = constants.get(name)
+        elif isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i32"
+    source = ASTSource(function, signature, constexprs, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
+
+
+def registers_and_spills(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread, and bytes a thread of memory for what the registers do not hold."""
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        text = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL"))
+    return registers, stack + local
+
+
+def num_bytes(*tensors) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def pixels_row(name: str, a: Augment, is_ycc: bool, batch: int, res: int, chip: str) -> dict:
+    device = torch.device("cpu")  # only shapes and types are looked at
+    draws = Draws.of(torch.arange(batch), 0, 0, purposes_of(a))
+    geometry, _ = geometry_of(a, draws, tables_of(a, device), (res, res), is_ycc)
+    images = torch.empty((batch, res, res, 1 if is_ycc else 3), dtype=torch.uint8, device="meta")
+    chroma = torch.empty((batch, res // 2, res // 2, 2), dtype=torch.uint8, device="meta") if is_ycc else None
+    out = torch.empty((batch, 3, res, res), dtype=DTYPES[a.dtype], device="meta")
+    which, norm = torch.empty(batch, dtype=torch.int64), torch.empty((3, 2))
+    arguments = {"out": out, "images": images, "chroma": chroma, "which": which, **geometry._asdict(), "norm": norm}
+    grid, constants = kernel.launch_of(a, batch, res, res)
+    row = {"bench": "kernels", "kernel": "pixels", "set": name, "pixels": "ycc420" if is_ycc else "rgb", "chip": chip}
+    row |= {"batch": batch, "res": res, "dtype": a.dtype, "programs": grid[0] * grid[1]}
+    row |= {"warps": constants["num_warps"], "block": constants["BLOCK"]}
+    least = num_bytes(images, chroma, out)
+    moved = least + num_bytes(which, norm, *geometry)
+    row |= {"bytes": moved, "bytes_ratio": round(moved / least, 3)}
+    binary = compiled(kernel._fill, arguments | {"num_samples": batch}, constants, CHIPS[chip])
+    row["registers"], row["spill_bytes"] = registers_and_spills(binary.asm["cubin"])
+    row["shared_bytes"], row["triton"] = binary.metadata.shared, triton.__version__
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16_384)
+    parser.add_argument("--res", type=int, default=64)
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--set", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--chip", nargs="+", default=list(CHIPS), choices=CHIPS)
+    args = parser.parse_args()
+    for chip in args.chip:
+        for name in args.set:
+            for is_ycc in (False, True):
+                a = Augment(**SETS[name], mean=MEAN, std=STD, dtype=args.dtype)
+                print(json.dumps(pixels_row(name, a, is_ycc, args.batch, args.res, chip)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
