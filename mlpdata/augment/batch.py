@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ class Batch:
     mix_lam:    float32 (N,), the weight of the own label; None without mixup or cutmix.
     chroma:     None, or uint8 (N, ceil(H/2), ceil(W/2), 2), Cb and Cr as `to_ycc420` makes them; `images` is then the
                 luma, uint8 (N, H, W, 1).
-    rows:       None, or int64 (N,): the samples' rows in `images` and `chroma`, which then are a whole store. It is
-                for batches that are augmented next, which gathers them on the way; `gathered` does so at once.
+    rows:       None, or int64 (N,), the samples' rows in `images` and `chroma`, which then are a whole store: the
+                augmentation gathers them on the way. Never so in a batch that a Loader gives.
     """
 
     images: Tensor
@@ -33,10 +33,3 @@ class Batch:
     mix_lam: Tensor | None = None
     chroma: Tensor | None = None
     rows: Tensor | None = None
-
-    def gathered(self) -> Batch:
-        """The same samples without `rows`."""
-        if self.rows is None:
-            return self
-        images, chroma = (None if t is None else t.index_select(0, self.rows) for t in (self.images, self.chroma))
-        return replace(self, images=images, chroma=chroma, rows=None)

@@ -209,8 +209,11 @@ class Loader:
                         break
                     if self.augment is not None:
                         batch = self.augment.apply(batch, epoch, self.seed)
-                    elif batch.chroma is not None:
-                        batch = Batch(from_ycc420(batch.images, batch.chroma), batch.labels, batch.ids)
+                    else:
+                        if isinstance(self._tier, Resident):
+                            batch = self._tier.gathered(batch)
+                        if batch.chroma is not None:
+                            batch = Batch(from_ycc420(batch.images, batch.chroma), batch.labels, batch.ids)
                     # The position moves before the batch goes out: a state saved while the batch is in use goes on
                     # with the next one, and a consumer that takes `len` batches and no more has had the epoch.
                     position.step += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,10 +34,10 @@ class Resident:
         self._buffers = BufferPool() if device.type == "cpu" else None
 
     def batches(self, steps: EpochSteps) -> Generator[Batch, None, None]:
-        """The batches of an epoch's steps."""
+        """The batches of an epoch's steps, as rows of the stores: what augments them gathers them on the way."""
         if self.device.type == "cpu":
             for step in steps.range:
-                yield self._gather(torch.from_numpy(steps.rows(step)))
+                yield self._batch(torch.from_numpy(steps.rows(step)))
             return
         # The row numbers of many batches are sent at once, so that launching a batch needs no copy of its own.
         group = max(1, NUM_ROWS // steps.local_batch_size)
@@ -44,17 +45,23 @@ class Resident:
             rows = [steps.rows(step) for step in range(first, min(steps.range.stop, first + group))]
             on_device = torch.from_numpy(np.concatenate(rows)).pin_memory().to(self.device, non_blocking=True)
             for rows_of_step in on_device.split([len(r) for r in rows]):
-                yield self._gather(rows_of_step)
+                yield self._batch(rows_of_step)
 
-    def _gather(self, rows: torch.Tensor) -> Batch:
+    def _batch(self, rows: torch.Tensor) -> Batch:
+        ids = rows if self._ids is None else self._ids.index_select(0, rows)
+        return replace(batch_of(self.stores, self._labels.index_select(0, rows), ids), rows=rows)
+
+    def gathered(self, batch: Batch) -> Batch:
+        """A batch with pixels of its own."""
+        rows = batch.rows
+        assert rows is not None
         if self._buffers is None:
             planes = [store.index_select(0, rows) for store in self.stores]
         else:
             planes = [self._buffers.take((len(rows), *store.shape[1:])) for store in self.stores]
             for store, plane in zip(self.stores, planes, strict=True):
                 torch.index_select(store, 0, rows, out=plane)
-        ids = rows if self._ids is None else self._ids.index_select(0, rows)
-        return batch_of(planes, self._labels.index_select(0, rows), ids)
+        return batch_of(planes, batch.labels, batch.ids)
 
     def rgb(self) -> torch.Tensor:
         """All pixels, uint8 (N, H, W, 3) on the device."""
