@@ -105,22 +105,10 @@ class HostTier:
 
 
 class Pinned(HostTier):
-    """All pixels in host memory; a batch is one gather there, into pinned buffers."""
+    """Pixels in host memory; a batch is one gather there, into pinned buffers.
 
-    def __init__(self, reader: Reader, selection: Selection, device: torch.device, pixels: Pixels = "rgb"):
-        super().__init__(reader, selection, device, pixels)
-        self.stores = load_pixels(reader, selection.all_ids, torch.device("cpu"), pixels)
-
-    def _fills(self, steps: EpochSteps) -> Iterator[tuple[np.ndarray, Fill]]:
-        for step in steps.range:
-            rows = steps.rows(step)
-            yield rows, partial(_gather, self.stores, rows)
-
-
-class Split(HostTier):
-    """The first rows on the device, the others in host memory; the batches are those of the other tiers.
-
-    num_resident: rows on the device. Shards are shuffled, so of every batch about the same share comes from the host.
+    num_resident: the tier "split": so many rows, the first, are on the device instead. Shards are shuffled, so about
+    the same share of every batch comes from the host. Batches are those of the other tiers, in the same order.
     """
 
     def __init__(
@@ -134,7 +122,12 @@ class Split(HostTier):
     def _fills(self, steps: EpochSteps) -> Iterator[tuple[np.ndarray, Fill]]:
         for step in steps.range:
             rows = steps.rows(step)
-            yield rows, partial(_gather, self.stores, rows[rows >= self.num_resident] - self.num_resident)
+            yield rows, partial(self._gather, rows[rows >= self.num_resident] - self.num_resident)
+
+    def _gather(self, rows: np.ndarray, planes: list[np.ndarray]) -> Wait:
+        for store, plane in zip(self.stores, planes, strict=True):
+            torch.index_select(store, 0, torch.from_numpy(rows), out=torch.from_numpy(plane))
+        return no_wait
 
     def _num_on_host(self, rows: np.ndarray) -> int:
         return int((rows >= self.num_resident).sum())
@@ -147,17 +140,10 @@ class Split(HostTier):
         return np.concatenate([super()._numbers(rows), [np.where(on_host, 0, rows), places]])
 
     def _batch(self, *tensors: torch.Tensor) -> Batch:
-        *from_host, numbers = tensors
-        planes = []
-        for store, plane in zip(self.resident, from_host, strict=True):
-            if len(store):
-                merged = store.index_select(0, numbers[2])
-                plane = merged.index_copy_(0, numbers[3][: len(plane)], plane)
-            planes.append(plane)
+        *planes, numbers = tensors
+        if self.num_resident:
+            planes = [
+                store.index_select(0, numbers[2]).index_copy_(0, numbers[3, : len(plane)], plane)
+                for store, plane in zip(self.resident, planes, strict=True)
+            ]
         return batch_of(planes, numbers[0], numbers[1])
-
-
-def _gather(stores: list[torch.Tensor], rows: np.ndarray, planes: list[np.ndarray]) -> Wait:
-    for store, plane in zip(stores, planes, strict=True):
-        torch.index_select(store, 0, torch.from_numpy(rows), out=torch.from_numpy(plane))
-    return no_wait

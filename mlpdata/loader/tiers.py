@@ -8,7 +8,7 @@ import torch
 from mlpdata.errors import Error, first_line
 from mlpdata.loader.memory_plan import Machine, MemoryPlan, SplitSize, plan_memory
 from mlpdata.loader.options import LoadOptions
-from mlpdata.loader.pinned import Pinned, Split
+from mlpdata.loader.pinned import Pinned
 from mlpdata.loader.reader import Reader
 from mlpdata.loader.resident import Resident, ycc420_psnr
 from mlpdata.loader.stream import Stream
@@ -20,7 +20,7 @@ from mlpdata.system.threads import cores
 CACHE_SHARE = 0.6  # of the free memory: larger files are read past the page cache
 PSNR_SAMPLES = 512
 
-AnyTier = Resident | Split | Pinned | Stream
+AnyTier = Resident | Pinned | Stream
 
 
 def this_machine(device: torch.device, num_processes: int = 1) -> Machine:
@@ -56,10 +56,8 @@ def open_tier(
     try:
         if plan.tier == "resident":
             return Resident(reader, selection, device, plan.pixels), plan, reason
-        if plan.tier == "split":
-            return Split(reader, selection, device, plan.pixels, plan.num_resident), plan, reason
-        if plan.tier == "pinned":
-            return Pinned(reader, selection, device, plan.pixels), plan, reason
+        if plan.tier in ("split", "pinned"):
+            return Pinned(reader, selection, device, plan.pixels, plan.num_resident), plan, reason
     except (torch.OutOfMemoryError, MemoryError) as e:
         raise Error(
             f"the memory is not enough for the pixels ({first_line(e):.120}); load with tier='stream', or "
