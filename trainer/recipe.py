@@ -13,7 +13,7 @@ from mlpdata.augment.settings import Augmentation
 from mlpdata.errors import Error
 from mlpdata.loader.options import Pixels, Tier
 from mlpdata.shards.manifest import MAX_RES
-from trainer import strict
+from trainer import recipes, strict
 
 MAX_NAME_BYTES = 200  # of a run; file systems take 255, and a number may follow
 ANY = float("inf")
@@ -188,12 +188,16 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe file, what it extends, and `section.key=value` overrides on top. Raises Error."""
-    tree = strict.read(Path(path))
+    """Read a recipe file, what it extends, and `section.key=value` overrides on top. Raises Error.
+
+    path: of a file, or the name of a recipe that comes with the package.
+    """
+    path = recipes.find(path)
+    tree = strict.read(path)
     for setting in overrides:
         strict.override(tree, setting)
     if "name" not in tree:
-        tree["name"] = (yaml.ScalarNode("tag:yaml.org,2002:str", Path(path).stem), str(path))
+        tree["name"] = (yaml.ScalarNode("tag:yaml.org,2002:str", path.stem), str(path))
     return strict.build(tree, Recipe)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mlpdata.errors import Error, first_line, lacks_memory
-from trainer import report, run_directory, states
+from trainer import recipes, report, run_directory, states
 from trainer.loop import Trainer
 from trainer.recipe import Recipe, load_recipe
 from trainer.world import device_of, join, precision_of
@@ -38,7 +38,7 @@ def run(
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
     report.Trackers.check(recipe)
     if not resume:
-        _check_init(recipe, Path(recipe_path))
+        _check_init(recipe, recipes.find(recipe_path))
     with join(device.type) as world, contextlib.ExitStack() as locks, _memory_errors():
 
         def lock(choose: Callable) -> Path:

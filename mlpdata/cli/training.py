@@ -1,7 +1,8 @@
-"""Commands of the trainer: train, eval, scaling."""
+"""Commands of the trainer: recipes, train, eval, scaling."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -10,17 +11,48 @@ from mlpdata.cli.group import main
 from mlpdata.cli.parameters import SHARDS, json_option
 
 
+@main.group(invoke_without_command=True)
+@click.pass_context
+def recipes(ctx):
+    """List the recipes that come with mlpdata; `train` takes their names.
+
+    \b
+    mlpdata recipes
+    mlpdata recipes show cifar10-small > mine.yaml
+    """
+    from trainer.recipes import table
+
+    if ctx.invoked_subcommand is None:
+        click.echo(table())
+
+
+@recipes.command()
+@click.argument("name")
+def show(name):
+    """Print a recipe, as a start for your own.
+
+    \b
+    mlpdata recipes show cifar10-small > mine.yaml
+    """
+    from trainer.recipes import find
+
+    click.echo(find(name).read_text(), nl=False)
+
+
 @main.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of this recipe's run.")
 @click.option("--profile", is_flag=True, help="Train nothing: measure images/s from shards, and with data at no cost.")
 @click.option("--plan", "show_plan", is_flag=True,
               help="Train nothing: print where the pixels go, the rates that takes, and the bottleneck.")  # fmt: skip
 def train(recipe, overrides, resume, profile, show_plan):
-    """Train a recipe. Several GPUs: torchrun --nproc-per-node N -m trainer RECIPE ...
+    """Train a recipe: a YAML file, or one of those that `mlpdata recipes` lists.
+
+    Several GPUs, a process each: torchrun --nproc-per-node N --no-python mlpdata train RECIPE
 
     \b
+    mlpdata train cifar10-small
     mlpdata train recipes/cifar10-small.yaml --set data.shards=shards/cifar10-32 --set train.epochs=40
     """
     if show_plan:
@@ -28,6 +60,10 @@ def train(recipe, overrides, resume, profile, show_plan):
 
         click.echo(plan(recipe, list(overrides)))
         return
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        from trainer.__main__ import run_as_one_of_many
+
+        run_as_one_of_many(recipe, list(overrides), resume=resume, profile=profile)
     from trainer.train import run
 
     run(recipe, list(overrides), resume=resume, profile=profile)
@@ -56,7 +92,10 @@ def train(recipe, overrides, resume, profile, show_plan):
 def eval_(**options):
     """Evaluate a checkpoint: top-1, top-5, and ReaL accuracy where the shards have its labels.
 
+    CHECKPOINT is a file, or a run directory, of which the best checkpoint is taken.
+
     \b
+    mlpdata eval runs/cifar10-small --shards shards/cifar10-32
     mlpdata eval runs/cifar10-small/best.safetensors --shards shards/cifar10-32 --tta 100
     """
     from trainer.evaluate import EvalOptions, run

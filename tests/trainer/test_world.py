@@ -47,15 +47,15 @@ def recipe(tmp_path, shapes_dir):
     return path
 
 
-def start(recipe, *words, size=2):
-    """The processes that torchrun would start."""
+def start(recipe, *words, size=2, command=("trainer",)):
+    """The processes that torchrun would start. command: the module to run, and what comes before the recipe."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "trainer", recipe, *words],
+            [sys.executable, "-m", *command, recipe, *words],
             cwd=recipe.parent, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
@@ -100,7 +100,8 @@ def test_a_process_that_dies_ends_the_others_with_a_message(recipe):
 
 
 def test_asked_to_end_all_processes_save_at_the_same_step(recipe):
-    processes = start(recipe, "--set", "train.epochs=100000", "--set", "save.every_steps=10")
+    command = ("mlpdata.cli", "train")  # as `torchrun --no-python mlpdata train` starts it
+    processes = start(recipe, "--set", "train.epochs=100000", "--set", "save.every_steps=10", command=command)
     until(lambda: states.list_states(recipe.parent / "runs" / "tiny"), *processes)
     processes[1].terminate()  # one is told; all stop
     ended = finish(processes)
