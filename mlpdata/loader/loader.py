@@ -33,6 +33,7 @@ from mlpdata.loader.resident import Resident, load_pixels
 from mlpdata.loader.subset import ids_of, select
 from mlpdata.loader.tiers import open_tier
 from mlpdata.shards import remote
+from mlpdata.shards.classes import read_classes
 from mlpdata.shards.open import open_split
 from mlpdata.system.threads import cores
 
@@ -122,6 +123,18 @@ class Loader:
         self._position = state.Position(0, 0, self._tier.blocks)  # of the iteration that began last
 
     # ------------------------------------------------------------------------------------------------- as a whole
+
+    def __repr__(self) -> str:
+        return (
+            f"<Loader of {self.num_samples:,} samples of {self.split!r} in {self.num_classes:,} classes, "
+            f"{len(self):,} batches of {self.batch_size:,} x {self.shape}, {self.tier} on {self.device}>"
+        )
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The readable name of each label; empty where there is no list of classes. Raises Error for a damaged one."""
+        names = [readable for _, readable in read_classes(self.root, self.manifest)] if self.manifest else []
+        return names if self._selection.numbers is None or not names else [names[k] for k in self._selection.numbers]
 
     @property
     def ids(self) -> np.ndarray:

@@ -83,6 +83,11 @@ class LoadOptions:
             value = getattr(self, name)
             if value is not None or name in ("rank", "world_size"):
                 object.__setattr__(self, name, whole(name, value, least, most))
+        if self.needs is not None:
+            from mlpdata.loader.memory_plan import Needs  # which takes the lists from here
+
+            if not isinstance(self.needs, Needs):
+                raise Error(f"needs is an mlpdata.loader.memory_plan.Needs, not {shown(self.needs)}")
         if self.rank >= self.world_size:
             raise Error(f"rank {self.rank} is not one of {self.world_size} processes, which count from 0")
         if self.relabel and self.classes is None:

@@ -24,12 +24,14 @@ class Selection:
     labels:  int64 (N,) of the rows. num_classes: what they are below of.
     ids:     int64 (N,), the id of each row; None: row i is sample i of the split.
     classes: int64, the class numbers that were asked for, as far as their order matters; None: all.
+    numbers: with relabel, the class number that each label stands for; None: labels are the split's own.
     """
 
     labels: np.ndarray
     num_classes: int
     ids: np.ndarray | None = None
     classes: np.ndarray | None = None
+    numbers: list[int] | None = None
 
     @property
     def all_ids(self) -> np.ndarray:
@@ -51,7 +53,7 @@ def select(opened: DataSplit, root: Path, subset: Any, classes: Any, relabel: bo
         return [name for name, _ in read_classes(root, opened.manifest)] if opened.manifest else []
 
     labels, num_classes = np.array(opened.index.label, np.int64), opened.num_classes
-    allowed = chosen = None
+    allowed = chosen = numbers = None
     if classes is not None:
         numbers = class_numbers(classes, num_classes, class_names, root)
         allowed = np.flatnonzero(np.isin(labels, numbers))
@@ -66,7 +68,9 @@ def select(opened: DataSplit, root: Path, subset: Any, classes: Any, relabel: bo
     labels = labels if ids is None else labels[ids]
     if not len(labels):
         raise Error(f"subset and classes leave no samples of split {opened.split!r}")
-    return Selection(labels=labels, num_classes=num_classes, ids=ids, classes=chosen)
+    return Selection(
+        labels=labels, num_classes=num_classes, ids=ids, classes=chosen, numbers=numbers if relabel else None
+    )
 
 
 def choose(n: int, subset: Any, allowed: np.ndarray | None, seed: int) -> np.ndarray | None:

@@ -186,6 +186,7 @@ def test_labels_follow_the_list_of_classes(shapes_dir):
         ({"drop_last": 2}, "drop_last is True or False"),
         ({"augment": lambda image: image}, "augment is an mlpdata.Augment"),
         ({"relabel": True}, "give classes too"),
+        ({"needs": 5}, "needs is an"),
         ({"rank": -1}, "rank must be a whole number"),
         ({"world_size": 0}, "world_size must be"),
     ],
@@ -201,6 +202,16 @@ def test_paths_that_cannot_be(root):
     with pytest.raises(Error) as caught:
         mlpdata.load(root)
     assert "\n" not in str(caught.value)
+
+
+def test_class_names_follow_the_labels(shapes_dir):
+    loader = mlpdata.load(shapes_dir, batch_size=64)
+    names = loader.class_names
+    assert len(names) == loader.num_classes and "1,500 samples of 'train'" in repr(loader)
+    turned = mlpdata.load(shapes_dir, batch_size=64, classes=range(loader.num_classes)[::-1], relabel=True)
+    assert turned.class_names == names[::-1]
+    assert mlpdata.load(shapes_dir, batch_size=64, classes=[2]).class_names == names
+    assert mlpdata.load(shapes_dir / "train.beton", batch_size=64).class_names == []
 
 
 def test_less_common_options_come_in_a_record_or_by_name(shapes_dir):
