@@ -173,7 +173,7 @@ def _augmentation(recipe: Path | None):
 @click.option("--format", "format_", type=click.Choice(FORMATS["both"]), help="[default: the beton if there is one]")
 @click.option("--tier", type=click.Choice([t for t in TIERS if t != "auto"]), help="[default: chosen by size]")
 @click.option("--pixels", type=click.Choice(PIXELS), default="rgb",
-              help="How the resident tier holds them; ycc420 takes half the memory.")  # fmt: skip
+              help="ycc420 holds chroma at half resolution: half the bytes.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=1024)
 @click.option("--res", type=click.IntRange(1, MAX_RES), help="Of the augmented images.  [default: the stored one]")
 @click.option("--threads", type=click.IntRange(min=1), help="That read and decode.  [default: the cores]")

@@ -2,6 +2,7 @@
 
 This needs numba (the extra `turbo`) and the system's libturbojpeg. If one of them is missing, or gives other pixels
 than simplejpeg does, `batch_decoder` says so, and the reader decodes with simplejpeg, image by image.
+No wheel has such a call (simplejpeg, PyTurboJPEG, torchvision and imagecodecs decode one image a call).
 """
 
 from __future__ import annotations
@@ -9,25 +10,34 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import functools
-from collections.abc import Callable
+from typing import Protocol, cast
 
 import numpy as np
 import simplejpeg
 
 from mlpdata.errors import first_line
 
-FUNCTIONS = ("tjInitDecompress", "tjDestroy", "tjDecompress2")  # of TurboJPEG's API since 1.2; 3.x has them too
-RGB = 0  # TJPF_RGB, turbojpeg.h
+FUNCTIONS = ("tjInitDecompress", "tjDestroy", "tjDecompress2", "tjDecompressToYUVPlanes")  # of every version since 1.4
 SUBSAMPLINGS = ("444", "422", "420", "440", "411")
 
-# (data uint8 (bytes,), starts int64 (n,), sizes int64 (n,), out uint8 (n, H, W, 3)) -> numbers of the images that it
-# did not decode, int64: damaged ones, other sizes, anything that is not baseline. All arrays are C-contiguous.
-BatchDecoder = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+class BatchDecoder(Protocol):
+    """Decodes n JPEGs of one size in one call."""
+
+    def __call__(self, data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, *planes: np.ndarray) -> np.ndarray:
+        """Decode data[starts[k] : starts[k] + sizes[k]] for every k to planes[...][k].
+
+        data:   uint8 (bytes,). starts, sizes: int64 (n,).
+        planes: uint8, either RGB (n, H, W, 3), or luma (n, H, W, 1) and chroma (n, H / 2, W / 2, 2) as coded.
+        All arrays are C-contiguous. Returns the numbers k, int64, of the images that it did not decode: damaged ones,
+        other sizes, anything that is not baseline; for luma and chroma also anything but Y, Cb, Cr in 4:2:0.
+        """
+        ...
 
 
 @functools.cache
 def batch_decoder() -> tuple[BatchDecoder | None, str]:
-    """(decoder, what it is), or (None, why there is none). Takes half a second the first time in a process."""
+    """(decoder, what it is), or (None, why there is none). The first call in a process takes half a second."""
     try:
         import llvmlite.binding
         import numba
@@ -37,7 +47,11 @@ def batch_decoder() -> tuple[BatchDecoder | None, str]:
     if name is None:
         return None, "the system has no libturbojpeg (Debian, Ubuntu: apt install libturbojpeg0; conda: libjpeg-turbo)"
     try:
-        decode = _compile(numba, llvmlite.binding, ctypes.CDLL(name))
+        library = ctypes.CDLL(name)
+        for function in FUNCTIONS:  # the addresses are given by name, so that the library's symbols stay local
+            address = ctypes.cast(getattr(library, function), ctypes.c_void_p).value
+            llvmlite.binding.add_symbol(function, address)
+        decode = _decoder()
         agrees = _agrees(decode)
     except Exception as e:  # an optional library that does not work is no reason to stop: simplejpeg works
         return None, f"{name} and numba {numba.__version__} do not work: {type(e).__name__}: {first_line(e)}"
@@ -46,80 +60,46 @@ def batch_decoder() -> tuple[BatchDecoder | None, str]:
     return decode, f"{name}, called by numba {numba.__version__}"
 
 
-def _compile(numba, llvm, library: ctypes.CDLL) -> BatchDecoder:
-    types = numba.types
-    # numba's code refers to the functions by name. Their addresses are given here, so that the library's symbols are
-    # not made global.
-    for name in FUNCTIONS:
-        llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
-    pointer, c_int = types.intp, types.intc
-    create = types.ExternalFunction("tjInitDecompress", pointer())
-    destroy = types.ExternalFunction("tjDestroy", c_int(pointer))
-    decompress = types.ExternalFunction(
-        "tjDecompress2", c_int(pointer, pointer, types.ulong, pointer, c_int, c_int, c_int, c_int, c_int)
-    )
-
-    @numba.njit
-    def is_usual(data, at, end, height, width):
-        # Reads the first frame header (ITU-T T.81, B.2.2). Only baseline images: libjpeg smooths progressive ones that
-        # lack coefficients, and every version does so differently. Only this size: others would be scaled to fit.
-        at += 2
-        while at + 9 <= end and data[at] == 0xFF:
-            marker = data[at + 1]
-            if marker == 0xFF:  # fill byte
-                at += 1
-            elif marker == 0xDA or marker < 0xC0 or 0xD0 <= marker <= 0xD9:
-                return False
-            elif marker < 0xD0 and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
-                size = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8])
-                return marker == 0xC0 and size == (height, width)
-            else:
-                at += 2 + (data[at + 2] << 8 | data[at + 3])
-        return False
-
-    bytes_type, int64s = types.CPointer(types.uint8), types.CPointer(types.int64)
-    signature = types.int64(bytes_type, int64s, int64s, types.intp, bytes_type, types.int64, types.int64, types.int64)
-
-    @numba.cfunc(signature, nopython=True, cache=True)
-    def decode_all(data, starts, sizes, out, failed, n, height, width):
-        address = numba.carray(data, 1).ctypes.data
-        for k in range(n):
-            start, size, to = starts[k], sizes[k], out + k * height * width * 3
-            if not is_usual(data, start, start + size, height, width):
-                failed[k] = 1
-                continue
-            handle = (
-                create()
-            )  # one for each image: a JPEG without tables would be decoded with those of the image before
-            if decompress(handle, address + start, size, to, width, 0, height, RGB, 0) != 0:
-                failed[k] = 1
-            destroy(handle)
-        return 0
+def _decoder() -> BatchDecoder:
+    from mlpdata.loader import jpeg_kernels
 
     # Called through ctypes, which releases the GIL. numba's own wrapper fails if several threads make the first call.
-    call = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 3)(decode_all.address)
+    common = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]  # data, starts, sizes, failed; n, height, width
+    rgb, planes = (cast(int, kernel.address) for kernel in (jpeg_kernels.decode_rgb, jpeg_kernels.decode_planes))
+    kernels = {
+        1: ctypes.CFUNCTYPE(ctypes.c_int64, *common, ctypes.c_void_p)(rgb),
+        2: ctypes.CFUNCTYPE(ctypes.c_int64, *common, *[ctypes.c_void_p] * 2)(planes),
+    }
 
-    def decode(data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> np.ndarray:
-        n, height, width, _ = out.shape
+    def decode(data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, *planes: np.ndarray) -> np.ndarray:
+        n, height, width, _ = planes[0].shape
         failed = np.zeros(n, np.uint8)
-        arrays = (data, starts, sizes, out, failed)
-        if not all(a.flags.c_contiguous for a in arrays):
+        if not all(a.flags.c_contiguous for a in (data, starts, sizes, *planes)):
             raise ValueError("arrays must be C-contiguous")
-        call(*(a.ctypes.data for a in arrays), n, height, width)
+        addresses = [a.ctypes.data for a in (data, starts, sizes, failed)]
+        kernels[len(planes)](*addresses, n, height, width, *(a.ctypes.data for a in planes))
         return np.flatnonzero(failed)
 
-    decode.code = decode_all  # keeps the machine code alive
     return decode
 
 
 def _agrees(decode: BatchDecoder) -> bool:
-    """Whether it gives simplejpeg's pixels, for every subsampling and for grey, and refuses a cut JPEG."""
-    image = np.random.default_rng(0).integers(0, 256, (35, 45, 3), np.uint8)
+    """Whether pixels and luma are simplejpeg's, for every subsampling and for grey, and a cut JPEG is refused."""
+    image = np.random.default_rng(0).integers(0, 256, (36, 46, 3), np.uint8)
     jpegs = [simplejpeg.encode_jpeg(image, 90, colorsubsampling=s) for s in SUBSAMPLINGS]
     jpegs.append(simplejpeg.encode_jpeg(image[:, :, :1].copy(), 90, "GRAY", "Gray"))
     expected = np.stack([simplejpeg.decode_jpeg(jpeg, "RGB") for jpeg in jpegs])
+    expected_luma = simplejpeg.decode_jpeg(jpegs[2], "Gray")
     jpegs.append(jpegs[0][:-200])
+    n, height, width = len(jpegs), *image.shape[:2]
     sizes = np.array([len(jpeg) for jpeg in jpegs])
-    out = np.zeros((len(jpegs), *image.shape), np.uint8)
-    failed = decode(np.frombuffer(b"".join(jpegs), np.uint8), sizes.cumsum() - sizes, sizes, out)
-    return failed.tolist() == [len(expected)] and np.array_equal(out[:-1], expected)
+    source = np.frombuffer(b"".join(jpegs), np.uint8), sizes.cumsum() - sizes, sizes
+    images, luma = np.zeros((n, *image.shape), np.uint8), np.zeros((n, height, width, 1), np.uint8)
+    failed = decode(*source, images)
+    no_planes = decode(*source, luma, np.zeros((n, height // 2, width // 2, 2), np.uint8))
+    return (
+        failed.tolist() == [n - 1]
+        and np.array_equal(images[:-1], expected)
+        and no_planes.tolist() == [k for k in range(n) if k != 2]  # only one of them has 4:2:0
+        and np.array_equal(luma[2], expected_luma)
+    )

@@ -19,7 +19,8 @@ from mlpdata.system.format import format_bytes
 
 # Rates that are assumed where they are not measured. Two cores of an x86-64 server decoded 45,000 to 59,000 JPEGs of
 # 64 x 64 pixels a second each, and gathered 3 GB/s of such rows each.
-DECODE_PIXELS_PER_S = 180e6  # a core
+DECODE_PIXELS_PER_S = 180e6  # a core, to RGB
+PLANES_SPEEDUP = 1.13  # of decoding JPEGs to luma and half-resolution chroma: most of the time goes into Huffman codes
 GATHER_BYTES_PER_S = 3e9  # a core, from host memory into a batch
 BUS_BYTES_PER_S = 25e9  # PCIe 4.0 x16 reaches that much
 DISK_BYTES_PER_S = 2e9
@@ -61,12 +62,16 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSize:
-    """How large a split is. shape: (H, W, 3) of an image as it is loaded. is_coded: whether images must be decoded."""
+    """How large a split is. shape: (H, W, 3) of an image as it is loaded. is_coded: whether images must be decoded.
+
+    has_coded_planes: whether decoding gives luma and half-resolution chroma at once, so that a stream can have them.
+    """
 
     num_samples: int
     shape: tuple[int, int, int]
     file_bytes: int
     is_coded: bool = False
+    has_coded_planes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +113,8 @@ class MemoryPlan:
         if self.tier == "stream":
             limits["the disk"] = machine.disk * split.num_samples / max(1, split.file_bytes)
             if split.is_coded:
-                limits["decoding"] = machine.cores * DECODE_PIXELS_PER_S / (split.shape[0] * split.shape[1])
+                faster = PLANES_SPEEDUP if self.pixels == "ycc420" else 1
+                limits["decoding"] = faster * machine.cores * DECODE_PIXELS_PER_S / (split.shape[0] * split.shape[1])
         if self.num_resident < split.num_samples:
             per_image = self.image_bytes * self.host_share
             limits["the gather in host memory"] = machine.cores * GATHER_BYTES_PER_S / per_image
@@ -187,9 +193,10 @@ def plan_memory(
         return _plan(split, machine, needs, tier, pixels)
     rgb, ycc = (_plan(split, machine, needs, tier, kind) for kind in ("rgb", "ycc420"))
     wanted = MARGIN * (needs.images_per_s or 0) if needs else 0
-    if ycc.tier == "stream" or (rgb.tier != "stream" and (rgb.supply >= wanted or rgb.supply >= ycc.supply)):
+    if ycc.tier == "stream" and not split.has_coded_planes:
         return rgb
-    return ycc
+    is_enough = rgb.supply >= wanted or rgb.supply >= ycc.supply
+    return rgb if is_enough and (rgb.tier != "stream" or ycc.tier == "stream") else ycc
 
 
 def _plan(split: SplitSize, machine: Machine, needs: Needs | None, wanted: Tier, pixels: Pixels) -> MemoryPlan:
@@ -212,7 +219,7 @@ def _plan(split: SplitSize, machine: Machine, needs: Needs | None, wanted: Tier,
         machine=machine,
         needs=needs,
         tier=tier,
-        pixels="rgb" if tier == "stream" else pixels,
+        pixels="rgb" if tier == "stream" and not split.has_coded_planes else pixels,
         num_resident={"resident": n, "split": fit}.get(tier, 0),
         is_forced=wanted != "auto",
     )

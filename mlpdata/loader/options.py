@@ -40,9 +40,10 @@ class LoadOptions:
                  `image` and `label`, or else the only RGB image field and the only int field, with a warning.
     res:         resize every image to res x res while it is read, for images of different sizes.
     tier:        where the pixels are during an epoch; "auto" (or None) chooses. See mlpdata.loader.memory_plan.
-    pixels:      "ycc420" stores luma in full and chroma at half resolution, in memory: half the bytes. tier_reason says
-                 what that costs on this very data. Batches without augment are RGB again. "auto": "rgb" where it fits
-                 and is fast enough.
+    pixels:      "ycc420" holds luma in full and chroma at half resolution: half the bytes. tier_reason says what that
+                 costs on this very data. JPEGs in 4:2:0 give both as they are coded (with mlpdata[turbo]); the stream
+                 tier has it of them alone. Batches without augment are RGB again. "auto": "rgb" where it fits and is
+                 fast enough.
     needs:       what the training needs besides pixels (mlpdata.loader.memory_plan.Needs), for "auto" to leave free;
                  None: unknown.
     check:       first compare the files of the split with the SHA-256 sums of the manifest (about a second a gigabyte

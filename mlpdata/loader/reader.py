@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +18,12 @@ import simplejpeg
 import torch
 
 from mlpdata import image
+from mlpdata.augment.chroma import to_ycc420
 from mlpdata.choices import CODECS
 from mlpdata.errors import Error, first_line
 from mlpdata.loader import jpeg_batch
 from mlpdata.loader.buffers import huge_empty
+from mlpdata.loader.memory_plan import plane_shapes
 from mlpdata.shards.shard_index import ShardIndex
 from mlpdata.system.disk import ALIGN, open_direct, preadv
 from mlpdata.system.threads import Threads, Wait, no_wait
@@ -33,6 +35,8 @@ TAR_BLOCK = 512
 READ_THREADS = 4  # at least: as many requests as a disk wants to have in its queue
 MIN_PIECE = 16  # images that a thread decodes at a time, or more
 BATCH_DECODER_AFTER = 1 << 14  # images decoded before the batch decoder is set up, which takes half a second
+CONVERT_IMAGES = 64  # converted from RGB to planes at a time: that takes 40 bytes a pixel
+PROBE_SAMPLES = 16  # looked at to learn how JPEGs are coded
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +101,22 @@ class Reader:
             return None
         return np.lexsort((offset, file))
 
-    def read(self, ids: np.ndarray, out: np.ndarray) -> None:
-        """Pixels of samples in any order: integers (n,) -> out, uint8 (n, H, W, 3)."""
+    def read(self, ids: np.ndarray, *planes: np.ndarray) -> None:
+        """Write the pixels of samples in any order, integers (n,), to planes as of `decode`."""
         ids = np.asarray(ids, np.int64)
-        self.decode(ids, self.fetch(ids), out)()
+        self.decode(ids, self.fetch(ids), *planes)()
+
+    @cached_property
+    def has_coded_planes(self) -> bool:
+        """Whether most samples are JPEGs that decode straight to luma and half-resolution chroma, by a look at some."""
+        decode_batch = jpeg_batch.batch_decoder()[0] if self._all_jpg else None
+        if decode_batch is None:
+            return False
+        ids = np.unique(np.linspace(0, len(self.index) - 1, PROBE_SAMPLES).astype(np.int64))
+        payloads = self.fetch(ids)
+        planes = [np.empty((len(ids), *shape), np.uint8) for shape in plane_shapes(self.shape, "ycc420")]
+        failed = decode_batch(payloads.data, payloads.starts, self.index.num_bytes[ids].astype(np.int64), *planes)
+        return len(failed) < len(ids) / 2
 
     # ----------------------------------------------------------------------------------------------------- reading
 
@@ -202,18 +218,26 @@ class Reader:
 
     # ---------------------------------------------------------------------------------------------------- decoding
 
-    def decode(self, ids: np.ndarray, payloads: Payloads, out: np.ndarray) -> Wait:
-        """Start to write the pixels of samples to out, uint8 (n, H, W, 3), C-contiguous; the Wait returns when done."""
-        n = len(ids)
-        if self.all_raw and n:
+    def decode(self, ids: np.ndarray, payloads: Payloads, *planes: np.ndarray) -> Wait:
+        """Start to write the pixels of samples to planes; the Wait returns when they are written.
+
+        planes: C-contiguous uint8, either RGB (n, H, W, 3), or luma (n, H, W, 1) and chroma (n, H/2, W/2, 2). With the
+        batch decoder, JPEGs in 4:2:0 give luma and chroma as coded. All else is converted by `to_ycc420`.
+        """
+        n, is_rgb = len(ids), len(planes) == 1
+        if self.all_raw and n and is_rgb:
             # Rows that start at any byte: a view of overlapping rows, and one gather by torch's own threads.
-            size = self.image_bytes
-            rows = torch.from_numpy(payloads.data).as_strided((len(payloads.data) - size + 1, size), (1, 1))
-            torch.index_select(rows, 0, torch.from_numpy(payloads.starts), out=torch.from_numpy(out.reshape(n, size)))
+            data, size = torch.from_numpy(payloads.data), self.image_bytes
+            rows, out = (
+                data.as_strided((len(data) - size + 1, size), (1, 1)),
+                torch.from_numpy(planes[0].reshape(n, size)),
+            )
+            torch.index_select(rows, 0, torch.from_numpy(payloads.starts), out=out)
             return no_wait
         self._num_decoded += n
         decode_batch = None
-        if self._all_jpg and self._num_decoded > BATCH_DECODER_AFTER:
+        # Planes that are converted from RGB differ from coded ones, so they are decoded in one way from the first on.
+        if self._all_jpg and (self._num_decoded > BATCH_DECODER_AFTER or not is_rgb):
             decode_batch = jpeg_batch.batch_decoder()[0]
         data, starts = payloads.data, payloads.starts
         sizes, codecs = self.index.num_bytes[ids].astype(np.int64), self.index.codec[ids]
@@ -221,8 +245,17 @@ class Reader:
         def decode_piece(piece: slice) -> None:
             left = np.arange(piece.start, piece.stop)
             if decode_batch is not None:
-                left = left[decode_batch(data, starts[piece], sizes[piece], out[piece])]
-            self._decode_each(ids[left], data, starts[left], sizes[left], codecs[left], left, out)
+                left = left[decode_batch(data, starts[piece], sizes[piece], *(plane[piece] for plane in planes))]
+            if is_rgb:
+                self._decode_each(ids[left], data, starts[left], sizes[left], codecs[left], left, planes[0])
+                return
+            for first in range(0, len(left), CONVERT_IMAGES):
+                rows = left[first : first + CONVERT_IMAGES]
+                images = np.empty((len(rows), *self.shape), np.uint8)
+                numbers = np.arange(len(rows))
+                self._decode_each(ids[rows], data, starts[rows], sizes[rows], codecs[rows], numbers, images)
+                for plane, converted in zip(planes, to_ycc420(torch.from_numpy(images)), strict=True):
+                    plane[rows] = converted.numpy()
 
         return self._decode_threads.start(decode_piece, _pieces(n, self.num_threads))
 

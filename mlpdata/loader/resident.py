@@ -79,23 +79,26 @@ def load_pixels(reader: Reader, ids: np.ndarray, device: torch.device, pixels: P
     Reads LOAD_BYTES at a time: a GPU may have more free memory than the host.
     """
     stores = [empty_store((len(ids), *shape), device) for shape in plane_shapes(reader.shape, pixels)]
+    converts = pixels == "ycc420" and not reader.has_coded_planes  # from RGB, on the device
+    in_place = device.type == "cpu" and not converts
     step = max(1, LOAD_BYTES // reader.image_bytes)
-    in_place = device.type == "cpu" and pixels == "rgb"
-    num_staged = 0 if in_place else min(step, len(ids))
-    staging = torch.empty((num_staged, *reader.shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    staging = [
+        torch.empty((min(step, len(ids)), *shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        for shape in ([] if in_place else plane_shapes(reader.shape, "rgb" if converts else pixels))
+    ]
     for first in range(0, len(ids), step):
         rows = slice(first, min(first + step, len(ids)))
-        images = stores[0][rows] if in_place else staging[: rows.stop - first]
-        reader.read(ids[rows], images.numpy())
+        planes = [store[rows] for store in stores] if in_place else [s[: rows.stop - first] for s in staging]
+        reader.read(ids[rows], *(plane.numpy() for plane in planes))
         if not in_place:
-            images = images.to(device)  # waits for the copy, so the staging buffer is free again
-            for store, plane in zip(stores, [images] if pixels == "rgb" else to_ycc420(images), strict=True):
+            planes = [plane.to(device) for plane in planes]  # waits for the copy, so the staging buffers are free again
+            for store, plane in zip(stores, to_ycc420(planes[0]) if converts else planes, strict=True):
                 store[rows] = plane
     return stores
 
 
-def ycc420_psnr(images: np.ndarray) -> float:
-    """What uint8 (n, H, W, 3) lose by half-resolution chroma, in dB; infinite if nothing."""
-    exact = torch.from_numpy(images)
-    error = (from_ycc420(*to_ycc420(exact)).double() - exact).square().mean()
+def ycc420_psnr(images: np.ndarray, luma: np.ndarray, chroma: np.ndarray) -> float:
+    """How near luma and half-resolution chroma come to uint8 images (n, H, W, 3), in dB; infinite if equal."""
+    restored = from_ycc420(torch.from_numpy(luma), torch.from_numpy(chroma))
+    error = (restored.double() - torch.from_numpy(images)).square().mean()
     return float(10 * torch.log10(255**2 / error))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mlpdata.loader.options import Pixels
 from mlpdata.loader.order import EpochOrder, EpochSteps
 from mlpdata.loader.pinned import Fill, HostTier
 from mlpdata.loader.reader import Payloads, Reader
@@ -42,8 +43,8 @@ _WindowPart = tuple[_Window, int, int]
 class Stream(HostTier):
     """Pixels in files. direct: read past the page cache, for files that would only flush it."""
 
-    def __init__(self, reader: Reader, selection: Selection, device: torch.device, direct: bool):
-        super().__init__(reader, selection, device)
+    def __init__(self, reader: Reader, selection: Selection, device: torch.device, pixels: Pixels, direct: bool):
+        super().__init__(reader, selection, device, pixels)
         self.direct = direct
         # From the mean payload, so that equal files give equal blocks.
         mean_bytes = max(1, int(reader.index.num_bytes.sum(dtype=np.int64)) // len(reader.index))
@@ -137,7 +138,8 @@ class Stream(HostTier):
             for window, first, stop in parts:
                 payloads = Payloads(window.payloads.data, window.payloads.starts[first:stop])
                 ids = self.selection.ids_of_rows(window.rows[first:stop])
-                decoding.append(self.reader.decode(ids, payloads, planes[0][done : done + len(ids)]))
+                out = (plane[done : done + len(ids)] for plane in planes)
+                decoding.append(self.reader.decode(ids, payloads, *out))
                 done += len(ids)
             started = [wait for wait in decoding if wait is not no_wait]
 

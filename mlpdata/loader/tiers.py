@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from mlpdata.errors import Error, first_line
-from mlpdata.loader.memory_plan import Machine, MemoryPlan, SplitSize, plan_memory
-from mlpdata.loader.options import LoadOptions
+from mlpdata.loader.memory_plan import Machine, MemoryPlan, SplitSize, plan_memory, plane_shapes
+from mlpdata.loader.options import LoadOptions, Pixels
 from mlpdata.loader.pinned import Pinned
 from mlpdata.loader.reader import Reader
 from mlpdata.loader.resident import Resident, ycc420_psnr
@@ -31,28 +31,38 @@ def this_machine(device: torch.device, num_processes: int = 1) -> Machine:
     return Machine(device=name, device_bytes=device_bytes, host_bytes=free_memory() // num_processes, cores=cores())
 
 
-def split_size(reader: Reader, num_samples: int) -> SplitSize:
-    """How large the samples of a split are that are loaded."""
-    file_bytes = int(reader.index.num_bytes.sum(dtype=np.int64)) * num_samples // len(reader.index)
-    return SplitSize(num_samples=num_samples, shape=reader.shape, file_bytes=file_bytes, is_coded=not reader.all_raw)
+def split_size(reader: Reader, num_samples: int, pixels: Pixels = "rgb") -> SplitSize:
+    """How large the samples of a split are that are loaded. pixels: "rgb" if nobody asks for planes."""
+    return SplitSize(
+        num_samples=num_samples,
+        shape=reader.shape,
+        file_bytes=int(reader.index.num_bytes.sum(dtype=np.int64)) * num_samples // len(reader.index),
+        is_coded=not reader.all_raw,
+        has_coded_planes=pixels != "rgb" and reader.has_coded_planes,
+    )
 
 
 def open_tier(
     reader: Reader, selection: Selection, device: torch.device, options: LoadOptions
 ) -> tuple[AnyTier, MemoryPlan, str]:
     """(tier, its plan, why it was chosen). Raises Error where the memory turns out not to be enough."""
-    size = split_size(reader, len(selection.labels))
+    size = split_size(reader, len(selection.labels), options.pixels)
     machine = this_machine(device, options.world_size)
     plan = plan_memory(size, machine, options.needs, options.tier or "auto", options.pixels)
     reason = plan.reason
     if plan.pixels == "ycc420":
         some = np.unique(np.linspace(0, size.num_samples - 1, PSNR_SAMPLES).astype(np.int64))
-        images = np.empty((len(some), *reader.shape), np.uint8)
+        images, luma, chroma = (
+            np.empty((len(some), *shape), np.uint8)
+            for shape in (reader.shape, *plane_shapes(reader.shape, plan.pixels))
+        )
         reader.read(selection.all_ids[some], images)
-        psnr = ycc420_psnr(images)
-        reason += f"; chroma at half resolution, against these pixels: {psnr:.1f} dB on {len(some)} images"
+        reader.read(selection.all_ids[some], luma, chroma)
+        how = "as the JPEGs are coded" if size.has_coded_planes else "at half resolution"
+        psnr = ycc420_psnr(images, luma, chroma)
+        reason += f"; chroma {how}, against these pixels: {psnr:.1f} dB on {len(some)} images"
     elif options.pixels == "ycc420":
-        reason += "; the stream tier has no pixels ycc420, these stay RGB"
+        reason += "; only JPEGs in 4:2:0 are streamed as ycc420 (with mlpdata[turbo]), these stay RGB"
     try:
         if plan.tier == "resident":
             return Resident(reader, selection, device, plan.pixels), plan, reason
@@ -66,7 +76,7 @@ def open_tier(
     direct = size.file_bytes > CACHE_SHARE * machine.host_bytes
     how = "past the page cache, which could not hold them" if direct else "through the page cache"
     return (
-        Stream(reader, selection, device, direct),
+        Stream(reader, selection, device, plan.pixels, direct),
         plan,
         f"{reason}; {format_bytes(size.file_bytes)} of files read in blocks, {how}",
     )
