@@ -65,10 +65,10 @@ def _decoder() -> BatchDecoder:
 
     # Called through ctypes, which releases the GIL. numba's own wrapper fails if several threads make the first call.
     common = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3]  # data, starts, sizes, failed; n, height, width
-    rgb, planes = (cast(int, kernel.address) for kernel in (jpeg_kernels.decode_rgb, jpeg_kernels.decode_planes))
+    machine_code = jpeg_kernels.compile_kernels()
     kernels = {
-        1: ctypes.CFUNCTYPE(ctypes.c_int64, *common, ctypes.c_void_p)(rgb),
-        2: ctypes.CFUNCTYPE(ctypes.c_int64, *common, *[ctypes.c_void_p] * 2)(planes),
+        num_planes: ctypes.CFUNCTYPE(ctypes.c_int64, *common, *[ctypes.c_void_p] * num_planes)(cast(int, code.address))
+        for num_planes, code in enumerate(machine_code, 1)
     }
 
     def decode(data: np.ndarray, starts: np.ndarray, sizes: np.ndarray, *planes: np.ndarray) -> np.ndarray:
@@ -80,6 +80,7 @@ def _decoder() -> BatchDecoder:
         kernels[len(planes)](*addresses, n, height, width, *(a.ctypes.data for a in planes))
         return np.flatnonzero(failed)
 
+    decode.machine_code = machine_code  # kept alive with the decoder
     return decode
 
 

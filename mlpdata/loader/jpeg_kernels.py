@@ -1,8 +1,7 @@
 """Machine code that decodes many JPEGs in one call, compiled by numba once and then loaded from numba's cache.
 
 These functions stand at the level of a module because numba's cache recognises a function by its code and by the values
-that it closes over: a function inside another one would be compiled anew in every process. They call libturbojpeg's
-functions by name, so whoever imports this module defines the names first (`jpeg_batch.batch_decoder`).
+that it closes over: a function inside another one would be compiled anew in every process.
 """
 
 from __future__ import annotations
@@ -61,7 +60,6 @@ def is_usual(data, position, end, height, width, as_planes):
     return False
 
 
-@numba.cfunc(INT64(BYTES, INT64S, INT64S, BYTES, INT64, INT64, INT64, POINTER), cache=True)
 def decode_rgb(data, starts, sizes, failed, n, height, width, images):
     """images: (n, height, width, 3). Sets failed[k] for every image that it does not decode."""
     address = carray(data, 1).ctypes.data
@@ -77,7 +75,6 @@ def decode_rgb(data, starts, sizes, failed, n, height, width, images):
     return 0
 
 
-@numba.cfunc(INT64(BYTES, INT64S, INT64S, BYTES, INT64, INT64, INT64, POINTER, BYTES), cache=True)
 def decode_planes(data, starts, sizes, failed, n, height, width, luma, chroma):
     """luma: (n, height, width, 1). chroma: (n, height / 2, width / 2, 2). See decode_rgb."""
     address, half = carray(data, 1).ctypes.data, height // 2 * (width // 2)
@@ -100,3 +97,12 @@ def decode_planes(data, starts, sizes, failed, n, height, width, luma, chroma):
             chroma[to + 2 * i] = cb_cr[i]
             chroma[to + 2 * i + 1] = cb_cr[half + i]
     return 0
+
+
+def compile_kernels():
+    """(decode_rgb, decode_planes) as numba's C functions. libturbojpeg's functions have to be known to LLVM by name."""
+    arguments = (BYTES, INT64S, INT64S, BYTES, INT64, INT64, INT64, POINTER)
+    return (
+        numba.cfunc(INT64(*arguments), cache=True)(decode_rgb),
+        numba.cfunc(INT64(*arguments, BYTES), cache=True)(decode_planes),
+    )

@@ -297,9 +297,8 @@ class Reader:
         else:
             pixels = image.decode_exact(bytes(payload), (self.shape[1], self.shape[0]))
         if pixels.shape != self.shape:
-            raise ValueError(
-                f"its size is {pixels.shape[1]} x {pixels.shape[0]}, not {self.shape[1]} x {self.shape[0]}"
-            )
+            size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+            raise ValueError(f"its size is {size}, not {self.shape[1]} x {self.shape[0]}")
         out[...] = pixels
 
     def _member_name(self, i: int) -> str:
