@@ -281,7 +281,7 @@ class Reader:
             except Exception as e:
                 path, byte = self.index.files[int(self.index.file[i])], int(self.index.offset[i])
                 raise Error(
-                    f"{path}: sample {i} at byte {byte}{self._member_name(i)} cannot be decoded ({first_line(e)}); "
+                    f"{path}: sample {i} at byte {byte}{_member_name(self.index, i)} cannot be decoded ({first_line(e)}); "
                     "convert or get it again"
                 ) from e
 
@@ -301,17 +301,16 @@ class Reader:
             raise ValueError(f"its size is {size}, not {self.shape[1]} x {self.shape[0]}")
         out[...] = pixels
 
-    def _member_name(self, i: int) -> str:
-        """For messages: the name of a tar's member, from the header before its payload; nothing where there is none."""
-        path, byte = self.index.files[int(self.index.file[i])], int(self.index.offset[i])
-        header = b""
-        if path.suffix == ".tar" and self.index.codec[i] != RAW:
-            with contextlib.suppress(OSError), open(path, "rb") as f:
-                f.seek(byte - TAR_BLOCK)
-                header = f.read(TAR_BLOCK)
-        if header[257:262] != b"ustar":
-            return ""
-        return f" ({header[:100].split(bytes(1))[0].decode(errors='replace')!r})"
+
+def _member_name(index: ShardIndex, i: int) -> str:
+    """For messages: the name of a tar's member, from the header before its payload; nothing where there is none."""
+    path, byte, header = index.files[int(index.file[i])], int(index.offset[i]), b""
+    if path.suffix == ".tar" and index.codec[i] != RAW:
+        with contextlib.suppress(OSError), open(path, "rb") as f:
+            f.seek(byte - TAR_BLOCK)
+            header = f.read(TAR_BLOCK)
+    is_member = header[257:262] == b"ustar"
+    return f" ({header[:100].split(bytes(1))[0].decode(errors='replace')!r})" if is_member else ""
 
 
 def mapped_pixels(reader: Reader) -> np.ndarray | None:
