@@ -14,6 +14,7 @@ Resize = Literal["squash", "crop", "longest"]
 RESIZES: tuple[Resize, ...] = get_args(Resize)
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 FILTERS: tuple[Filter, ...] = get_args(Filter)
+DECODES = ("fast", "exact")  # how JPEGs that are resized are decoded: see image.codec
 ENGINES = ("local", "ray")
 LIBRARIES = ("ffcv", "webdataset", "datasets", "timm", "torch", "numpy")  # that `mlpdata snippet` writes code for
 MAX_RES = 1024  # pixels a side

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mlpdata.choices import CODECS, ENGINES, FILTERS, FORMATS, MAX_RES, RESIZES
+from mlpdata.choices import CODECS, DECODES, ENGINES, FILTERS, FORMATS, MAX_RES, RESIZES
 from mlpdata.cli.group import main
 from mlpdata.cli.parameters import Share, json_option, path_or_url, quiet_option
 from mlpdata.errors import Error
@@ -76,7 +76,18 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.option("--quality", type=click.IntRange(1, 100), default=90, help="Quality of JPEGs that are encoded.")
 @click.option("--resize", type=click.Choice(RESIZES), default="squash")
 @click.option("--filter", "filter_", type=click.Choice(FILTERS), default="box")
-@click.option("--out", help="Shard directory, or a URL of an object storage.  [default: shards/NAME-RES]")
+@click.option(
+    "--decode",
+    type=click.Choice(DECODES),
+    help="How JPEGs are decoded that are resized. fast: at 1/2, 1/4 or 1/8 scale where enough pixels are left, which "
+    "is measured and recorded; exact: in full.  [default: fast up to 128 pixels, else exact]",
+)
+@click.option(
+    "--out",
+    help="Shard directory, or a URL of an object storage.  [default: shards/NAME-RES; with the name of your own folder "
+    "or repository between]",
+)
+@click.option("--overwrite", is_flag=True, help="Remove the conversion that --out holds, and begin anew.")
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: the cores]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the shuffle.")
@@ -118,9 +129,9 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.option("--image-column", help="Of parquet files.  [default: found from their features]")
 @click.option("--label-column", help="Of parquet files.  [default: found from their features]")
 @quiet_option
-def convert(dataset, source, res, format_, codec, quality, resize, filter_, out, splits, workers, seed, shard_size,
-            limit, max_skipped, min_class_size, val_per_class, classes, image_column, label_column, engine, part,
-            assemble, quiet):  # fmt: skip
+def convert(dataset, source, res, format_, codec, quality, resize, filter_, decode, out, overwrite, splits, workers,
+            seed, shard_size, limit, max_skipped, min_class_size, val_per_class, classes, image_column, label_column,
+            engine, part, assemble, quiet):  # fmt: skip
     """Turn an archive into a shard directory. Interrupted, the same command goes on where it stopped.
 
     \b
@@ -140,9 +151,10 @@ def convert(dataset, source, res, format_, codec, quality, resize, filter_, out,
     atexit.register(gc.freeze)  # else Python looks through every object for garbage as it ends: a twentieth of a second
     run(
         Options(dataset=dataset, source=source, res=res, format=format_, codec=codec, quality=quality, resize=resize,
-                filter=filter_, out=out and path_or_url(out), splits=splits, workers=workers, seed=seed,
-                shard_size=shard_size, limit=limit, max_skipped=max_skipped, min_class_size=min_class_size,
-                val_per_class=val_per_class, classes=classes, image_column=image_column, label_column=label_column,
-                engine=engine, part=part, assemble=assemble, quiet=quiet),
+                filter=filter_, decode=decode, out=out and path_or_url(out), overwrite=overwrite, splits=splits,
+                workers=workers, seed=seed, shard_size=shard_size, limit=limit, max_skipped=max_skipped,
+                min_class_size=min_class_size, val_per_class=val_per_class, classes=classes,
+                image_column=image_column, label_column=label_column, engine=engine, part=part, assemble=assemble,
+                quiet=quiet),
         say=click.echo,
     )  # fmt: skip

@@ -10,49 +10,60 @@ from pathlib import Path
 import xxhash
 
 from mlpdata.convert.plan import ConversionPlan
-from mlpdata.convert.workdir import clean_up
-from mlpdata.errors import Error, first_line
-from mlpdata.shards.manifest import Manifest, manifest_path
+from mlpdata.convert.workdir import clean_up, is_untouched, reset
+from mlpdata.errors import Error, first_line, reading
+from mlpdata.shards.files import difference
+from mlpdata.shards.manifest import Manifest, made_from, manifest_path
 from mlpdata.system.files import sync_dir
+
+
+def check_place(plan: ConversionPlan) -> None:
+    """Raise Error where the output directory holds anything but a conversion, finished or not."""
+    root, work = plan.root, plan.work.path
+    if root.exists() and not root.is_dir():
+        raise Error(f"{root} is a file; choose another --out")
+    if os.path.lexists(manifest_path(root)):
+        return
+    if root.is_dir() and any(root.iterdir()) and not os.path.lexists(work):
+        raise Error(f"{root} is not empty and no conversion of ours; choose another --out, or delete it")
+    if os.path.lexists(work) and (work.is_symlink() or not work.is_dir()):
+        raise Error(f"{work} is not the folder that an unfinished conversion leaves; remove it")
 
 
 def finished_manifest(plan: ConversionPlan) -> Manifest | None:
     """The manifest, if the directory is finished and holds just what the plan makes.
 
-    None where there is work to do, also on a finished directory that lost something: see `begin_again`. Raises Error
-    for a directory that holds anything else.
+    None where there is work to do, also on a finished directory of which something is missing, cut or changed: see
+    `begin_again`. Raises Error for the finished directory of another plan.
     """
-    root, work = plan.root, plan.work.path
-    if os.path.lexists(manifest_path(root)):
-        manifest = _own_manifest(plan)
-        if _loss(root, manifest):
-            return None
-        if work.is_dir():  # a run was stopped between writing the manifest and cleaning up
-            clean_up(plan.work, manifest, plan.all_splits)
-        return manifest
-    if root.exists() and not root.is_dir():
-        raise Error(f"{root} is a file; choose another --out")
-    if root.is_dir() and any(root.iterdir()) and not os.path.lexists(work):
-        raise Error(f"{root} is not empty and no conversion of ours; choose another --out, or delete it")
-    if os.path.lexists(work) and (work.is_symlink() or not work.is_dir()):
-        raise Error(f"{work} is not the folder that an unfinished conversion leaves; remove it")
-    return None
+    if not os.path.lexists(manifest_path(plan.root)):
+        return None
+    manifest = _own_manifest(plan)
+    if _damage(plan.root, manifest):
+        return None
+    if plan.work.path.is_dir():  # a run was stopped between writing the manifest and cleaning up
+        clean_up(plan.work, manifest, plan.all_splits)
+    return manifest
+
+
+def _load_manifest(root: Path) -> Manifest:
+    try:
+        return Manifest.load(root)
+    except Error as e:
+        raise Error(f"{e}: choose another --out, or delete {root} first") from None
 
 
 def _own_manifest(plan: ConversionPlan) -> Manifest:
     """The manifest of a finished directory. Raises Error where it is damaged, or not of this plan."""
-    root = plan.root
-    try:
-        manifest = Manifest.load(root)
-    except Error as e:
-        raise Error(f"{e}: choose another --out, or delete {root} first") from None
+    manifest = _load_manifest(plan.root)
     if manifest.command != plan.draft.command:
-        content = f"another conversion ({manifest.command})"
+        content = f"another conversion ({manifest.origin})"
     elif not _same_files(manifest.source_files, plan.draft.source_files):
-        content = "a conversion of another source, or of this one before it changed"
+        now = made_from(plan.draft.source_files).removeprefix(", of ")
+        content = f"a conversion of another source, or of this one before it changed ({manifest.origin}; now: {now})"
     else:
         return manifest
-    raise Error(f"{root} holds {content}; choose another --out, or delete that directory")
+    raise Error(f"{plan.root} holds {content}; choose another --out, delete that directory, or say --overwrite")
 
 
 def _same_files(recorded: dict[str, dict], now: dict[str, dict]) -> bool:
@@ -60,25 +71,54 @@ def _same_files(recorded: dict[str, dict], now: dict[str, dict]) -> bool:
     return recorded.keys() == now.keys() and all(not mark or mark == now[name] for name, mark in recorded.items())
 
 
-def _loss(root: Path, manifest: Manifest) -> str:
-    """What is wrong with the first file of a finished directory that is gone or has another size; "" if none is."""
+def _damage(root: Path, manifest: Manifest) -> str:
+    """What is wrong with the first file of a finished directory that is missing, cut or changed; "" if none is.
+
+    Files are read only if they were written after the manifest, which is written last: else their sizes must do.
+    `mlpdata verify` reads all of them.
+    """
     try:
         manifest.check_sizes(root)
+        finished_at = manifest_path(root).stat().st_mtime_ns
+        for name, entry in manifest.files.items():
+            path = root / name
+            if path.stat().st_mtime_ns > finished_at:
+                with reading(path), open(path, "rb") as f:
+                    if wrong := difference(f, entry):
+                        return f"{path} {wrong}"
     except Error as e:
         return first_line(e).partition(";")[0]
     return ""
 
 
 def begin_again(plan: ConversionPlan, say: Callable[[str], None]) -> None:
-    """Where a finished directory lost something, make it unfinished: the manifest goes first, then what it lists."""
-    if not os.path.lexists(manifest_path(plan.root)):
-        return
-    manifest = _own_manifest(plan)
-    say(f"warning: {_loss(plan.root, manifest)}: all of {plan.root} is made again")
-    manifest_path(plan.root).unlink()
-    sync_dir(plan.root)
+    """Make a finished directory unfinished of which something is missing, cut or changed, or that is overwritten."""
+    if plan.overwrite:
+        _overwrite(plan, say)
+    elif os.path.lexists(manifest_path(plan.root)):
+        manifest = _own_manifest(plan)
+        say(f"warning: {_damage(plan.root, manifest)}: all of {plan.root} is made again")
+        _remove_finished(plan.root, manifest)
+
+
+def _overwrite(plan: ConversionPlan, say: Callable[[str], None]) -> None:
+    """Remove whatever conversion the directory holds."""
+    if os.path.lexists(manifest_path(plan.root)):
+        manifest = _load_manifest(plan.root)
+        say(f"{plan.root} is overwritten: it held {manifest.origin}")
+        _remove_finished(plan.root, manifest)
+    bound = plan.work.plan
+    if bound.exists():
+        say(f"{plan.root} is overwritten: what was done of an unfinished conversion in it is removed")
+        reset(plan.work)
+
+
+def _remove_finished(root: Path, manifest: Manifest) -> None:
+    """The manifest goes first: what is left if this is interrupted is unfinished work."""
+    manifest_path(root).unlink()
+    sync_dir(root)
     for name in manifest.files:
-        path = plan.root / name
+        path = root / name
         if path.is_dir() and not path.is_symlink():
             raise Error(f"{path} is a folder; remove it, and run the same command again")
         path.unlink(missing_ok=True)
@@ -97,6 +137,10 @@ def bind(plan: ConversionPlan, say: Callable[[str], None]) -> None:
         if bound is None:
             raise Error(f"{path} cannot be read back; run the same command again")
     identity = bound["identity"]
+    is_ours = identity == plan.identity and not _changed(bound["stamps"], plan.stamps)
+    if not is_ours and plan.share is None and is_untouched(plan.work):
+        path.unlink()  # an earlier run failed before anything was made
+        return bind(plan, say)
     if identity.get("command") == plan.identity["command"] and _changed(bound["stamps"], plan.stamps):
         raise Error(
             f"{_changed(bound['stamps'], plan.stamps)} changed after the conversion in {plan.root} had begun: "
@@ -104,10 +148,10 @@ def bind(plan: ConversionPlan, say: Callable[[str], None]) -> None:
         )
     if identity != plan.identity:
         differs = next((k for k in plan.identity if identity.get(k) != plan.identity[k]), "plan")
+        origin = f"{identity.get('command', 'unreadable')}{made_from(identity.get('source_files', {}))}"
         raise Error(
-            f"{plan.root} holds an unfinished conversion with another {differs} "
-            f"({identity.get('command', 'unreadable')}); finish it with its own options, "
-            "choose another --out, or delete the directory"
+            f"{plan.root} holds an unfinished conversion with another {differs} ({origin}); finish it with its own "
+            "options, choose another --out, delete the directory, or say --overwrite"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,16 +16,15 @@ from pathlib import Path
 
 import xxhash
 
-import mlpdata
 from mlpdata import datasets, image
-from mlpdata.archive.blob import fingerprint
 from mlpdata.convert.options import FORMATS, Options
+from mlpdata.convert.record import draft_manifest, is_exact
 from mlpdata.convert.workdir import WorkDir
 from mlpdata.convert.worker import ImageSettings, UnitTask
 from mlpdata.errors import Error
-from mlpdata.fetch import http
-from mlpdata.shards.manifest import FORMAT_VERSION, Manifest
-from mlpdata.sources import ClassFilter, Source, Unit, keys
+from mlpdata.shards import beton
+from mlpdata.shards.manifest import Manifest
+from mlpdata.sources import ClassFilter, Source, Unit
 from mlpdata.splits import checked, find
 
 DURABLE_FROM_BYTES = 2 << 30  # smaller outputs are not synced part by part: a power cut costs them seconds
@@ -56,6 +56,7 @@ class ConversionPlan:
     workers: int | None  # None: the cores of this machine, or of the cluster
     share: tuple[int, int] | None  # (K, N): this run converts the K-th of N shares of the units, and stops there
     assemble: bool  # go on only if all shares are there
+    overwrite: bool  # remove an earlier conversion first
     quiet: bool
 
     @cached_property
@@ -80,9 +81,35 @@ class ConversionPlan:
 
     @property
     def estimate(self) -> tuple[int, int]:
-        """About how many bytes the beton and the tars will have."""
+        """About how many bytes the samples take in the beton and in the tars."""
         settings = self.settings
         return estimated_bytes(self.num_expected, settings.resize.res, settings.beton_codec, settings.tar_codec)
+
+    @property
+    def beton_bytes(self) -> int:
+        """About how large the betons will be: the samples, rounded up to whole pages in each split, and tables."""
+        payload_bytes = self.estimate[0]
+        counts = Counter({split: 0 for split in self.splits})
+        for task in self.tasks:
+            counts[task.unit.split if task.unit.split in counts else self.splits[0]] += task.unit.num_samples
+        total = max(1, counts.total())
+        shares = [(n * self.num_expected // total, n * payload_bytes // total) for n in counts.values()]
+        return sum(beton.estimated_bytes(n, num_bytes) for n, num_bytes in shares)
+
+
+def _default_root(spec: datasets.DatasetSpec, source: str | None, res: int) -> Path:
+    """Where shards go without --out. Of a data set that is the user's own, the name says which one it is.
+
+    >>> _default_root(datasets.get("folder"), "data/my photos/", 64).as_posix()
+    'shards/folder-my_photos-64'
+    >>> _default_root(datasets.get("cifar10"), "cifar-10-python.tar.gz", 32).as_posix()
+    'shards/cifar10-32'
+    """
+    names = [spec.name]
+    if source and spec.wants_path and not spec.archives:
+        path = source.rpartition("@")[0] or source if source.startswith("hf:") else os.path.abspath(source)
+        names += filter(None, [re.sub(r"[^\w.-]+", "_", path.rstrip("/").rpartition("/")[2]).strip("._-")])
+    return Path("shards") / "-".join([*names, str(res)])
 
 
 def make_plan(options: Options, say: Callable[[str], None] = print) -> ConversionPlan:
@@ -90,7 +117,7 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Conversio
     spec = datasets.get(options.dataset)
     res = options.res or spec.res
     asked = _asked_filter(options, spec)
-    root, archive = Path(options.out or Path("shards") / f"{spec.name}-{res}"), options.source
+    root, archive = Path(options.out or _default_root(spec, options.source, res)), options.source
     if options.engine == "ray":  # its workers start elsewhere
         root = root.absolute()
         archive = os.path.abspath(archive) if archive and os.path.exists(archive) else archive
@@ -124,39 +151,14 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Conversio
         beton_codec=beton_codec,
         tar_codec=tar_codec,
         quality=options.quality,
+        exact=is_exact(options, res),
         seed=options.seed,
         measure_one_in=max(1, num_expected // min(max(num_expected // 256, MEASURED[0]), MEASURED[1])),
         durable=is_large(sum(estimated_bytes(num_expected, res, beton_codec, tar_codec))),
         splits=tuple(splits),
         training_split="train" if "train" in splits else splits[0],
     )
-    draft = Manifest(
-        format_version=FORMAT_VERSION,
-        dataset=spec.name,
-        release=source.release,
-        source_files=_source_files(source, stamps),
-        source_filter=_filter_record(options, class_filter, len(source.classes)),
-        num_classes=0,
-        classes_sha256="",
-        res=res,
-        resize=options.resize,  # pyright: ignore[reportArgumentType] - Options holds it to the same list
-        filter=options.filter,  # pyright: ignore[reportArgumentType]
-        formats=FORMATS[options.format],  # pyright: ignore[reportArgumentType]
-        codec=options.codec,  # pyright: ignore[reportArgumentType]
-        beton_codec=beton_codec,  # pyright: ignore[reportArgumentType]
-        tar_codec=tar_codec,  # pyright: ignore[reportArgumentType]
-        quality=None,
-        seed=options.seed,
-        shard_size=options.shard_size,
-        image_library=image.library_versions(),
-        fidelity=None,
-        mean=[],
-        std=[],
-        splits={},
-        files={},
-        tool_version=mlpdata.__version__,
-        command=_command(spec, options, res, splits, class_filter),
-    )
+    draft = draft_manifest(options, spec, source, settings, splits, class_filter, stamps)
     recorded = ("format_version", "tool_version", "command", "release", "source_files", "image_library")
     identity = {
         **{name: getattr(draft, name) for name in recorded},
@@ -183,6 +185,7 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Conversio
         workers=options.workers,
         share=options.part,
         assemble=options.assemble,
+        overwrite=options.overwrite,
         quiet=options.quiet,
     )
 
@@ -270,52 +273,6 @@ def _applied_filter(asked: ClassFilter, source: Source, dataset: str) -> tuple[C
     return asked, f"{dataset}: {', '.join(words)}; --min-class-size 0 --val-per-class 0 takes everything"
 
 
-# ---------------------------------------------------------------------------------------------------- on the record
-
-
-def _source_files(source: Source, stamps: dict[str, str]) -> dict[str, dict]:
-    """What the manifest says of the files read: by name, and by as much of the path as tells them apart."""
-    names = {path: http.file_name(path) for path in source.files}
-    if len(set(names.values())) < len(names):
-        above = os.path.commonpath(names) if not any(map(http.is_url, names)) else ""
-        names = {path: os.path.relpath(path, above) if above else path for path in names}
-    marks = {}
-    for path, name in names.items():
-        marks[keys.text(name)] = fingerprint(path)
-        if os.path.isdir(path):
-            marks[keys.text(name)] = {"xxh3_of_names_and_sizes": stamps.get(path, "").partition(" ")[0]}
-    return marks
-
-
-def _filter_record(options: Options, class_filter: ClassFilter, num_classes: int) -> dict:
-    """The filters on record. `classes_kept` is counted at the end, not assumed."""
-    sizes = {"min_class_size": class_filter.min_class_size, "val_per_class": class_filter.val_per_class}
-    record: dict = {name: n for name, n in {"limit": options.limit, **sizes}.items() if n}
-    if class_filter.min_class_size:
-        record |= {"classes_found": num_classes, "classes_kept": None}
-    if options.classes:
-        record["classes"] = Path(options.classes).name
-    return record
-
-
-def _command(
-    spec: datasets.DatasetSpec, options: Options, res: int, splits: list[str], class_filter: ClassFilter
-) -> str:
-    """The command that makes these bytes anywhere: without paths, and without what does not change the bytes."""
-    words = ["mlpdata", "convert", spec.name, f"--res {res}", f"--format {options.format}", f"--codec {options.codec}"]
-    words += [f"--resize {options.resize}", f"--filter {options.filter}", f"--quality {options.quality}"]
-    words += [f"--split {name}" for name in splits]
-    words += [f"--seed {options.seed}", f"--shard-size {options.shard_size}"]
-    words += [f"--limit {options.limit}"] if options.limit else []
-    for option, name in (("--min-class-size", "min_class_size"), ("--val-per-class", "val_per_class")):
-        if getattr(class_filter, name) or getattr(spec.class_filter, name):
-            words.append(f"{option} {getattr(class_filter, name)}")
-    words += [f"--image-column {options.image_column}"] if options.image_column else []
-    words += [f"--label-column {options.label_column}"] if options.label_column else []
-    words += [f"--classes {Path(options.classes).name}"] if options.classes else []
-    return " ".join(words)
-
-
 # ------------------------------------------------------------------------------------------------------ disk space
 
 
@@ -325,7 +282,7 @@ def is_large(num_bytes: int) -> bool:
 
 
 def estimated_bytes(n: int, res: int, beton_codec: str | None, tar_codec: str | None) -> tuple[int, int]:
-    """About how many bytes the beton and the tars will have, from mean sizes of photographs at 32 and 64 pixels.
+    """About how many bytes n samples take in betons and in tars, from mean sizes of photographs at 32 and 64 pixels.
 
     >>> estimated_bytes(1000, 32, "raw", "jpg")
     (3072000, 3207600)

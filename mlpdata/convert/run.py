@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from mlpdata.convert import truncation
-from mlpdata.convert.binding import begin_again, bind, check_source, finished_manifest
+from mlpdata.convert.binding import begin_again, bind, check_place, check_source, finished_manifest
 from mlpdata.convert.deferred import discard_shards
 from mlpdata.convert.finish import finish
 from mlpdata.convert.options import Options
@@ -29,6 +29,7 @@ from mlpdata.convert.workdir import abandon, check_space, clean_up, discard_part
 from mlpdata.convert.worker import WorkerContext
 from mlpdata.errors import Error, first_line, lacks_memory
 from mlpdata.shards import remote, upload
+from mlpdata.shards.beton import PAGE_SIZE
 from mlpdata.shards.manifest import Fidelity, Manifest
 from mlpdata.sources import NothingLeft
 from mlpdata.system.engines import Engine, LocalEngine
@@ -46,8 +47,10 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
     left as it is. Raises Error when the work cannot be done or is incomplete; the directory then has no manifest.
     """
     if remote.is_remote(options.out):
-        if options.part is not None or options.assemble or options.engine != "local":
+        if options.sharing or options.engine != "local":
             raise Error(f"--out {options.out}: the work of several machines meets on a disk they share")
+        if options.overwrite:
+            raise Error(f"--out {options.out}: nothing is overwritten there; delete it, or choose another --out")
         with upload.staged(str(options.out), say) as folder:
             return convert(replace(options, out=folder), say)
     started = time.monotonic()
@@ -58,22 +61,25 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
     ):
         plan = make_plan(options, say)
     with _one_line(
-        f"stopped; what is done stays in {plan.work.path}: the same command goes on from here",
+        f"stopped; what is done stays in {plan.work.path}: the same command goes on from here"
+        f"{', without --overwrite' if plan.overwrite else ''}",
         lambda e: (
             f"{e.strerror or first_line(e)}{f': {e.filename}' if e.filename else ''}; "
             "run the same command again to go on from here"
         ),
         "out of memory; run the same command again, with fewer --workers, to go on from here",
     ):
-        manifest = finished_manifest(plan)
+        check_place(plan)
+        manifest = None if plan.overwrite else finished_manifest(plan)
         if manifest is None:
             check_space(plan.work, peak_disk_bytes(sum(plan.estimate)))
             prepare(plan.work)
             with locked(plan.work, plan.share):
-                manifest = finished_manifest(plan)  # another run may have finished it a moment ago
+                # Another run may have finished it a moment ago.
+                manifest = None if plan.overwrite else finished_manifest(plan)
                 if manifest is None:
                     return _convert_locked(plan, started, say)
-        say(f"{plan.root} already holds exactly this: nothing to do (delete it to have it made again)")
+        say(f"{plan.root} already holds exactly this: nothing to do (--overwrite makes it again)")
         return manifest
 
 
@@ -189,9 +195,15 @@ def _decoding_all(plan: ConversionPlan, units: set[str]) -> ConversionPlan:
 
 
 def _say_plan(plan: ConversionPlan, say: Callable[[str], None]) -> None:
-    codecs = zip(("beton", "tar"), plan.settings.codecs, plan.estimate, strict=True)
+    beton_codec, tar_codec = plan.settings.codecs
     peak = format_bytes(peak_disk_bytes(sum(plan.estimate)))
-    files = [f"{kind} ({codec}, about {format_bytes(num_bytes)})" for kind, codec, num_bytes in codecs if codec]
+    files = []
+    if beton_codec:
+        is_padded = plan.beton_bytes > 1.5 * plan.estimate[0]
+        pages = f" as its pages have {PAGE_SIZE >> 20} MiB" if is_padded and plan.num_expected else ""
+        files.append(f"beton ({beton_codec}, about {format_bytes(plan.beton_bytes)}{pages})")
+    if tar_codec:
+        files.append(f"tar ({tar_codec}, about {format_bytes(plan.estimate[1])})")
     count = f"{plan.num_expected:,} images" if plan.num_expected else "an unknown number of images"
     say(
         f"{plan.spec.title}, {plan.source.release}: {count} to {plan.settings.resize.res} px in {plan.root}: "
@@ -227,7 +239,10 @@ def fidelity_line(fidelity: Fidelity) -> str:
         f"{fidelity['num_samples']} images, largest difference {fidelity['max_diff']}"
     )
     if fidelity.get("psnr_db_upper", fidelity["psnr_db"]) < LOW_FIDELITY_DB:
-        return f"warning: {line}: below {LOW_FIDELITY_DB:g} dB, fine detail differs from an exact decode"
+        return (
+            f"warning: {line}: below {LOW_FIDELITY_DB:g} dB, fine detail differs visibly when images are enlarged; "
+            "--decode exact decodes in full, which takes longer"
+        )
     if fidelity["psnr_db"] < LOW_FIDELITY_DB:
         return f"{line}; too few images to tell whether it is below {LOW_FIDELITY_DB:g} dB"
     return line

@@ -105,7 +105,7 @@ class Totals:
     class_counts: dict[str, np.ndarray]  # split -> (classes,) by the source's labels
     num_skipped: dict[str, int]  # by split
     num_left_out: int  # files that are none of the data
-    first_reason: str  # why the first of those that were skipped was
+    first_reasons: dict[str, str]  # by split: why the first of those that were skipped was
     small: dict[str, int]  # images of each class that was found too small when it was read
     decoded: set[str]  # units of which nothing was deferred
     payload_bytes: int  # of all samples, as pixels and encoded
@@ -121,7 +121,7 @@ def count_parts(plan: ConversionPlan, context: WorkerContext) -> Totals:
     """Count what the parts hold, one after the other. Raises Error where that is no whole data set."""
     n = len(plan.source.classes)
     class_counts = {split: np.zeros(n, np.int64) for split in plan.splits}
-    totals = Totals(class_counts, dict.fromkeys(plan.splits, 0), 0, "", {}, set(), 0, Summary(), np.arange(n))
+    totals = Totals(class_counts, dict.fromkeys(plan.splits, 0), 0, {}, {}, set(), 0, Summary(), np.arange(n))
     for number, task in enumerate(plan.tasks):
         part = context.part(number)
         record = part.record
@@ -131,7 +131,7 @@ def count_parts(plan: ConversionPlan, context: WorkerContext) -> Totals:
         for skipped in record.skipped:
             if skipped.get("is_data", True):
                 totals.num_skipped[skipped["split"]] += 1
-                totals.first_reason = totals.first_reason or skipped["reason"]
+                totals.first_reasons.setdefault(skipped["split"], skipped["reason"])
             else:
                 totals.num_left_out += 1
         for split, (start, stop) in record.splits.items():
@@ -152,21 +152,30 @@ def iter_skipped(context: WorkerContext) -> Iterator[dict]:
 
 
 def check_totals(plan: ConversionPlan, context: WorkerContext, totals: Totals) -> None:
-    """Raise Error where a split is empty, or more images than --max-skipped could not be read."""
+    """Raise Error where a split or a class is left empty, or more images than --max-skipped could not be read."""
     if totals.small and not totals.num_samples:
         raise plan.class_filter.none_left(totals.small)
     for split, counts in totals.class_counts.items():
         if not counts.sum():
-            if totals.first_reason:
-                reason = f"none of its images could be read; the first: {totals.first_reason}"
-                raise Error(f"split {split!r} is empty: {reason}")
+            if reason := totals.first_reasons.get(split):
+                raise Error(f"split {split!r} is empty: none of its images could be read; the first: {reason}")
             raise NothingLeft(f"split {split!r} is empty: the source has no image of it")
+    if plan.class_filter.val_per_class and plan.limit is None and {"train", "val"} <= totals.class_counts.keys():
+        emptied = (totals.class_counts["train"] == 0) & (totals.class_counts["val"] > 0)
+        if emptied.any():
+            label = int(emptied.argmax())
+            name, n = plan.source.classes[label][0], int(totals.class_counts["val"][label])
+            raise NothingLeft(
+                f"class {name} has {n:,} images that can be read: --val-per-class {plan.class_filter.val_per_class} "
+                f"leaves none of them for training; hold out fewer, or leave such classes out with --min-class-size"
+            )
     num_skipped = sum(totals.num_skipped.values())
     total = num_skipped + totals.num_samples
     if num_skipped / total > plan.max_skipped:  # not multiplied: 0.29 * 100 is less than 29
         card.write_skipped(plan.work.skipped, iter_skipped(context))
+        first_reason = next(iter(totals.first_reasons.values()))
         raise Error(
             f"{num_skipped:,} of {total:,} images ({num_skipped / total:.2%}) could not be read, "
-            f"more than --max-skipped {plan.max_skipped:g}; the first: {totals.first_reason}; all are listed in "
+            f"more than --max-skipped {plan.max_skipped:g}; the first: {first_reason}; all are listed in "
             f"{plan.work.skipped}. The same command with a larger share goes on from here"
         )

@@ -150,10 +150,10 @@ def _convert_sample(
                 pixels, encoded = None, b""
         if pixels is None:
             warned: list[str] = []
-            pixels, (source_width, source_height) = image.decode(data, resize, warned=warned)
+            pixels, (source_width, source_height) = image.decode(data, resize, warned=warned, exact=settings.exact)
             summary.num_repaired += len(warned)
             is_resized = pixels.shape[:2] != (source_height, source_width)
-            is_chosen = (key_hash >> 7) % settings.measure_one_in == 0
+            is_chosen = not settings.exact and (key_hash >> 7) % settings.measure_one_in == 0
             if is_resized and is_chosen and source_width * source_height <= image.MEASURED_PIXELS:
                 _measure(data, pixels, resize, summary)
     pixels = np.ascontiguousarray(pixels)

@@ -117,6 +117,23 @@ def tidy(work: WorkDir, shared: bool) -> None:
                     os.unlink(entry.path)
 
 
+def is_untouched(work: WorkDir) -> bool:
+    """Whether no unit and no shard was ever finished here."""
+    journals = (*work.parts.glob(f"*{ROWS_SUFFIX}"), *work.shards.glob("*"))
+    return not journals and not work.truncation.exists()
+
+
+def reset(work: WorkDir) -> None:
+    """Remove all that was done, but for the locks that this run holds. What it is bound to goes first."""
+    work.plan.unlink()
+    for path in (work.truncation, *work.path.iterdir()):
+        if path in (work.parts, work.shards):
+            shutil.rmtree(path)
+        elif not path.name.startswith("lock"):
+            path.unlink(missing_ok=True)
+    work.parts.mkdir()
+
+
 def discard_part(work: WorkDir, unit: str) -> None:
     """Have a unit converted again."""
     work.part(unit).unlink(missing_ok=True)

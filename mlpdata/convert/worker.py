@@ -27,6 +27,7 @@ class ImageSettings:
     beton_codec: str | None  # "raw", "jpg", or None where no beton is wanted
     tar_codec: str | None  # "raw", "jpg", "png", or None where no tars are wanted
     quality: int  # of the JPEGs that are encoded
+    exact: bool  # JPEGs that are resized are decoded in full
     seed: int  # of the shuffle
     measure_one_in: int  # fidelity is measured on one sample in so many
     durable: bool  # sync parts to disk before they count as done

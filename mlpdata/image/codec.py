@@ -77,12 +77,13 @@ def probe(data: bytes) -> tuple[int, int, bool]:
 
 
 def decode(
-    data: bytes, resize: Resize, strict: bool = False, warned: list[str] | None = None
+    data: bytes, resize: Resize, strict: bool = False, warned: list[str] | None = None, exact: bool = False
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode an image of any format to RGB at its stored size.
 
     strict: a JPEG that libjpeg warns about is damaged, as in shards that were written here.
     warned: a list to which libjpeg's warning is added, if Pillow decodes the image nonetheless.
+    exact: JPEGs are decoded in full, not at the scale that leaves enough pixels.
     Returns (uint8 (H, W, 3), (source width, source height)). Raises ImageError with the reason.
 
     >>> from mlpdata.image.png import encode_png
@@ -94,7 +95,7 @@ def decode(
     try:
         if data[:3] == jpeg.MAGIC:
             try:
-                if decoded := _decode_jpeg(data, resize):
+                if decoded := _decode_jpeg(data, resize, exact):
                     return decoded
             except ValueError as e:
                 warning = reason_of(e)
@@ -109,7 +110,7 @@ def decode(
         raise ImageError("cannot decode: there is not enough memory") from None
 
 
-def _decode_jpeg(data: bytes, resize: Resize) -> tuple[np.ndarray, tuple[int, int]] | None:
+def _decode_jpeg(data: bytes, resize: Resize, exact: bool) -> tuple[np.ndarray, tuple[int, int]] | None:
     """As `decode`; None for CMYK and unusual sampling, which are no damage, but TurboJPEG does not decode them to RGB.
 
     Raises ValueError where libjpeg warns, ImageError where decoding would cost too much.
@@ -130,13 +131,16 @@ def _decode_jpeg(data: bytes, resize: Resize) -> tuple[np.ndarray, tuple[int, in
         if declared != (height, width):
             raise ValueError("its header is damaged")
     check_size(width, height, MAX_PIXELS)
-    min_width, min_height = _smallest_decode(resize, width, height)
+    min_width, min_height = (0, 0) if exact else _smallest_decode(resize, width, height)
     needed = SCALED_JPEG_BYTES * min_width * min_height if min_width else JPEG_BYTES * width * height
     if header.is_buffered(data):
         check_scans(data, width, height)
         needed += COEFFICIENT_BYTES * header.coefficients_per_pixel() * width * height
     if needed > MAX_DECODE_BYTES:
-        raise ImageError(f"declares {width} x {height} pixels, whose decoding takes {int(needed) >> 20} MiB of memory")
+        advice = "; --decode fast takes less" if exact else ""
+        raise ImageError(
+            f"declares {width} x {height} pixels, whose decoding takes {int(needed) >> 20} MiB of memory{advice}"
+        )
     pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=min_width, min_height=min_height)
     return resized(pixels, resize, width, height), (width, height)
 

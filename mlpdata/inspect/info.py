@@ -26,7 +26,7 @@ def info(root: Path, as_json: bool = False) -> str:
         ("formats", ", ".join(f"{name} ({codec})" for name, codec in codecs if codec)),
         ("size", f"{format_bytes(num_bytes)} in {len(manifest.files)} files"),
         ("mean, std", f"{rounded(manifest.mean)}, {rounded(manifest.std)}"),
-        ("made by", manifest.command),
+        ("made by", manifest.origin),
         ("with", ", ".join(manifest.image_library.values())),
     ]
     if f := manifest.fidelity:

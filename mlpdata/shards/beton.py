@@ -89,6 +89,16 @@ def layout(sizes: np.ndarray, page_size: int = PAGE_SIZE) -> Layout:
     return Layout(ptrs, -(-end // page_size) * page_size, page_size)
 
 
+def estimated_bytes(n: int, payload_bytes: int, page_size: int = PAGE_SIZE) -> int:
+    """How large a file of n samples is whose payloads have so many bytes in all; a page less or more.
+
+    >>> estimated_bytes(1000, 3_072_000) >> 20  # the tables and the payloads begin on pages of their own
+    16
+    """
+    pages = -(-(METADATA_START + n * METADATA.itemsize) // page_size) + -(-payload_bytes // page_size)
+    return pages * page_size + n * ALLOCATION.itemsize
+
+
 def create(path: Path, layout: Layout, codec: str, sizes, widths, heights, labels, keep: bool = False) -> None:
     """Make the file at its final size, whole but for the payloads.
 

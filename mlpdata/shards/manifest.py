@@ -18,7 +18,7 @@ from mlpdata import splits
 from mlpdata.choices import MAX_RES, Codec, Filter, Resize
 from mlpdata.errors import Error
 from mlpdata.shards.files import Count, FileEntry, Sha256, check_sizes, local_sizes
-from mlpdata.shards.text import conform, damaged, json_text, parse_json, read_text
+from mlpdata.shards.text import conform, damaged, json_text, parse_json, read_text, shown
 from mlpdata.system.files import write_atomic
 
 FORMAT_VERSION = 1
@@ -115,6 +115,17 @@ class SplitInfo:
         return [name for name in (self.beton, *self.tars, self.index) if name]
 
 
+def made_from(source_files: dict[str, dict]) -> str:
+    """Which files something was made from, for people.
+
+    >>> made_from({"photos": {}}), made_from({"a": {}, "b": {}, "c": {}, "d": {}}), made_from({})
+    (', of photos', ', of a, b and 2 more', '')
+    """
+    names = [shown(name) for name in source_files]
+    listed = ", ".join(names if len(names) <= 3 else names[:2])
+    return f", of {listed}{f' and {len(names) - 2} more' if len(names) > 3 else ''}" if names else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a finished shard directory holds and how it was made. Equal inputs and options give equal manifests.
@@ -147,6 +158,11 @@ class Manifest:
     files: dict[str, FileEntry]  # every file of the directory but the manifest
     tool_version: str
     command: str
+
+    @property
+    def origin(self) -> str:
+        """The command that made it, and of which files."""
+        return f"{self.command}{made_from(self.source_files)}"
 
     def split(self, name: str) -> str:
         """The directory's own name for a split. `val` and `test` stand for each other where only one exists."""

@@ -1,0 +1,203 @@
+"""Doing what the person meant: what is there already, what is asked for wrongly, what a message has to say."""
+
+import io
+import os
+import shutil
+
+import pytest
+from archives import damaged_inside, encoded, make_cifar, make_folder, make_imagenet, picture
+from conftest import Inline, convert_quietly, run_cli, sums
+from PIL import Image
+
+from mlpdata import Error
+from mlpdata.convert import run
+from mlpdata.convert.options import Options
+from mlpdata.convert.plan import make_plan
+from mlpdata.shards.manifest import Manifest
+
+
+@pytest.fixture(autouse=True)
+def inline(monkeypatch):
+    monkeypatch.setattr(run, "LocalEngine", Inline)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Options for a folder of photographs, and the directory that they make."""
+    make_folder(tmp_path / "photos", per_class=5)
+    options = {"dataset": "folder", "source": str(tmp_path / "photos"), "res": 16, "out": tmp_path / "out"}
+    return options, tmp_path / "out"
+
+
+# --------------------------------------------------------------------------------------- what is there already
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar", "train.beton", "README.md"])
+def test_a_file_that_changed_but_kept_its_size_is_made_again(photos, name):
+    options, root = photos
+    convert_quietly(**options)
+    before = sums(root)
+    data = bytearray((root / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (root / name).write_bytes(data)
+    later = (root / "manifest.json").stat().st_mtime_ns + 1_000_000_000
+    os.utime(root / name, ns=(later, later))
+    _, lines = convert_quietly(**options)
+    assert any(f"{root / name} has sha256" in line and "is made again" in line for line in lines)
+    assert sums(root) == before
+    os.utime(root / name, ns=(later, later))  # touched, but the same
+    assert "nothing to do" in convert_quietly(**options)[1][-1] and sums(root) == before
+
+
+def test_overwrite_replaces_any_conversion_of_ours_and_nothing_else(photos):
+    options, root = photos
+    convert_quietly(**options)
+    (root / "notes.txt").write_text("of the user")
+    with pytest.raises(Error, match=r"holds another conversion \(.*--res 16.*, of photos\).* or say --overwrite"):
+        convert_quietly(**{**options, "res": 12})
+    manifest, lines = convert_quietly(**{**options, "res": 12}, overwrite=True)
+    assert manifest.res == Manifest.load(root).res == 12
+    assert any(line.startswith(f"{root} is overwritten: it held mlpdata convert folder --res 16") for line in lines)
+    assert (root / "notes.txt").read_text() == "of the user"
+    before = sums(root)
+    assert "nothing to do (--overwrite makes it again)" in convert_quietly(**{**options, "res": 12})[1][-1]
+    convert_quietly(**{**options, "res": 12}, overwrite=True)
+    assert sums(root) == before
+    (root / "manifest.json").unlink()
+    for path in root.iterdir():
+        path.unlink()
+    (root / "thesis.tex").write_text("mine")
+    with pytest.raises(Error, match="not empty and no conversion of ours"):
+        convert_quietly(**options, overwrite=True)
+    with pytest.raises(Error, match="--overwrite removes what other machines made"):
+        Options(dataset="folder", part=(1, 2), overwrite=True)
+
+
+def test_overwrite_removes_unfinished_work(photos, monkeypatch):
+    options, root = photos
+    convert_quietly(**options)
+    expected = sums(root)
+    shutil.rmtree(root)
+    with monkeypatch.context() as stop:
+        stop.setattr(run, "count_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(Error, match=r"the same command goes on from here$"):
+            convert_quietly(**{**options, "res": 12})
+        with pytest.raises(Error, match=r"unfinished conversion with another command \(.*, of photos\).*--overwrite"):
+            convert_quietly(**options)
+        with pytest.raises(Error, match=r"goes on from here, without --overwrite$"):
+            convert_quietly(**options, overwrite=True)
+        parts = {path.name: path.stat().st_mtime_ns for path in (root / ".convert" / "parts").iterdir()}
+    _, lines = convert_quietly(**options)  # what the overwriting run did is not lost
+    assert any("going on" in line for line in lines) and parts
+    assert sums(root) == expected
+
+
+def test_a_failed_first_try_in_which_nothing_was_made_does_not_block_the_next(photos, monkeypatch):
+    options, _ = photos
+    with monkeypatch.context() as stop:
+        stop.setattr(run, "convert_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(Error, match="stopped"):
+            convert_quietly(**{**options, "res": 12})
+    assert convert_quietly(**options)[0].res == 16
+
+
+# ------------------------------------------------------------------------------------------------------ messages
+
+
+def test_the_default_directory_of_a_folder_carries_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / "my photos")
+    make_cifar(tmp_path / "c.tar.gz")
+    for name, source, root in (
+        ("folder", "my photos/", "shards/folder-my_photos-8"),
+        ("folder", str(tmp_path / "my photos"), "shards/folder-my_photos-8"),
+        ("cifar10", "c.tar.gz", "shards/cifar10-8"),
+    ):
+        plan = make_plan(Options(dataset=name, source=source, res=8))
+        assert plan.root.as_posix() == root
+
+
+def test_a_split_without_images_is_not_called_damaged(tmp_path):
+    """Broken images of another split are no reason for an empty one."""
+    make_imagenet(tmp_path / "f.tar", per_class=2, change=lambda classes: breaking(classes, every=True))
+    options = {"dataset": "imagenet21k", "source": str(tmp_path / "f.tar"), "res": 8, "out": tmp_path / "out"}
+    with pytest.raises(Error, match="split 'train' is empty: none of its images could be read"):
+        convert_quietly(**options, min_class_size=0, val_per_class=0, max_skipped=1.0)
+
+
+def breaking(classes, every=False):
+    for files in list(classes.values())[: None if every else 1]:
+        for name in list(files)[1:] if not every else files:
+            files[name] = b"broken"
+
+
+def test_a_class_whose_readable_images_are_all_held_out_is_refused(tmp_path):
+    def change(classes):
+        files = next(iter(classes.values()))
+        for name in sorted(files)[2:]:
+            files[name] = damaged_inside(encoded(picture(40, 40, 1)))
+
+    make_imagenet(tmp_path / "f.tar", per_class=4, change=change)
+    options = {"dataset": "imagenet21k", "source": str(tmp_path / "f.tar"), "res": 8, "out": tmp_path / "out"}
+    with pytest.raises(Error, match="class n01440764 has 2 images that can be read: --val-per-class 2 leaves none"):
+        convert_quietly(**options, val_per_class=2, max_skipped=0.5)
+    assert not (tmp_path / "out").exists()
+    convert_quietly(**options, val_per_class=1, max_skipped=0.5)
+
+
+def test_the_size_of_a_small_beton_is_said_as_it_will_be(photos):
+    options, root = photos
+    _, lines = convert_quietly(**options)
+    total = sum(path.stat().st_size for path in root.glob("*.beton"))
+    assert f"beton (raw, about {total / 1e6:.0f} MB as its pages have 8 MiB)" in lines[0]
+
+
+# -------------------------------------------------------------------------------------------------------- decode
+
+
+def photograph(width, height, seed):
+    """Sharp detail, which a decode at reduced scale loses some of."""
+    out = io.BytesIO()
+    tiles = [picture(32, 32, seed + i) for i in range(9)]
+    image = Image.new("RGB", (width, height))
+    for i, tile in enumerate(tiles):
+        image.paste(Image.fromarray(tile), (width * (i % 3) // 3, height * (i // 3) // 3))
+    image.save(out, "JPEG", quality=92)
+    return out.getvalue()
+
+
+def test_exact_decode_is_chosen_above_128_pixels_and_disclosed(tmp_path):
+    folder = tmp_path / "in" / "train" / "a"
+    folder.mkdir(parents=True)
+    (tmp_path / "in" / "train" / "b").mkdir()
+    for i in range(16):
+        (folder / f"{i}.jpg").write_bytes(photograph(900, 700, i))
+        (folder.with_name("b") / f"{i}.jpg").write_bytes(photograph(900, 700, 50 + i))
+    options = {"dataset": "folder", "source": str(tmp_path / "in")}
+    seen = {}
+    for name, more in {
+        "fast": {"res": 64},
+        "exact": {"res": 64, "decode": "exact"},
+        "large": {"res": 136},
+        "large exact": {"res": 136, "decode": "exact"},
+        "large fast": {"res": 136, "decode": "fast"},
+    }.items():
+        manifest, lines = convert_quietly(**options, **more, out=tmp_path / name)
+        seen[name] = sums(tmp_path / name)["train.beton"]
+        is_fast = name.endswith("fast")
+        assert (manifest.fidelity is not None) == any("fidelity" in line for line in lines) == is_fast
+        assert ("--decode" in manifest.command) == (name != "fast")
+        card = (tmp_path / name / "README.md").read_text()
+        assert ("JPEGs were decoded at reduced scale" in card) == is_fast
+    assert seen["fast"] != seen["exact"]
+    assert seen["large"] == seen["large exact"] != seen["large fast"]
+
+
+def test_the_command_line_takes_both(tmp_path):
+    words = ["convert", "shapes", "--res", 8, "--limit", 20, "--quiet", "--out", tmp_path / "out"]
+    assert run_cli(*words, "--decode", "fast").returncode == 0
+    done = run_cli(*words, "--seed", 1)
+    assert done.returncode == 1 and "--overwrite" in done.stderr
+    assert run_cli(*words, "--seed", 1, "--overwrite").returncode == 0
+    assert Manifest.load(tmp_path / "out").seed == 1
