@@ -16,9 +16,9 @@ from mlpdata.fetch.official import download_folder
 from mlpdata.inspect.samples import open_loader
 from mlpdata.shards import index
 from mlpdata.shards.manifest import Manifest
-from mlpdata.sources import Sample
+from mlpdata.sources import ClassFilter, Sample
 
-NUM_UNITS, NUM_SAMPLES = 32, 256  # of the archive that are looked into: the first samples of evenly spaced units
+NUM_UNITS, NUM_SAMPLES = 32, 256  # of each split that are looked into
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def compare(root: Path, manifest: Manifest, source: str | None) -> list[Comparis
     spec = datasets.get(manifest.dataset)
     resize = image.Resize(manifest.res, manifest.resize, manifest.filter)
     originals = {}
-    for split, sample in _samples(datasets.open_source(spec, source, res=manifest.res, seed=manifest.seed)):
+    for split, sample in _samples(manifest, source):
         if split in manifest.splits and (exact := _exact(sample.data, resize)) is not None:
             originals[split, sample.key] = (sample.origin, exact)
     comparisons = []
@@ -73,14 +73,34 @@ def compare(root: Path, manifest: Manifest, source: str | None) -> list[Comparis
     return sorted(comparisons, key=lambda comparison: (comparison.psnr_db, comparison.key))
 
 
-def _samples(source) -> Iterator[tuple[str, Sample]]:
-    """(split, sample) of the first samples of some units."""
-    units = source.units()
-    chosen = units[:: -(-len(units) // NUM_UNITS)]
-    for unit in chosen:
-        for sample in islice(source.samples(unit), -(-NUM_SAMPLES // len(chosen))):
-            if isinstance(sample, Sample):
-                yield sample.split or unit.split, sample
+def _samples(manifest: Manifest, source: str | None) -> Iterator[tuple[str, Sample]]:
+    """(split, sample) of the first samples of some units, evenly spaced or, where the conversion was cut, the first."""
+    record = manifest.source_filter
+    limit = _number(record, "limit")
+    class_filter = ClassFilter(
+        min_class_size=_number(record, "min_class_size"), val_per_class=_number(record, "val_per_class")
+    )
+    opened = datasets.open_source(
+        datasets.get(manifest.dataset),
+        source,
+        res=manifest.res,
+        seed=manifest.seed,
+        class_filter=class_filter,
+        limit=limit or None,
+    )
+    units = opened.units()
+    for split in dict.fromkeys(unit.split for unit in units):
+        of_split = [unit for unit in units if unit.split == split]
+        chosen = of_split[:: 1 if limit else -(-len(of_split) // NUM_UNITS)][:NUM_UNITS]
+        for unit in chosen:
+            for sample in islice(opened.samples(unit), -(-NUM_SAMPLES // len(chosen))):
+                if isinstance(sample, Sample):
+                    yield sample.split or unit.split, sample
+
+
+def _number(record: dict, name: str) -> int:
+    """A count of the filter on record, which may hold anything; 0 where there is none."""
+    return n if isinstance(n := record.get(name), int) and n > 0 else 0
 
 
 def _exact(data: bytes | np.ndarray, resize: image.Resize) -> np.ndarray | None:
