@@ -2,6 +2,7 @@ import ast
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,10 +15,10 @@ from conftest import run_cli
 from PIL import Image
 
 import mlpdata
-from mlpdata import choices
+from mlpdata import choices, datasets
 from mlpdata.cli import main
 from mlpdata.cli.group import stop
-from mlpdata.inspect import snippets
+from mlpdata.inspect import doctor, snippets
 from mlpdata.system.threads import cores
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,36 @@ def test_list_and_doctor():
     done = run_cli("doctor")
     assert "simplejpeg" in done.stdout and "torch" in done.stdout
     assert done.returncode == (1 if "problem" in done.stdout else 0)
+    assert {spec["name"] for spec in json.loads(run_cli("list", "--json").stdout)} == set(datasets.SPECS)
+    assert set(json.loads(run_cli("doctor", "--json").stdout)["optional"]) >= {"ffcv", "ray"}
+
+
+def test_doctor_tells_what_is_required_from_what_is_optional(monkeypatch):
+    asked = [
+        "click>=8",
+        "nothing-of-the-kind>=2",
+        "torch>=999",
+        "also-nothing; extra == 'dev'",
+        "odd; python_version < '3'",
+    ]
+    monkeypatch.setattr(doctor, "requires", lambda package: asked)
+    report, well = doctor.doctor()
+    assert not well
+    problems = [line for line in report.splitlines() if line.startswith("problem")]
+    assert len(problems) == 2
+    assert "pip install 'nothing-of-the-kind>=2'" in problems[0] and "pip install 'torch>=999'" in problems[1]
+    assert "also-nothing" not in report and "odd" not in report
+
+
+def test_verify_as_json(photos_dir, tmp_path):
+    facts = json.loads(run_cli("verify", photos_dir, "--json").stdout)
+    assert facts["whole"] and facts["problems"] == []
+    shutil.copytree(photos_dir, tmp_path / "copy")
+    with open(tmp_path / "copy" / "val.beton", "ab") as f:
+        f.write(b"x")
+    done = run_cli("verify", tmp_path / "copy", "--json")
+    facts = json.loads(done.stdout)
+    assert done.returncode == 1 and not facts["whole"] and facts["num_problems"] == len(facts["problems"]) > 0
 
 
 def test_info(photos_dir):
@@ -65,8 +96,6 @@ def test_info(photos_dir):
 
 
 def test_info_notices_files_that_changed(photos_dir, tmp_path):
-    import shutil
-
     shutil.copytree(photos_dir, tmp_path / "copy")
     with open(tmp_path / "copy" / "val.beton", "ab") as f:
         f.write(b"x")

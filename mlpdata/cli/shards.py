@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def info(directory, as_json):
 
 @main.command()
 @click.argument("directory", type=SHARDS)
-def verify(directory):
+@json_option()
+def verify(directory, as_json):
     """Check every checksum and every sample of a shard directory, and that both formats hold the same.
 
     Images are decoded and compared with the index, labels and places of all files with each other. What is wrong is
@@ -41,14 +43,20 @@ def verify(directory):
     """
     from mlpdata.inspect.verify import verify as run
 
-    what, found = run(directory)
-    for problem in found.problems:
-        click.echo(problem)
-    if found.num_problems:
-        n, told = found.num_problems, len(found.problems)
-        listed = f"{n:,} problem{'s' if n > 1 else ''}, {f'{told:,} of them ' if n > told else ''}listed above"
+    checked, findings = run(directory, quiet=as_json)
+    n, num_listed = findings.num_problems, len(findings.problems)
+    if as_json:
+        facts = {"whole": not n, "checked": checked, "num_problems": n, "problems": findings.problems}
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        for problem in findings.problems:
+            click.echo(problem)
+    if n:
+        some = f"{num_listed:,} of them " if n > num_listed else ""
+        listed = f"{n:,} problem{'s' if n > 1 else ''}, {some}listed above"
         raise Error(f"{directory} is damaged: {listed}; delete it, and get or convert it again")
-    click.echo(f"{directory} is whole: {what}")
+    if not as_json:
+        click.echo(f"{directory} is whole: {checked}")
 
 
 @main.command()
@@ -195,11 +203,18 @@ def bench(directory, device, split, format_, tier, pixels, batch_size, res, thre
 
 
 @main.command()
-def doctor():
-    """What is installed, which image library is really loaded, what is missing."""
+@json_option()
+def doctor(as_json):
+    """Say what is installed, what of it mlpdata requires, which image library is really loaded, what is missing.
+
+    The exit status is 1 where something is missing that mlpdata requires.
+
+    \b
+    mlpdata doctor
+    """
     from mlpdata.inspect.doctor import doctor as run
 
-    report, well = run()
+    report, well = run(as_json)
     click.echo(report)
     if not well:
         sys.exit(1)
