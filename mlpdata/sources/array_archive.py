@@ -38,6 +38,8 @@ class ArrayArchive(Source):
                 raise Error(f"{self.path} is damaged: {blob.damage}; get it again")
         for item in scan(blob.read_at, 0, blob.size):
             if isinstance(item, Damage):
+                if item.last and item.offset == 0 and item.member is None:
+                    raise Error(f"{self.path} is not a tar archive, plain or gzip; expected the authors' own archive")
                 if item.lost or item.last:
                     raise Error(f"{self.path} is truncated or damaged ({item.reason}); get it again")
                 self.warnings += (f"{self.path}: {item.reason}",)
