@@ -66,7 +66,7 @@ class HostTier:
     def _prepare(
         self, steps: EpochSteps, empty: Callable[[tuple[int, ...]], torch.Tensor]
     ) -> Generator[tuple[list[torch.Tensor], Wait], None, None]:
-        """([*planes, numbers] of a batch in host memory, until when), step by step."""
+        """([*planes, numbers] of a batch in host memory, the wait until it is filled), step by step."""
         for rows, fill in self._fills(steps):
             planes = [empty((self._num_on_host(rows), *shape)) for shape in self.plane_shapes]
             numbers = torch.from_numpy(self._numbers(rows))
@@ -98,7 +98,7 @@ class HostTier:
             stream.wait_event(event)
             for (
                 tensor
-            ) in on_device:  # their memory belongs to copy_stream, which must not reuse it while this one reads
+            ) in on_device:  # allocated on copy_stream, which must not reuse the memory before this one is done
                 tensor.record_stream(stream)
             handed_out.append(stream.record_event())
             yield self._batch(*on_device)
@@ -133,7 +133,7 @@ class Pinned(HostTier):
         return int((rows >= self.num_resident).sum())
 
     def _numbers(self, rows: np.ndarray) -> np.ndarray:
-        """Two more: the resident row of each sample (0 for one on the host), and the places of those on the host."""
+        """Also the resident row of each sample (0 if it is on the host), and where in the batch the host's go."""
         on_host = rows >= self.num_resident
         places = np.zeros(len(rows), np.int64)
         places[: on_host.sum()] = np.flatnonzero(on_host)

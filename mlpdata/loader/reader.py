@@ -280,8 +280,9 @@ class Reader:
                 self._decode_unusual(payload, codec, i, pixels)
             except Exception as e:
                 path, byte = self.index.files[int(self.index.file[i])], int(self.index.offset[i])
+                name = _member_name(self.index, i)
                 raise Error(
-                    f"{path}: sample {i} at byte {byte}{_member_name(self.index, i)} cannot be decoded ({first_line(e)}); "
+                    f"{path}: sample {i} at byte {byte}{name} cannot be decoded ({first_line(e)}); "
                     "convert or get it again"
                 ) from e
 
