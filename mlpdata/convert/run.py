@@ -23,7 +23,14 @@ from mlpdata.convert.deferred import discard_shards
 from mlpdata.convert.finish import finish
 from mlpdata.convert.options import Options
 from mlpdata.convert.plan import ConversionPlan, make_plan, peak_disk_bytes
-from mlpdata.convert.stage_parts import Totals, check_totals, convert_first_samples, convert_parts, count_parts
+from mlpdata.convert.stage_parts import (
+    Totals,
+    check_classes,
+    check_totals,
+    convert_first_samples,
+    convert_parts,
+    count_parts,
+)
 from mlpdata.convert.stage_shards import PartsNeeded, WrittenShards, write_shards
 from mlpdata.convert.workdir import abandon, check_space, clean_up, discard_part, locked, prepare, tidy
 from mlpdata.convert.worker import WorkerContext
@@ -73,6 +80,7 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
         manifest = None if plan.overwrite else finished_manifest(plan)
         if manifest is None:
             check_space(plan.work, peak_disk_bytes(sum(plan.estimate)))
+            check_classes(plan)
             prepare(plan.work)
             with locked(plan.work, plan.share):
                 # Another run may have finished it a moment ago.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
@@ -14,10 +15,40 @@ from mlpdata.convert.unit import PartCounts, check_unit, convert_unit
 from mlpdata.convert.worker import UnitTask, WorkerContext
 from mlpdata.errors import Error
 from mlpdata.shards import card
-from mlpdata.sources import NothingLeft
+from mlpdata.sources import NothingLeft, Sample, TooSmall
 from mlpdata.system.engines import Engine
 from mlpdata.system.files import sync_dir
 from mlpdata.system.progress import Progress
+
+SMALLEST_UNITS = 20  # whose first class is looked at for one that --val-per-class empties
+
+
+# -------------------------------------------------------------------------------------------------- class filter
+
+
+def check_classes(plan: ConversionPlan) -> None:
+    """Raise Error before any work where no class is large enough, or --val-per-class empties one of the smallest.
+
+    Some sources know how many images a class has only when they read its names. Of these the largest units are tried
+    until one has a class that is large enough: in most archives the first. `check_totals` knows all classes.
+    """
+    class_filter = plan.class_filter
+    by_size = sorted((task.unit for task in plan.tasks), key=lambda unit: unit.num_bytes)
+    source = pickle.loads(pickle.dumps(plan.source))  # this process opens nothing that workers would inherit
+    if class_filter.val_per_class >= max(1, class_filter.min_class_size):
+        for unit in by_size[:SMALLEST_UNITS]:
+            next(source.samples(unit), None)  # raises Error for a class that is emptied
+    if class_filter.min_class_size and source.drops_empty_classes:
+        small: dict[str, int] = {}
+        for unit in reversed(by_size):
+            for sample in source.samples(unit):
+                if isinstance(sample, Sample):
+                    return
+                if isinstance(sample, TooSmall):
+                    small[sample.class_name] = sample.num_images
+        if small:
+            raise class_filter.none_left(small)
+
 
 # -------------------------------------------------------------------------------------------------------- convert
 

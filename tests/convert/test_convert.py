@@ -30,7 +30,7 @@ from PIL import Image
 
 import mlpdata
 from mlpdata import Error
-from mlpdata.convert import part, run, unit
+from mlpdata.convert import convert, part, run, unit
 from mlpdata.convert.hasher import Hasher
 from mlpdata.convert.options import Options
 from mlpdata.convert.plan import make_plan
@@ -518,18 +518,20 @@ def test_imagenet21k_says_the_numbers_of_the_paper():
 
 
 @pytest.mark.parametrize("name", ["f.tar", "w.tar.gz", "folder"])
-def test_classes_that_are_all_too_small_are_named(tmp_path, name):
+def test_classes_that_are_all_too_small_are_named_before_any_work(tmp_path, name):
     classes = make_imagenet(tmp_path / ("f.tar" if name == "folder" else name), change=small_classes)
     if name == "folder":
         for wnid, files in classes.items():
             (tmp_path / name / wnid).mkdir(parents=True)
             for file, data in files.items():
                 (tmp_path / name / wnid / file).write_bytes(data)
+    said: list[str] = []
     with pytest.raises(Error, match=r"no class has 500 images \(the largest is n01494475 with 6\)"):
-        convert_quietly(dataset="imagenet21k", source=str(tmp_path / name), res=16, out=tmp_path / "out")
+        convert(Options(dataset="imagenet21k", source=str(tmp_path / name), res=16, out=tmp_path / "out"), said.append)
     with pytest.raises(Error, match="class n01440764 has 3 images: --val-per-class 3 leaves none of them for training"):
         convert_quietly(dataset="imagenet21k", source=str(tmp_path / name), res=16, out=tmp_path / "out",
                         min_class_size=0, val_per_class=3)  # fmt: skip
+    assert not said and not (tmp_path / "out").exists()
     manifest, _ = convert_quietly(dataset="imagenet21k", source=str(tmp_path / name), res=16, out=tmp_path / "out",
                                   min_class_size=4, val_per_class=1)  # fmt: skip
     assert manifest.splits["val"].num_samples == manifest.num_classes == 4  # what came to nothing is not in the way
