@@ -39,7 +39,7 @@ class ArrayArchive(Source):
         for item in scan(blob.read_at, 0, blob.size):
             if isinstance(item, Damage):
                 if item.last and item.offset == 0 and item.member is None:
-                    raise Error(f"{self.path} is not a tar archive, plain or gzip; expected the authors' own archive")
+                    break
                 if item.lost or item.last:
                     raise Error(f"{self.path} is truncated or damaged ({item.reason}); get it again")
                 self.warnings += (f"{self.path}: {item.reason}",)
@@ -51,6 +51,8 @@ class ArrayArchive(Source):
                 raise Error(f"{self.path} has {keys.shown(name)} twice; get it again")
             else:
                 self._members[name] = item
+        if not self._members and not self._left_out:
+            raise Error(f"{self.path} is not a tar archive, plain or gzip, or an empty one; expected the authors' own")
 
     def _leave_out_others(self, known: Collection[str]) -> None:
         """List the members of the folder that are not known, and warn of everything that is left out."""
