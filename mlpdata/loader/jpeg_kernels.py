@@ -25,39 +25,42 @@ to_planes = types.ExternalFunction(
 
 
 @numba.njit
-def is_usual(data, position, end, height, width, as_planes):
-    """Whether a JPEG is a baseline image of this size and, for `as_planes`, has Y, Cb and Cr in 4:2:0.
+def components(data, position, end, height, width, as_planes):
+    """How many components a JPEG has: 1 or 3, 0 for one that is not decoded here.
 
-    Reads the segments before the pixels (ITU-T T.81, B.2). libjpeg smooths progressive images that lack coefficients,
-    and every version does so differently. It would scale images of another size to fit.
+    That is any but a baseline image of this size and, for `as_planes`, with Y alone or Y, Cb and Cr in 4:2:0. Reads the
+    segments before the pixels (ITU-T T.81, B.2). libjpeg smooths progressive images that lack coefficients, and every
+    version does so differently. It would scale images of another size to fit.
     """
     position += 2
-    is_fitting = False
-    while position + 9 <= end and data[position] == 0xFF:
+    found = 0
+    while position + 10 <= end and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
             continue
         if marker == 0xDA:
-            return is_fitting
+            return found
         if marker < 0xC0 or 0xD0 <= marker <= 0xD9:
-            return False
+            return 0
         if marker == 0xEE and as_planes:  # Adobe's segment, which may say that the planes are others
-            return False
+            return 0
         if marker < 0xD0 and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
             size = (data[position + 5] << 8 | data[position + 6], data[position + 7] << 8 | data[position + 8])
-            is_fitting = marker == 0xC0 and size == (height, width) and not is_fitting
-            if not is_fitting or not as_planes:
-                return is_fitting
-            if position + 19 > end or data[position + 9] != 3:
-                return False
-            first = position + 10  # of three components: its id, its sampling factors, its table
-            if data[first + 1] != 0x22 or data[first + 4] != 0x11 or data[first + 7] != 0x11:
-                return False
-            if data[first] == 82 and data[first + 3] == 71 and data[first + 6] == 66:  # R, G, B
-                return False
+            if marker != 0xC0 or size != (height, width) or found:
+                return 0
+            if not as_planes:
+                return 1
+            found, first = data[position + 9], position + 10  # of each component: its id, sampling factors, table
+            if first + 3 * found > end:
+                return 0
+            is_grey = found == 1 and data[first + 1] == 0x11
+            is_420 = found == 3 and data[first + 1] == 0x22 and data[first + 4] == 0x11 and data[first + 7] == 0x11
+            is_named_rgb = found == 3 and data[first] == 82 and data[first + 3] == 71 and data[first + 6] == 66
+            if is_named_rgb or not (is_grey or is_420):
+                return 0
         position += 2 + (data[position + 2] << 8 | data[position + 3])
-    return False
+    return 0
 
 
 def decode_rgb(data, starts, sizes, failed, n, height, width, images):
@@ -65,7 +68,7 @@ def decode_rgb(data, starts, sizes, failed, n, height, width, images):
     address = carray(data, 1).ctypes.data
     for k in range(n):
         start, size = starts[k], sizes[k]
-        if not is_usual(data, start, start + size, height, width, False):
+        if not components(data, start, start + size, height, width, False):
             failed[k] = 1
             continue
         handle = create()  # a new one each time: an old one would decode a JPEG without tables with its last tables
@@ -84,9 +87,12 @@ def decode_planes(data, starts, sizes, failed, n, height, width, luma, chroma):
     is_even = height % 2 == 0 and width % 2 == 0  # libturbojpeg rounds luma up to whole samples of chroma
     for k in range(n):
         start, size = starts[k], sizes[k]
-        if not is_even or not is_usual(data, start, start + size, height, width, True):
+        num_components = components(data, start, start + size, height, width, True)
+        if not is_even or not num_components:
             failed[k] = 1
             continue
+        if num_components == 1:  # libturbojpeg writes luma alone
+            cb_cr[:] = 128
         planes[0] = luma + k * height * width
         handle = create()
         if to_planes(handle, address + start, size, planes.ctypes.data, width, 0, height, 0) != 0:

@@ -12,6 +12,7 @@ torch.index_select of the same bytes into a buffer that is there.
 Prints one JSON row a group: raw, jpg, and the slow ways.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -36,6 +37,16 @@ def endless(loader) -> Iterator[int]:
 
 def ours(root, **options) -> Iterator[int]:
     return endless(mlpdata.load(root, "train", BATCH, **options))
+
+
+def planes(root, **options) -> Iterator[int]:
+    """Batches of luma and chroma, as the augmentation takes them; without it a Loader turns them into RGB."""
+    loader = mlpdata.load(root, "train", BATCH, pixels="ycc420", tier="stream", **options)
+    assert loader.pixels == "ycc420", loader.tier_reason
+    for epoch in itertools.count():
+        steps = loader._steps(epoch, loader._tier.blocks, range(len(loader)))
+        for batch in loader._tier.batches(steps):
+            yield len(batch.ids)
 
 
 def ceiling(root) -> Iterator[int]:
@@ -173,6 +184,8 @@ def main():
             "ours stream": lambda: ours(jpg, format="beton", tier="stream"),
             "ffcv": lambda: ffcv_loader(jpg / "train.beton"),
             "ours stream tar": lambda: ours(jpg, format="tar", tier="stream"),
+            "ours planes": lambda: planes(jpg, format="beton"),
+            "ours planes tar": lambda: planes(jpg, format="tar"),
         },
         "slow": {"ours stream": lambda: ours(jpg, tier="stream"), "webdataset": lambda: webdataset_loader(jpg)},
     }

@@ -147,6 +147,13 @@ def test_planes_are_those_that_are_coded(decode):
     assert np.array_equal(found_luma, np.stack(luma)) and np.array_equal(found_chroma, np.stack(chroma))
 
 
+def test_grey_has_luma_and_no_colour(decode):
+    grey, coloured = jpeg(picture(3, H - 8, W - 8).convert("L")), coded_planes(0)[0]
+    left, luma, chroma = run_planes(decode, [coloured, grey, coloured])
+    assert not len(left) and (chroma[1] == 128).all() and np.array_equal(chroma[0], chroma[2])
+    assert np.array_equal(luma[1], simplejpeg.decode_jpeg(grey, "Gray"))
+
+
 def test_planes_of_what_has_no_such_planes_are_left_alone(decode):
     size = H - 8, W - 8
     good, luma, chroma = coded_planes(0)
@@ -156,7 +163,6 @@ def test_planes_of_what_has_no_such_planes_are_left_alone(decode):
         named_rgb[frame + 10 + 3 * k] = name
     odd = {
         **{f"subsampling {s}": jpeg(picture(1, *size), subsampling=s) for s in ("4:4:4", "4:2:2")},
-        "grey": jpeg(picture(3, *size).convert("L")),
         "CMYK": jpeg(picture(0, *size).convert("CMYK")),
         "progressive": jpeg(picture(2, *size), progressive=True, subsampling="4:2:0"),
         "Adobe's segment": good[:2] + adobe + good[2:],
