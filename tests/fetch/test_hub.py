@@ -56,7 +56,8 @@ def serve(monkeypatch, tmp_path):
     monkeypatch.setattr(engines, "process_context", lambda: mp.get_context("fork"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # of the commands that tests start, and of this process:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # it may have read its variables before
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     yield start
