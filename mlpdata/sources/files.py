@@ -22,7 +22,8 @@ from mlpdata.image.limits import MAX_IMAGE_BYTES
 KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 MAX_LINKS = 1_000  # to one folder; folders of links to folders of links are 2^n paths
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm",
+JPEG_SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif")
+IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm",
                   ".pgm", ".pbm", ".pnm", ".avif", ".jp2")  # fmt: skip
 SYSTEM_FILES = frozenset((".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".directory", "icon\r", ".gitkeep",
                           ".gitignore", ".gitattributes", ".nomedia"))  # fmt: skip

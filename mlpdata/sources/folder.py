@@ -13,12 +13,11 @@ from mlpdata import image, labels, splits
 from mlpdata.errors import Error
 from mlpdata.sources import folder_layout, keys
 from mlpdata.sources.base import Broken, ClassFilter, Sample, Source, TooSmall, Unit, most_samples
-from mlpdata.sources.files import is_folder, looks_like_image, read_file, stamp, tree
+from mlpdata.sources.files import JPEG_SUFFIXES, is_folder, looks_like_image, read_file, stamp, tree
 from mlpdata.sources.folder_files import FileRange, FolderListing, cut, list_folder, sample_keys
 from mlpdata.sources.folder_layout import LabelledFolder
 from mlpdata.sources.keys import shown
 
-JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 UNITS = 256  # a folder is cut into about so many units, within bounds
 LEAST_IMAGES = 1_000  # in a unit
 SAMPLED = 16  # files of a folder that are looked into where no name is an image's

@@ -15,13 +15,13 @@ import xxhash
 from mlpdata.archive.tarscan import BLOCK
 from mlpdata.errors import Error
 from mlpdata.sources import keys
+from mlpdata.sources.files import JPEG_SUFFIXES
 from mlpdata.sources.wds_sample import Blob, TarSample, image_of, iter_samples, label_of, other_images, record_of
 from mlpdata.sources.wds_splits import of_folder
 from mlpdata.sources.wds_tars import SourceTar
 from mlpdata.system.progress import Progress
 
 WNID = re.compile(r"(?:^|/)(n\d{8})[_/]")
-JPEG_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif")
 PEEK = 16  # samples looked at in as many tars, to learn which class list the labels count in
 MAX_CLASSES = 1 << 20
 
@@ -101,7 +101,7 @@ class Peek:
             notes.append(f"{path}: samples have several images: {several}")
         if differing:
             notes.append(f"{path}: cls and json say different classes of samples: {differing}")
-        num_jpegs = sum(extension in JPEG_EXTENSIONS for extension in extensions)
+        num_jpegs = sum(f".{extension}" in JPEG_SUFFIXES for extension in extensions)
         self.codec = "jpg" if num_jpegs * 2 > len(extensions) else "png"
         self.mean_bytes = num_bytes / len(extensions)
 
