@@ -7,7 +7,7 @@ INTEROP_TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 INTEROP := .venv-interop/bin
 
-.PHONY: setup interop demo test test-slow coverage lint gpu gpu-wheels clean
+.PHONY: bench setup interop demo test test-slow coverage lint gpu gpu-wheels clean
 
 setup: .venv/installed
 
@@ -63,6 +63,11 @@ gpu:
 gpu-wheels:
 	$(PYTHON) -m pip download --quiet --no-deps --dest $(WHEELS) click datasets deflate filelock huggingface_hub hypothesis \
 	  msgspec platformdirs pyarrow pytest pyyaml rapidgzip safetensors simplejpeg webdataset xxhash
+
+# Measures what needs no data of anybody and appends it to tests/bench/results.jsonl: ten minutes on an idle machine.
+bench: setup
+	$(BIN)/python tests/bench/record.py $(if $(wildcard $(INTEROP)/python),--ffcv-python $(INTEROP)/python)
+	$(BIN)/python tests/pages.py
 
 clean:
 	rm -rf .venv .venv-interop build *.egg-info

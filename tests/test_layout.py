@@ -132,3 +132,7 @@ if __name__ == "__main__":
     text = readme.read_text()
     start, end = text.index("<!-- tree -->\n") + len("<!-- tree -->\n"), text.index("<!-- end -->")
     readme.write_text(text[:start] + tree() + text[end:])
+
+    import pages
+
+    pages.main()  # the other parts that are made from the code

@@ -38,35 +38,35 @@ class Data:
     """Which shards, and how they are read."""
 
     shards: str  # shard directory
-    format: Literal["auto", "beton", "tar"] = "auto"
-    tier: Tier = "auto"
+    format: Literal["auto", "beton", "tar"] = "auto"  # to read; auto takes the beton where there is one
+    tier: Tier = "auto"  # where pixels are during an epoch; auto chooses by size
     pixels: Pixels = "rgb"  # of the resident tier; ycc420 takes half the memory
-    train_split: str = "train"
-    eval_split: str = "val"
+    train_split: str = "train"  # split to train on
+    eval_split: str = "val"  # split to evaluate on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A name such as B_12-Wi_1024, or the fields below."""
 
-    name: str | None = None
-    kind: Literal["b_mlp", "s_mlp"] = "b_mlp"
+    name: str | None = None  # of the paper; besides it only norm, activation and dropout count
+    kind: Literal["b_mlp", "s_mlp"] = "b_mlp"  # with inverted bottlenecks and skips, or the plain MLP
     depth: int = 6  # blocks of a B-MLP; linear layers before the head of an S-MLP
-    width: int = 512
+    width: int = 512  # features
     expansion: int = 4  # of a B-MLP's blocks
-    norm: Literal["layer", "batch", "none"] = "layer"
-    activation: Literal["gelu", "relu"] = "gelu"
-    dropout: float = 0.0
+    norm: Literal["layer", "batch", "none"] = "layer"  # before each block or layer
+    activation: Literal["gelu", "relu"] = "gelu"  # in each block or layer
+    dropout: float = 0.0  # share of the features
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
     """The optimizer. Weight decay spares biases and norms."""
 
-    name: Literal["lion", "adamw", "sgd"] = "lion"
-    lr: float = 5e-5
+    name: Literal["lion", "adamw", "sgd"] = "lion"  # which optimizer
+    lr: float = 5e-5  # learning rate
     head_lr: float | None = None  # of the last layer; null: lr
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # decoupled for Lion and AdamW
     betas: tuple[float, float] | None = None  # null: (0.9, 0.99) for Lion, (0.9, 0.999) for AdamW
     momentum: float = 0.9  # of SGD
 
@@ -75,7 +75,7 @@ class Optim:
 class Schedule:
     """What the learning rate is multiplied by, over the steps."""
 
-    name: Literal["constant", "cosine", "linear"] = "constant"
+    name: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; the last two end near 0
     warmup_epochs: float = 0.0  # linear from 0
 
 
@@ -83,10 +83,10 @@ class Schedule:
 class Train:
     """The loop."""
 
-    epochs: int = 100
+    epochs: int = 100  # passes over the training split
     batch_size: int = 1024  # samples a step, over all processes
     accumulate: int = 1  # pieces a batch is cut into, one after the other: the same step in less memory
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # share of the target that is spread over all classes
     clip_norm: float | None = None  # null: no clipping
     ema: float = 0.0  # decay a step of an average of the weights, which is then evaluated and saved; 0: none
     probe: bool = False  # train the last layer only; features are computed once where augmentation is off
@@ -94,7 +94,7 @@ class Train:
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: bool = False  # torch.compile of the model
     cuda_graphs: bool = False  # torch.compile's reduce-overhead mode: pays for small models on a GPU
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
     record_steps: bool = False  # steps.jsonl: the loss of every step
 
 
@@ -103,7 +103,7 @@ class Eval:
     """When and how to evaluate."""
 
     every: int = 1  # epochs
-    batch_size: int = 2048
+    batch_size: int = 2048  # samples at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class Save:
     """When to write a checkpoint, besides at the end and when stopped."""
 
     every_minutes: float = 5.0  # what a kill -9 can cost
-    every_steps: int | None = None
+    every_steps: int | None = None  # null: by time alone
     keep: int = 2  # the last so many states: a damaged one leaves that before it; the best weights are kept besides
 
 
@@ -120,7 +120,7 @@ class Log:
     """Where numbers go besides metrics.jsonl and curve.png."""
 
     tensorboard: bool | None = None  # null: where it is installed
-    wandb: bool = False
+    wandb: bool = False  # Weights & Biases, which has to be installed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class Recipe:
     """
 
     name: str  # of the run directory; the file's name if it says nothing
-    seed: int = 0
+    seed: int = 0  # of weights, orders and augmentation
     init: str | None = None  # checkpoint to start from; its model is taken, with a new head for other classes
     data: Data
     augment: Augmentation = field(default_factory=Augmentation)

@@ -3,13 +3,17 @@
 Usage: python tests/bench/open.py FOLDER        needs 1.1 GB there; the pixels are holes in the file
 
 The metadata are real, the payloads are not: opening must not touch them. Each opening runs in a process of its own, so
-that its peak memory is its own. Target: under 1 s and under 1 GB. Prints one JSON row.
+that its peak memory is its own. The first opening from tars (`first_s`) reads their index and leaves it in a cache,
+here one of the benchmark's own; the median is that of the openings after it. Target: under 1 s and under 1 GB. Prints
+one JSON row.
 """
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import harness
@@ -91,9 +95,15 @@ def main():
     row = {"bench": "open", "samples": N, **harness.machine("numpy", "pyarrow")}
     for format_ in ("beton", "tar"):
         command = [sys.executable, "-c", OPEN, str(root), format_, str(N)]
-        runs = [json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(args.runs)]
-        seconds = harness.spread((r["s"] for r in runs), 4)
+        with tempfile.TemporaryDirectory(dir=args.folder) as cache:
+            environment = {**os.environ, "MLPDATA_HOME": cache}
+            runs = [
+                json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+                for _ in range(args.runs + 1)
+            ]
+        seconds = harness.spread((r["s"] for r in runs[1:]), 4)
         row[format_] = {
+            "first_s": round(runs[0]["s"], 4),
             **{f"{name}_s": value for name, value in seconds.items()},
             "cpu_s": min(r["cpu_s"] for r in runs), "peak_mb": max(r["peak_mb"] for r in runs),
             "apparent_bytes": sum(p.stat().st_size for p in root.glob(f"train*.{format_}")),
