@@ -18,6 +18,7 @@ from mlpdata.shards import index
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import ClassFilter, Sample
 
+MAX_UNASKED_BYTES = 4 << 30  # of an archive: opening a large one may take hours
 NUM_UNITS, NUM_SAMPLES = 32, 256  # of each split that are looked into
 
 
@@ -42,9 +43,12 @@ class Comparison:
 
 
 def has_originals(manifest: Manifest) -> bool:
-    """Whether the archive is made on the spot, or lies in the download folder."""
-    spec = datasets.get(manifest.dataset)
-    return not spec.wants_path or any((download_folder() / archive.name).exists() for archive in spec.archives)
+    """Whether the source is made on the spot, or is a small archive in the download folder: neither is asked for."""
+    spec = datasets.SPECS.get(manifest.dataset)
+    if spec is None or not spec.wants_path:
+        return spec is not None
+    paths = [download_folder() / archive.name for archive in spec.archives]
+    return any(path.is_file() and path.stat().st_size <= MAX_UNASKED_BYTES for path in paths)
 
 
 def compare(root: Path, manifest: Manifest, source: str | None) -> list[Comparison]:

@@ -67,7 +67,7 @@ def report(root: Path, out: Path, augment: Augmentation | None = None, source: s
     first = "train" if "train" in loaders else next(iter(loaders))
     names = class_names(loaders[first])
     duplicates, skipped = find_duplicates(root, manifest), _skipped(root)
-    sizes, compared = _sizes(root, manifest), _compare(root, manifest, source)
+    sizes, (compared, why_not_compared) = _sizes(root, manifest), _compare(root, manifest, source)
     values: dict[str, Any] = {
         "manifest": manifest,
         "name": root.resolve().name,
@@ -78,6 +78,7 @@ def report(root: Path, out: Path, augment: Augmentation | None = None, source: s
         "classes": _classes(root, manifest, names),
         "sizes": sizes,
         "num_compared": len(compared),
+        "why_not_compared": why_not_compared,
         "worst": [(c, _difference(c)) for c in compared[:WORST] if c.max_diff],
         "duplicates": _duplicates(root, manifest, loaders, duplicates, names),
         "skipped": skipped,
@@ -233,11 +234,21 @@ def _sizes(root: Path, manifest: Manifest) -> dict:
     }
 
 
-def _compare(root: Path, manifest: Manifest, source: str | None) -> list[Comparison]:
-    """Stored images beside their originals, the worst first; [] where there is nothing to compare with."""
-    if manifest.resize == "longest" or not (source or originals.has_originals(manifest)):
-        return []
-    return originals.compare(root, manifest, source)
+def _compare(root: Path, manifest: Manifest, source: str | None) -> tuple[list[Comparison], str]:
+    """(stored images beside their originals, the worst first; why there are none). Raises Error for a bad source."""
+    if manifest.resize == "longest":
+        return [], "Images of their own sizes are not compared with their originals."
+    if source or originals.has_originals(manifest):
+        try:
+            return originals.compare(root, manifest, source), ""
+        except Error as e:
+            if source:
+                raise
+            return [], f"The originals could not be compared: {e}."
+    return (
+        [],
+        "The originals were not at hand: with --source ORIGINALS, the worst images stand beside their exact decode.",
+    )
 
 
 def _difference(comparison: Comparison) -> np.ndarray:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from archives import encoded, picture
-from conftest import convert_quietly, run_cli
+from conftest import change_manifest, convert_quietly, run_cli
 
 from mlpdata import image
 from mlpdata.errors import Error
@@ -140,6 +140,19 @@ def test_many_classes_are_listed_in_part(made, tmp_path, monkeypatch):
     text = Page(tmp_path / "r.html").text
     assert "1 classes with the fewest images; 2 others are not listed" in text
     assert "--source ORIGINALS" in text  # which are not in the download folder
+
+
+def test_originals_that_nobody_asked_for_cost_no_report(tmp_path, monkeypatch, shapes_dir):
+    shutil.copytree(shapes_dir, tmp_path / "copy")
+    for dataset, seen in (("stl10", "could not be compared: "), ("unknown to this version", "were not at hand")):
+        change_manifest(tmp_path / "copy", dataset=dataset)
+        monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
+        (tmp_path / "home").mkdir(exist_ok=True)
+        (originals.download_folder() / "stl10_binary.tar.gz").write_bytes(b"no archive")
+        report.report(tmp_path / "copy", tmp_path / "r.html")
+        assert seen in Page(tmp_path / "r.html").text
+    with pytest.raises(Error, match="unknown to this version"):
+        report.report(tmp_path / "copy", tmp_path / "r.html", source=str(tmp_path))
 
 
 def test_the_command(made, tmp_path):
