@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 import os
@@ -32,7 +33,7 @@ def crops(ids, height, width, scale, ratio, epoch, seed):
     return geometry.crop_boxes(Draws.of(ids, seed, epoch, draws.CROP), (height, width), scale, table, ratio).unbind(1)
 
 
-def part(whole, start, stop):
+def cut(whole, start, stop):
     return Batch(whole.images[start:stop], whole.labels[start:stop], whole.ids[start:stop])
 
 
@@ -71,7 +72,7 @@ def test_results_do_not_depend_on_how_batches_are_cut():
     augment = Augment(mixup=0.8)
     together = augment.apply(whole, 2, 5)
     for cuts in ([(0, 96)], [(0, 2), (2, 50), (50, 96)], [(k, k + 32) for k in (0, 32, 64)]):
-        pieces = [augment.apply(part(whole, a, b), 2, 5) for a, b in cuts]
+        pieces = [augment.apply(cut(whole, a, b), 2, 5) for a, b in cuts]
         assert torch.equal(torch.cat([p.images for p in pieces]), together.images)
         assert torch.equal(torch.cat([p.mix_lam for p in pieces]), together.mix_lam)
         assert torch.equal(torch.cat([p.mix_labels for p in pieces]), together.mix_labels)
@@ -99,15 +100,15 @@ def test_epochs_and_seeds_differ():
 
 def test_uniform_is_uniform_and_independent():
     ids = torch.arange(200_000)
-    found = {(s, e, p): uniform(ids, s, e, p) for s in (0, 1) for e in (0, 1) for p in (0, 5)}
-    for u in found.values():
+    values = {(s, e, p): uniform(ids, s, e, p) for s in (0, 1) for e in (0, 1) for p in (0, 5)}
+    for u in values.values():
         assert u.min() >= 0 and u.max() < 1
         counts = torch.histc(u, 100, 0, 1)
         chi2 = ((counts - 2000) ** 2 / 2000).sum()
         assert chi2 < 160  # 99 degrees of freedom: beyond with probability 1e-4
         assert abs(torch.corrcoef(torch.stack((u[:-1], u[1:])))[0, 1]) < 0.01
-    correlation = torch.corrcoef(torch.stack(list(found.values())))
-    assert (correlation - torch.eye(len(found))).abs().max() < 0.012
+    correlation = torch.corrcoef(torch.stack(list(values.values())))
+    assert (correlation - torch.eye(len(values))).abs().max() < 0.012
 
 
 def test_known_hash():
@@ -190,7 +191,7 @@ def test_everything_is_equal_to_the_bit_however_batches_are_cut(options, ycc):
     make = in_ycc if ycc else lambda b: b
     together = augment.apply(make(whole), 2, 5)
     for cuts in ([0, 2, 36, 70, 76], [0, 76], list(range(0, 77, 4))):
-        pieces = [augment.apply(make(part(whole, a, b)), 2, 5) for a, b in itertools.pairwise(cuts)]
+        pieces = [augment.apply(make(cut(whole, a, b)), 2, 5) for a, b in itertools.pairwise(cuts)]
         joined = Batch(torch.cat([p.images for p in pieces]), whole.labels, whole.ids)
         joined.mix_lam, joined.mix_labels = (
             torch.cat([getattr(p, k) for p in pieces]) for k in ("mix_lam", "mix_labels")
@@ -222,7 +223,7 @@ def check_compiled(options, make):
                 (0, 3, 1, 1),
                 (0, 1, 0, 0),
             ):
-                some = make(part(whole, start, stop))
+                some = make(cut(whole, start, stop))
                 assert same(compiled.apply(some, epoch, seed), eager.apply(some, epoch, seed)), (start, stop)
 
 
@@ -307,8 +308,8 @@ def test_holes_are_boxes_of_the_mean(name):
         assert abs(down.float().mean(0)[6:14].mean() - 6 / 20) < 0.02
     else:
         assert abs((area > 0).float().mean() - 0.6) < 0.04
-        found = area[area > 0] / 480
-        assert found.min() > 0.01 and found.max() < 0.4 and abs(found.mean() - 0.175) < 0.015
+        shares = area[area > 0] / 480
+        assert shares.min() > 0.01 and shares.max() < 0.4 and abs(shares.mean() - 0.175) < 0.015
 
 
 def test_jitter_by_hand():
@@ -428,7 +429,7 @@ def test_the_pass_makes_rgb_of_luma_and_chroma(options, size):
     half = in_ycc(whole)
     back = Batch(from_ycc420(half.images, half.chroma), whole.labels, whole.ids)
     direct, before = (Augment(**options).apply(b, 0, 0).images * 255 for b in (half, back))
-    # Colours out of range are cut off before sampling in one, behind it in the other.
+    # Colours out of range are cut off before sampling in one, after it in the other.
     apart = (direct - before).abs()
     assert apart.max() <= 0.5 if options == PLAIN else apart.mean() < 0.5 and apart.quantile(0.99) < 3
 
@@ -457,11 +458,17 @@ def test_nonsense_is_refused(options):
         Augment(**options)
 
 
+def moved(b, device):
+    tensors = (getattr(b, field.name) for field in dataclasses.fields(b))
+    return Batch(*(None if t is None else t.to(device) for t in tensors))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_gpu_draws_the_same():
-    whole = batch()
-    there = Batch(*(t.cuda() for t in (whole.images, whole.labels, whole.ids)))
-    here, over = (Augment(mixup=0.8).apply(b, 1, 2) for b in (whole, there))
-    assert torch.allclose(here.images, over.images.cpu(), atol=1 / 255)
-    assert torch.allclose(here.mix_lam, over.mix_lam.cpu())
+@pytest.mark.parametrize("make", [lambda b: b, in_ycc], ids=["rgb", "ycc420"])
+@pytest.mark.parametrize("compiled", [None, False], ids=["kernel", "torch"])
+def test_a_gpu_gives_the_same_bits(make, compiled):
+    b = make(batch())
+    for options in ({"mixup": 0.8}, EVERYTHING, {"crop_scale": None, "pad": 4}, {"res": 50, "layout": "channels_last"}):
+        augment = Augment(**options, compile=compiled)
+        assert same(moved(augment.apply(moved(b, "cuda"), 1, 2), "cpu"), augment.apply(b, 1, 2)), options

@@ -315,8 +315,8 @@ def bombs():
     huge = (13_300).to_bytes(2, "little")
     tags = tiff
     for tag in (256, 257):
-        at = tags.index(struct.pack("<HH", tag, 4 if struct.pack("<HHI", tag, 4, 1) in tags else 3))
-        tags = tags[: at + 2] + struct.pack("<HII", 4, 1, 13_300) + tags[at + 12 :]
+        entry = tags.index(struct.pack("<HH", tag, 4 if struct.pack("<HHI", tag, 4, 1) in tags else 3))
+        tags = tags[: entry + 2] + struct.pack("<HII", 4, 1, 13_300) + tags[entry + 12 :]
     return {
         "PNG": png[:8] + chunk(b"IHDR", (13_300).to_bytes(4) * 2 + png[24:29]) + png[33:],
         "PNG beyond reason": png[:8] + chunk(b"IHDR", (2**31 - 1).to_bytes(4) * 2 + png[24:29]) + png[33:],
@@ -343,10 +343,10 @@ def test_a_declared_size_whose_decoding_takes_gigabytes_is_not_decoded(name, mon
 def test_no_flipped_bit_of_a_png_gives_other_pixels():
     """Pillow leaves the checksums of pixels unchecked."""
     data = image.encode_png(RGB)
-    for at in range(8, len(data)):
-        flipped = data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+    for i in range(8, len(data)):
+        flipped = data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :]
         try:
-            assert np.array_equal(image.decode_exact(flipped), RGB), at
+            assert np.array_equal(image.decode_exact(flipped), RGB), i
         except image.ImageError:
             continue
 

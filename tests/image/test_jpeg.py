@@ -35,12 +35,12 @@ def segment(marker, body):
 
 def segments(data):
     """[marker segments with what follows them], the last one is the end marker."""
-    cuts, at = [2], 2
-    while data[at + 1] != 0xD9:
-        start, at = at, at + 2 + int.from_bytes(data[at + 2 : at + 4])
+    cuts, end = [2], 2
+    while data[end + 1] != 0xD9:
+        start, end = end, end + 2 + int.from_bytes(data[end + 2 : end + 4])
         if data[start + 1] == 0xDA:
-            at = re.compile(rb"\xff[^\x00\xd0-\xd7]").search(data, at).start()
-        cuts.append(at)
+            end = re.compile(rb"\xff[^\x00\xd0-\xd7]").search(data, end).start()
+        cuts.append(end)
     return [data[a:b] for a, b in itertools.pairwise([*cuts, len(data)])]
 
 
@@ -48,13 +48,13 @@ def without(data, marker):
     return data[:2] + b"".join(s for s in segments(data) if s[1] != marker)
 
 
-def behind(data, marker, more):
+def after(data, marker, more):
     return data[:2] + b"".join(s + more if s[1] == marker else s for s in segments(data))
 
 
 def kept(data):
-    found = image.kept_jpeg(data, RESIZE)
-    return found and found[0]
+    jpeg_and_size = image.kept_jpeg(data, RESIZE)
+    return jpeg_and_size and jpeg_and_size[0]
 
 
 def pixels_of(data):
@@ -94,7 +94,7 @@ EXTRAS = {
 def test_what_is_no_picture_is_cut_out(name, data):
     """XMP and EXIF have orientations, which some readers turn images by; the rest has megabytes."""
     assert kept(data[:2] + EXTRAS[name] + data[2:]) == data
-    assert kept(behind(data, APP0, EXTRAS[name])) == data
+    assert kept(after(data, APP0, EXTRAS[name])) == data
 
 
 @pytest.mark.parametrize("more", [b"\0", bytes(1 << 20), b"garbage", THUMBNAIL, b"\xff\xd9"])
@@ -105,8 +105,8 @@ def test_what_is_behind_the_end_is_cut_off(more):
 
 def test_a_jpeg_of_more_bytes_than_its_pixels_deserve_is_not_kept():
     tables = next(s for s in segments(BASE) if s[1] == 0xDB)
-    assert kept(behind(BASE, APP0, tables)) is not None
-    assert kept(behind(BASE, APP0, tables * 1000)) is None
+    assert kept(after(BASE, APP0, tables)) is not None
+    assert kept(after(BASE, APP0, tables * 1000)) is None
 
 
 def odd():
@@ -119,8 +119,8 @@ def odd():
     return {
         "cmyk": encoded(photo.convert("CMYK")),
         "rgb": encoded(PHOTO, keep_rgb=True),
-        "adobe says rgb": behind(BASE, APP0, adobe(0)),
-        "adobe says rgb without jfif": without(behind(BASE, APP0, adobe(0)), APP0),
+        "adobe says rgb": after(BASE, APP0, adobe(0)),
+        "adobe says rgb without jfif": without(after(BASE, APP0, adobe(0)), APP0),
         "two components of one id": ids,
         "ids of rgb": without(BASE, APP0)
         .replace(b"\1\x22\0\2\x11\1\3\x11\1", b"R\x22\0G\x11\1B\x11\1")
@@ -132,9 +132,9 @@ def odd():
         "12 bits": BASE[: frame + 4] + b"\x0c" + BASE[frame + 5 :],
         "no end": BASE[:-2],
         "cut short": BASE[:-200],
-        "two frames": behind(BASE, 0xC0, BASE[frame : frame + 19]),
+        "two frames": after(BASE, 0xC0, BASE[frame : frame + 19]),
         "no rows": BASE[: frame + 5] + b"\0\0" + BASE[frame + 7 :],
-        "stray bytes in the header": behind(BASE, APP0, b"\0\1\2"),
+        "stray bytes in the header": after(BASE, APP0, b"\0\1\2"),
         "stray bytes before the end": BASE[:-2] + b"\0\0\x11\x22" + BASE[-2:],
         "cut short with an end": BASE[: len(BASE) * 3 // 4].rstrip(b"\xff") + b"\xff\xd9",
     }
@@ -326,8 +326,8 @@ def test_what_is_converted_is_what_is_read(tmp_path, options):
                     assert b"ns.adobe" not in data and b"Exif" not in data and data.endswith(b"\xff\xd9")
 
 
-@pytest.mark.parametrize("at", [0.3, 0.6, 0.9])
-def test_a_damaged_jpeg_is_an_error_at_every_size(tmp_path, at, monkeypatch):
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_damaged_jpeg_is_an_error_at_every_size(tmp_path, share, monkeypatch):
     """Resized ones too: where Pillow would have repaired it."""
     folder = tmp_path / "in" / "a"
     folder.mkdir(parents=True)
@@ -336,7 +336,7 @@ def test_a_damaged_jpeg_is_an_error_at_every_size(tmp_path, at, monkeypatch):
     convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=SIZE, out=tmp_path / "out", format="tar")
     index = mlpdata.load(tmp_path / "out", tier="stream").index
     with open(index.files[0], "r+b") as f:
-        f.seek(int(index.offset[1] + index.num_bytes[1] * at))
+        f.seek(int(index.offset[1] + index.num_bytes[1] * share))
         f.write(b"\xff\xd9" * 20)
     for worth, tier, res in itertools.product((0, 1 << 40), ("stream", "resident"), (None, 24)):
         monkeypatch.setattr(reader_module, "BATCH_DECODER_AFTER", worth)
