@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from mlpdata.augment.batch import DTYPES, LAYOUTS, Batch
-from mlpdata.augment.draws import Draws
 from mlpdata.augment.runner import runner_of
 from mlpdata.augment.settings import Augmentation
 
@@ -56,9 +55,8 @@ class Augment(Augmentation):
         Equal ids, epoch and seed give equal results. Returns images in `dtype` and `layout`, (N, 3, R, R) or flat.
         """
         run = runner_of(self, *batch.images.shape[1:3], batch.chroma is not None, batch.images.device)
-        draws = Draws.of(batch.ids, seed, epoch, run.purposes)
         with torch.autocast(batch.images.device.type, enabled=False):  # which would round the products
-            images, lam = run(batch, draws)
+            images, lam = run(batch, epoch, seed)
         mix_labels = None if lam is None else batch.labels.index_select(0, _neighbours(batch.ids))
         return Batch(images, batch.labels, batch.ids, mix_labels, lam)
 

@@ -14,6 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+TABLE_POINTS = 4097  # of a table of quantiles
 TRIES = 10  # random boxes tried until one fits, as in torchvision's RandomResizedCrop and RandomErasing
 
 # What a draw is for; draws for different purposes are independent. Part of a run's identity: never renumber.
@@ -47,9 +48,7 @@ class Draws:
 
         SplitMix64's finaliser (Steele, Lea, Flood 2014) over a counter made of all four inputs.
         """
-        # A number on the CPU goes to the device with the launch: nothing is copied, nothing waits for the device.
-        key = _mix(_mix(torch.tensor(_signed(seed))) ^ epoch)
-        bits = _mix(ids.unsqueeze(1) ^ _mix(key ^ _tensor(purposes, ids.device)))
+        bits = _mix(ids.unsqueeze(1) ^ _mix(_tensor(purposes, ids.device) ^ key_of(seed, epoch)))
         return cls(((bits >> 40) & 0xFFFFFF).to(torch.float32) * (1 / (1 << 24)), purposes)
 
     def uniform(self, purpose: int) -> Tensor:
@@ -66,6 +65,11 @@ class Draws:
         return (self.uniform(purpose) * count).long()
 
 
+def key_of(seed: int, epoch: int) -> int:
+    """What seed and epoch contribute to every draw, an int64."""
+    return int(_mix(_mix(torch.tensor(_signed(seed))) ^ epoch))
+
+
 @cache
 def _tensor(purposes: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(purposes, dtype=torch.int64, device=device)
@@ -76,11 +80,14 @@ def _signed(x: int) -> int:
     return (x + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
+SUMMAND, FACTOR_1, FACTOR_2 = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
 def _mix(x: Tensor) -> Tensor:
     """SplitMix64 on int64: products wrap, and a logical shift is an arithmetic one with its sign bits cut off."""
-    x = x + _signed(0x9E3779B97F4A7C15)
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
+    x = x + SUMMAND
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * FACTOR_1
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * FACTOR_2
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
@@ -88,24 +95,24 @@ def _mix(x: Tensor) -> Tensor:
 
 
 @cache
-def beta_table(alpha: float, device: torch.device, points: int = 4097) -> Tensor:
-    """Quantiles of Beta(alpha, alpha) at points equally spaced probabilities, float32, by integrating its density.
+def beta_table(alpha: float, device: torch.device) -> Tensor:
+    """Quantiles of Beta(alpha, alpha) at TABLE_POINTS equally spaced probabilities, float32: its density, integrated.
 
     With x = sin^2 t the density is (sin t cos t)^(2 alpha - 1), which is tame where that of x is not.
     """
     t = (torch.arange(1 << 18, dtype=torch.float64) + 0.5) * (math.pi / 2 / (1 << 18))
     mass = (t.sin() * t.cos()).pow(2 * alpha - 1)
     total = mass.cumsum(0) / mass.sum()
-    index = torch.searchsorted(total, torch.linspace(0, 1, points, dtype=torch.float64)).clamp_(max=len(t) - 1)
+    index = torch.searchsorted(total, torch.linspace(0, 1, TABLE_POINTS, dtype=torch.float64)).clamp_(max=len(t) - 1)
     quantiles = t[index].sin().square()
     quantiles[0], quantiles[-1] = 0, 1
     return quantiles.float().to(device)
 
 
 @cache
-def ratio_table(low: float, high: float, device: torch.device, points: int = 4097) -> Tensor:
+def ratio_table(low: float, high: float, device: torch.device) -> Tensor:
     """Quantiles of a ratio that is uniform in its logarithm from low to high, float32. Between points: within 1e-7."""
-    return torch.linspace(math.log(low), math.log(high), points, dtype=torch.float64).exp().float().to(device)
+    return torch.linspace(math.log(low), math.log(high), TABLE_POINTS, dtype=torch.float64).exp().float().to(device)
 
 
 def look_up(table: Tensor, u: Tensor) -> Tensor:

@@ -71,12 +71,12 @@ def geometry_of(
     """
     size = a.output_size(stored)
     rows = columns = factors = holes = paste = share = lam = None
-    if has_chroma or a.crop_scale is not None or a.pad or a.flip or size != stored:
+    if needs_positions(a, stored, has_chroma):
         rows, columns = _positions(a, draws, tables, stored, size)
     if a.has_jitter:
         jitter = zip(d.JITTER, (a.brightness, a.contrast, a.saturation), strict=True)
-        spans = [(draws.uniform(purpose), max(0.0, 1 - x), 1 + x) for purpose, x in jitter]
-        factors = torch.stack([low + (high - low) * u for u, low, high in spans], 1)
+        ranges = [(draws.uniform(purpose), *jitter_range(x)) for purpose, x in jitter]
+        factors = torch.stack([low + (high - low) * u for u, low, high in ranges], 1)
     boxes = []
     if a.cutout:
         boxes.append(cutout_boxes(draws, size, a.cutout))
@@ -98,7 +98,18 @@ def geometry_of(
     return Geometry(rows, columns, factors, holes, paste, share), lam
 
 
+def jitter_range(x: float) -> Range:
+    """Of the factor that a jitter of x draws, as torchvision's ColorJitter."""
+    return max(0.0, 1 - x), 1 + x
+
+
 # ------------------------------------------------------------------------------------------------------- positions
+
+
+def needs_positions(a: Augmentation, stored: Size, has_chroma: bool) -> bool:
+    """Whether pixels are sampled, and not just taken as they are stored."""
+    is_moved = a.crop_scale is not None or a.pad or a.flip or a.output_size(stored) != stored
+    return bool(has_chroma or is_moved)
 
 
 def _positions(a: Augmentation, draws: Draws, tables: Tables, stored: Size, size: Size) -> tuple[Tensor, Tensor]:
@@ -147,12 +158,25 @@ def crop_boxes(draws: Draws, size: Size, scale: Range, ratios: Tensor, ratio: Ra
     height, width = size
     wide, high = _sides(draws, d.AREA, d.RATIO, height * width, scale, ratios)
     fits, high, wide = _first(high, wide, (wide > 0) & (wide <= width) & (high > 0) & (high <= height))
-    centre_wide = min(width, round(height * ratio[1])) if width / height > ratio[1] else width
-    centre_high = min(height, round(width / ratio[0])) if width / height < ratio[0] else height
+    centre_high, centre_wide = centre_box(size, ratio)
     high, wide = torch.where(fits, high, centre_high), torch.where(fits, wide, centre_wide)
     top = torch.where(fits, draws.integer(d.TOP, height - high + 1), (height - centre_high) // 2)
     left = torch.where(fits, draws.integer(d.LEFT, width - wide + 1), (width - centre_wide) // 2)
     return torch.stack((top, left, high, wide), 1)
+
+
+def centre_box(size: Size, ratio: Range) -> Size:
+    """The (height, width) of the largest box of an allowed ratio.
+
+    >>> centre_box((10, 100), (3 / 4, 4 / 3))
+    (10, 13)
+    """
+    height, width = size
+    if width / height > ratio[1]:
+        return height, min(width, round(height * ratio[1]))
+    if width / height < ratio[0]:
+        return min(height, round(width / ratio[0])), width
+    return size
 
 
 def erase_boxes(draws: Draws, size: Size, probability: float, scale: Range, ratios: Tensor) -> Tensor:

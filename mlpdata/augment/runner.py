@@ -1,6 +1,6 @@
 """How an augmentation runs. The results are the same to the bit, in float32, wherever and however that is.
 
-On a GPU: the Triton kernel, or, where that does not compile, torch operations.
+On a GPU: two Triton kernels, or, where they do not compile, torch operations.
 On the CPU: torch.compile, once that pays, or torch operations; a few images at a time, which stay in the cache.
 """
 
@@ -36,19 +36,19 @@ class Runner:
     """Runs an Augment on images of one size and kind."""
 
     def __init__(self, augment: Augment, height: int, width: int, has_chroma: bool, device: torch.device):
-        self.augment, self.purposes = augment, purposes_of(augment)
+        self.augment, self._purposes = augment, purposes_of(augment)
         self._kind = tables_of(augment, device), (height, width), has_chroma
         self._on_cpu = device.type == "cpu"
         self._compiled_step = max(8, STEP_BYTES // (12 * height * width)) // 2 * 2
         self._may_compile, self._eager_s = augment.compile is not False, 0.0
         self._compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = cache(self._compile)
 
-    def __call__(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, batch: Batch, epoch: int, seed: int) -> tuple[Tensor, Tensor | None]:
         """(finished batch, weights of the own labels or None)."""
         pays = self.augment.compile or self._eager_s > COMPILE_PAYS_S
         if self._may_compile and (not self._on_cpu or (pays and len(batch.ids) > FEW)):
             try:
-                return self._run_compiled(batch, draws) if self._on_cpu else self._run_kernel(batch, draws)
+                return (self._run_compiled if self._on_cpu else self._run_kernels)(batch, epoch, seed)
             except torch.OutOfMemoryError:
                 raise
             except Exception as e:
@@ -56,22 +56,25 @@ class Runner:
                 reason = " ".join([line for line in str(e).splitlines() if line.strip()][:2]) or type(e).__name__
                 _warn_once(f"augmentation runs uncompiled, which is slower: {reason}")
         started = time.perf_counter()
+        draws = Draws.of(batch.ids, seed, epoch, self._purposes)
         geometry, lam = geometry_of(self.augment, draws, *self._kind)
         step = STEP if self._on_cpu else max(1, len(batch.ids))
         x = self._by_steps(self._fill, step, batch, geometry)
         self._eager_s += time.perf_counter() - started
         return x, lam
 
-    def _run_kernel(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor | None]:
-        from mlpdata.augment import kernel  # imports triton, which takes a while and may be missing
+    def _run_kernels(self, batch: Batch, epoch: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        # They import triton, which takes a while and may be missing.
+        from mlpdata.augment import geometry_kernel, pixels_kernel
 
-        geometry, lam = geometry_of(self.augment, draws, *self._kind)
+        geometry, lam = geometry_kernel.geometry_of(self.augment, batch.ids, seed, epoch, *self._kind)
         x = self._empty(batch)
-        kernel.fill(self.augment, x, batch.images, batch.chroma, batch.rows, geometry)
+        pixels_kernel.fill(self.augment, x, batch.images, batch.chroma, batch.rows, geometry)
         return x, lam
 
-    def _run_compiled(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor | None]:
-        draws = Draws(_any_length(draws.values)[0], draws.purposes)
+    def _run_compiled(self, batch: Batch, epoch: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        draws = Draws.of(batch.ids, seed, epoch, self._purposes)
+        draws = Draws(_any_length(draws.values)[0], self._purposes)
         geometry, lam = self._compiled(geometry_of)(draws, *self._kind)
         return self._by_steps(self._fill_compiled, self._compiled_step, batch, geometry), lam
 

@@ -5,14 +5,16 @@
 Compiles the Triton kernels for sm_90 (H100) and sm_89 (RTX 4090), for which triton's wheel is enough, and reads
 registers and spills from the code. Prints one JSON row a kernel, option set and chip.
 
-`bytes` is what a batch has to move: each source pixel read once, each output written once, and the geometry.
-`bytes_ratio` is that over pixels and outputs alone; a kernel that reads the pixels twice has about 1.3.
+A batch takes both: `geometry` (draws to positions and boxes), then `pixels` (stored pixels, gathered by row, to the
+finished batch). `bytes` is what a kernel has to move, each input and output once. `bytes_ratio` is that
+over the batch's stored pixels and outputs; the two kernels' ratios add up.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import tempfile
@@ -24,10 +26,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mlpdata import Augment
-from mlpdata.augment import kernel
+from mlpdata.augment import geometry_kernel, pixels_kernel
 from mlpdata.augment.batch import DTYPES
-from mlpdata.augment.draws import Draws
-from mlpdata.augment.geometry import geometry_of, purposes_of, tables_of
+from mlpdata.augment.geometry import tables_of
 
 CHIPS = {"sm_90": 90, "sm_89": 89}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -46,7 +47,9 @@ POINTERS = {
 def compiled(function, arguments: dict, constants: dict, chip: int):
     """A kernel compiled for arguments like these: tensors, numbers, None."""
     signature, constexprs, attributes = {}, {}, {}
-    options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion") if name in constants}
+    options = {name: constants[name] for name in ("num_warps", "enable_fp_fusion")}
+    numbers = {name: value for name, value in constants.items() if isinstance(value, float)}
+    arguments, constants = arguments | numbers, {k: v for k, v in constants.items() if k not in numbers | options}
     for index, name in enumerate(function.arg_names):
         value = arguments.get(name)
         if name in constants or value is None:
@@ -56,7 +59,7 @@ def compiled(function, arguments: dict, constants: dict, chip: int):
             signature[name] = POINTERS[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "i32"
+            signature[name] = "fp32" if isinstance(value, float) else "i64" if value >= 1 << 31 else "i32"
     source = ASTSource(function, signature, constexprs, attributes)
     return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
 
@@ -75,26 +78,39 @@ def num_bytes(*tensors) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
-def pixels_row(name: str, a: Augment, is_ycc: bool, batch: int, res: int, chip: str) -> dict:
-    device = torch.device("cpu")  # only shapes and types are looked at
-    draws = Draws.of(torch.arange(batch), 0, 0, purposes_of(a))
-    geometry, _ = geometry_of(a, draws, tables_of(a, device), (res, res), is_ycc)
-    images = torch.empty((batch, res, res, 1 if is_ycc else 3), dtype=torch.uint8, device="meta")
-    chroma = torch.empty((batch, res // 2, res // 2, 2), dtype=torch.uint8, device="meta") if is_ycc else None
-    out = torch.empty((batch, 3, res, res), dtype=DTYPES[a.dtype], device="meta")
-    which, norm = torch.empty(batch, dtype=torch.int64), torch.empty((3, 2))
-    arguments = {"out": out, "images": images, "chroma": chroma, "which": which, **geometry._asdict(), "norm": norm}
-    grid, constants = kernel.launch_of(a, batch, res, res)
-    row = {"bench": "kernels", "kernel": "pixels", "set": name, "pixels": "ycc420" if is_ycc else "rgb", "chip": chip}
-    row |= {"batch": batch, "res": res, "dtype": a.dtype, "programs": grid[0] * grid[1]}
-    row |= {"warps": constants["num_warps"], "block": constants["BLOCK"]}
+def rows(name: str, a: Augment, is_ycc: bool, batch: int, res: int, chip: str):
+    """A row for each of the two kernels."""
+    meta = torch.device("meta")  # only shapes and types are looked at
+    images = torch.empty((batch, res, res, 1 if is_ycc else 3), dtype=torch.uint8, device=meta)
+    chroma = torch.empty((batch, res // 2, res // 2, 2), dtype=torch.uint8, device=meta) if is_ycc else None
+    out = torch.empty((batch, 3, res, res), dtype=DTYPES[a.dtype], device=meta)
+    ids, norm = torch.empty(batch, dtype=torch.int64, device=meta), torch.empty((3, 2), device=meta)
+    geometry, lam = geometry_kernel._empty(a, ids, (res, res), is_ycc)
+    tables = geometry_kernel.tensors_of(tables_of(a, torch.device("cpu")))
+    made = {**geometry._asdict(), "lam": lam}
+    names = ("crop_table", "erase_table", "mixup_table", "cutmix_table")
+    kernels = {
+        "geometry": (
+            geometry_kernel._geometry,
+            {"ids": ids, "key": 1 << 40, **dict(zip(names, tables, strict=True)), **made},
+            geometry_kernel.launch_of(a, batch, (res, res)),
+        ),
+        "pixels": (
+            pixels_kernel._fill,
+            {"out": out, "images": images, "chroma": chroma, "which": ids, **geometry._asdict(), "norm": norm},
+            pixels_kernel.launch_of(a, batch, res, res),
+        ),
+    }
     least = num_bytes(images, chroma, out)
-    moved = least + num_bytes(which, norm, *geometry)
-    row |= {"bytes": moved, "bytes_ratio": round(moved / least, 3)}
-    binary = compiled(kernel._fill, arguments | {"num_samples": batch}, constants, CHIPS[chip])
-    row["registers"], row["spill_bytes"] = registers_and_spills(binary.asm["cubin"])
-    row["shared_bytes"], row["triton"] = binary.metadata.shared, triton.__version__
-    return row
+    for kernel, (function, arguments, (grid, constants)) in kernels.items():
+        row = {"bench": "kernels", "kernel": kernel, "set": name, "pixels": "ycc420" if is_ycc else "rgb"}
+        row |= {"chip": chip, "batch": batch, "res": res, "dtype": a.dtype, "programs": math.prod(grid)}
+        moved = num_bytes(*(t for t in arguments.values() if isinstance(t, torch.Tensor)))
+        row |= {"bytes": moved, "bytes_ratio": round(moved / least, 3)}
+        binary = compiled(function, arguments | {"num_samples": batch}, constants, CHIPS[chip])
+        row["registers"], row["spill_bytes"] = registers_and_spills(binary.asm["cubin"])
+        row |= {"shared_bytes": binary.metadata.shared, "triton": triton.__version__}
+        yield row
 
 
 def main():
@@ -109,7 +125,8 @@ def main():
         for name in args.set:
             for is_ycc in (False, True):
                 a = Augment(**SETS[name], mean=MEAN, std=STD, dtype=args.dtype)
-                print(json.dumps(pixels_row(name, a, is_ycc, args.batch, args.res, chip)), flush=True)
+                for row in rows(name, a, is_ycc, args.batch, args.res, chip):
+                    print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The Triton kernel under Triton's interpreter, on the CPU: the torch form's bits, whatever is asked for."""
+"""The Triton kernels under Triton's interpreter, on the CPU: the torch form's bits, whatever is asked for."""
 
 import importlib
 import warnings
@@ -9,9 +9,11 @@ import torch
 from mlpdata import Augment, Batch
 from mlpdata.augment.chroma import to_ycc420
 from mlpdata.augment.draws import Draws
+from mlpdata.augment.geometry import geometry_of, purposes_of, tables_of
 from mlpdata.augment.runner import Runner
 
 pytest.importorskip("triton", reason="triton is not installed")
+from mlpdata.augment import geometry_kernel
 
 EVERYTHING = {
     "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "cutout": 6, "erase": 0.5, "mixup": 0.8, "cutmix": 1.0,
@@ -36,15 +38,17 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def kernel():
-    """The module, compiled for Triton's interpreter; afterwards for GPUs again."""
-    from mlpdata.augment import kernel
-
+@pytest.fixture(scope="module", autouse=True)
+def interpreted():
+    """The modules, their kernels compiled for Triton's interpreter; afterwards for GPUs again."""
+    modules = [importlib.import_module(f"mlpdata.augment.{name}_kernel") for name in ("geometry", "pixels")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        yield importlib.reload(kernel)
-    importlib.reload(kernel)
+        for module in modules:
+            importlib.reload(module)
+        yield
+    for module in modules:
+        importlib.reload(module)
 
 
 def batch(n=7, height=12, width=14):
@@ -62,12 +66,12 @@ def run_as_on_a_gpu(a, batch):
     """What `apply` does on a GPU, on the draws of epoch 1 and seed 2: (images, weights)."""
     runner = Runner(a, *batch.images.shape[1:3], batch.chroma is not None, batch.images.device)
     runner._on_cpu = False
-    return runner(batch, Draws.of(batch.ids, 2, 1, runner.purposes))
+    return runner(batch, 1, 2)
 
 
 @pytest.mark.parametrize("is_ycc", [False, True], ids=["rgb", "ycc420"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_kernel_has_the_torch_forms_bits(name, is_ycc, kernel):
+def test_the_kernels_have_the_torch_forms_bits(name, is_ycc):
     a, b = Augment(**OPTIONS[name]), in_ycc(batch()) if is_ycc else batch()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # that it runs uncompiled
@@ -78,9 +82,21 @@ def test_the_kernel_has_the_torch_forms_bits(name, is_ycc, kernel):
     assert lam is expected.mix_lam is None or torch.equal(lam, expected.mix_lam)
 
 
+@pytest.mark.parametrize("stored", [(32, 32), (20, 64), (9, 7), (1, 1)])
+@pytest.mark.parametrize("options", [EVERYTHING, {"pad": 5, "crop_scale": None}, {"crop_scale": (0.9, 1.0), "res": 40}])
+def test_the_geometry_kernel_draws_the_same(options, stored):
+    a, ids = Augment(**options), torch.arange(101) * 2**33 + 5
+    tables = tables_of(a, ids.device)
+    geometry, lam = geometry_kernel.geometry_of(a, ids, -3, 7, tables, stored, True)
+    expected, expected_lam = geometry_of(a, Draws.of(ids, -3, 7, purposes_of(a)), tables, stored, True)
+    for name, tensor in [*expected._asdict().items(), ("lam", expected_lam)]:
+        own = lam if name == "lam" else getattr(geometry, name)
+        assert own is tensor is None or torch.equal(own, tensor.to(own.dtype)), name
+
+
 @pytest.mark.parametrize("make", [lambda b: b, in_ycc], ids=["rgb", "ycc420"])
 @pytest.mark.parametrize("options", [{}, EVERYTHING, {"crop_scale": None, "flip": False}])
-def test_batches_are_gathered_from_a_store_on_the_way(make, options, kernel):
+def test_batches_are_gathered_from_a_store_on_the_way(make, options):
     a, store = Augment(**options), make(batch(20))
     rows = torch.tensor([19, 3, 3, 0, 11])
     ids = torch.arange(5)
@@ -91,18 +107,18 @@ def test_batches_are_gathered_from_a_store_on_the_way(make, options, kernel):
     assert torch.equal(expected, run_as_on_a_gpu(a, from_store)[0])
 
 
-def test_a_kernel_that_does_not_compile_is_said_once_and_torch_does_the_work(kernel, monkeypatch):
+def test_a_kernel_that_does_not_compile_is_said_once_and_torch_does_the_work(monkeypatch):
     def fails(*args, **options):
         raise RuntimeError("no such chip")
 
-    monkeypatch.setattr(kernel, "fill", fails)
+    monkeypatch.setattr("mlpdata.augment.pixels_kernel.fill", fails)
     a, b = Augment(res=7, mixup=0.8), batch()
     with pytest.warns(RuntimeWarning, match="augmentation runs uncompiled, which is slower: no such chip"):
         images, _ = run_as_on_a_gpu(a, b)
     assert torch.equal(images, a.apply(b, epoch=1, seed=2).images)
 
 
-def test_no_images_and_one_image(kernel):
+def test_no_images_and_one_image():
     for n in (0, 1):
         images, lam = run_as_on_a_gpu(Augment(mixup=0.8), batch(n))
         assert images.shape == (n, 3, 12, 14) and len(lam) == n
