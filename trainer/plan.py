@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from mlpdata.loader import jpeg_batch
 from mlpdata.loader.memory_plan import Machine, MemoryPlan, Needs, SplitSize, image_bytes, plan_memory
 from mlpdata.loader.tiers import this_machine
 from mlpdata.shards.manifest import Manifest
@@ -162,11 +163,13 @@ def split_size(manifest: Manifest, split: str, format: str) -> SplitSize:
     info = manifest.splits[split]
     from_beton = bool(info.beton) and format != "tar"
     names = [info.beton] if info.beton and from_beton else info.tars
+    codec = manifest.beton_codec if from_beton else manifest.tar_codec
     return SplitSize(
         num_samples=info.num_samples,
         shape=(manifest.res, manifest.res, 3),
         file_bytes=sum(manifest.files[name]["bytes"] for name in names),
-        is_coded=(manifest.beton_codec if from_beton else manifest.tar_codec) != "raw",
+        is_coded=codec != "raw",
+        has_coded_planes=codec == "jpg" and jpeg_batch.batch_decoder()[0] is not None,
     )
 
 
