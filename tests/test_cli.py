@@ -178,10 +178,11 @@ def test_every_library_that_the_command_line_offers_has_a_snippet():
     assert tuple(snippets.LIBRARIES) == choices.LIBRARIES
 
 
-def test_the_version_stands_in_one_file():
+def test_the_version_of_pyproject_is_that_of_the_package_and_the_citation():
     with open(ROOT / "pyproject.toml", "rb") as f:
         version = tomllib.load(f)["project"]["version"]
     assert mlpdata.__version__ == version and run_cli("--version").stdout.split()[-1] == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert {"load", "Loader", "Augment", "Batch", "Error"} <= set(dir(mlpdata))
 
 

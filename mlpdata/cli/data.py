@@ -17,7 +17,7 @@ from mlpdata.errors import Error
 @main.command("list")
 @json_option()
 def list_(as_json):
-    """List the data sets: images, classes, sizes, where they come from, and what is here already.
+    """List the data sets: sizes, sources, and what is here already.
 
     \b
     mlpdata list
@@ -30,18 +30,21 @@ def list_(as_json):
 @main.command()
 @click.argument("dataset")
 @click.option("--to", type=click.Path(path_type=Path), help="Folder.  [default: $MLPDATA_HOME, or the user's cache]")
-@click.option("--only", multiple=True, metavar="FILE", help="Only this of the data set's files; may be repeated.")
+@click.option("--only", multiple=True, metavar="FILE", help="Only this file of the data set; may be repeated.")
 @click.option(
-    "--cookies", type=click.Path(path_type=Path), help="A cookies.txt, as browsers export it, to log in with."
+    "--cookies", type=click.Path(path_type=Path), help="A cookies.txt, exported by your browser, to log in with."
 )
-@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header to send; may be repeated.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@click.option(
+    "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="HTTP header to send; may be repeated."
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be fetched.")
 @quiet_option
 def download(dataset, to, only, cookies, headers, dry_run, quiet):
-    """Fetch the original archive. Interrupted, the same command goes on where it stopped.
+    """Fetch the original archive of a data set, and verify it.
 
-    Size and checksum are verified; `convert` finds the file by itself. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are
-    honoured, and servers named in MLPDATA_MIRROR (base URLs, separated by spaces) are tried first.
+    If interrupted, run the same command again: it continues. `convert` finds the file by itself. HTTP_PROXY,
+    HTTPS_PROXY and NO_PROXY are honoured. Servers named in MLPDATA_MIRROR (base URLs, separated by spaces) are tried
+    first.
 
     \b
     mlpdata download cifar10
@@ -63,7 +66,7 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.argument("dataset")
 @click.option(
     "--source",
-    help="Archive, directory, URL or hf:OWNER/NAME[@REVISION].  [default: the official archive, fetched if need be]",
+    help="Archive, directory, URL or hf:OWNER/NAME[@REVISION].  [default: the official archive, fetched if not here]",
 )
 @click.option("--res", type=click.IntRange(1, MAX_RES), help="Pixels a side.  [default: the data set's own]")
 @click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="both")
@@ -73,31 +76,36 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
     default="auto",
     help="How images are stored. auto: raw in the beton; in tars JPEG where the source is JPEG, else PNG.",
 )
-@click.option("--quality", type=click.IntRange(1, 100), default=90, help="Quality of JPEGs that are encoded.")
-@click.option("--resize", type=click.Choice(RESIZES), default="squash")
-@click.option("--filter", "filter_", type=click.Choice(FILTERS), default="box")
+@click.option("--quality", type=click.IntRange(1, 100), default=90, help="Quality of the JPEGs that are encoded.")
+@click.option(
+    "--resize",
+    type=click.Choice(RESIZES),
+    default="squash",
+    help="squash: to the square; crop: the centre square; longest: longer side to --res, shape kept, sizes differ.",
+)
+@click.option("--filter", "filter_", type=click.Choice(FILTERS), default="box", help="Of the resizing.")
 @click.option(
     "--decode",
     type=click.Choice(DECODES),
-    help="How JPEGs are decoded that are resized. fast: at 1/2, 1/4 or 1/8 scale where enough pixels are left, which "
-    "is measured and recorded; exact: in full.  [default: fast up to 128 pixels, else exact]",
+    help="How JPEGs are decoded before they are resized. fast: at 1/2, 1/4 or 1/8 scale where that leaves enough "
+    "pixels (the loss is measured and recorded); exact: in full.  [default: fast up to 128 pixels, else exact]",
 )
 @click.option(
     "--out",
     help="Shard directory, or a URL of an object storage.  [default: shards/NAME-RES; with the name of your own folder "
     "or repository between]",
 )
-@click.option("--overwrite", is_flag=True, help="Remove the conversion that --out holds, and begin anew.")
+@click.option("--overwrite", is_flag=True, help="Delete the conversion that --out holds, and start again.")
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: the cores]")
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes.  [default: the cores]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the shuffle.")
-@click.option("--shard-size", type=click.IntRange(min=1), default=10_000, help="Samples a tar.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N samples of each split.")
+@click.option("--shard-size", type=click.IntRange(min=1), default=10_000, help="Samples in a tar.")
+@click.option("--limit", type=click.IntRange(min=1), help="Convert only the first N samples of each split.")
 @click.option(
     "--max-skipped",
     type=click.FloatRange(0, 1),
     default=0.01,
-    help="Fail if a larger share of the images cannot be read.",
+    help="Fail if a larger share of the images is unreadable.",
 )
 @click.option(
     "--min-class-size",
@@ -107,32 +115,35 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.option(
     "--val-per-class",
     type=click.IntRange(min=0),
-    help="Hold out N images a class as val, first by name.  [default: 0; imagenet21k without class options: 50]",
+    help="Hold out the first N images of each class as val.  [default: 0; imagenet21k without class options: 50]",
 )
 @click.option(
-    "--classes", type=click.Path(path_type=Path), help="File with the classes to take, one a line, in label order."
+    "--classes",
+    type=click.Path(path_type=Path),
+    help="File that lists the classes to take, one a line, in label order.",
 )
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
     default="local",
-    help="Where the work runs. ray: on a running Ray cluster, whose nodes all see --out and --source.",
+    help="Where to work. ray: a running Ray cluster; all its nodes must see --source and --out.",
 )
 @click.option(
     "--part",
     type=Share(),
-    help="Convert only the K-th of N shares: run each share on a machine of its own; all use one shared disk.",
+    help="Convert only share K of N: run one share on each of N machines, with the same --out on a shared disk.",
 )
-@click.option(
-    "--assemble", is_flag=True, help="After all --part runs: write the shards. Refuses while a share is missing."
-)
-@click.option("--image-column", help="Of parquet files.  [default: found from their features]")
-@click.option("--label-column", help="Of parquet files.  [default: found from their features]")
+@click.option("--assemble", is_flag=True, help="When every --part is done: write the shards.")
+@click.option("--image-column", help="Image column of parquet files.  [default: found by its type]")
+@click.option("--label-column", help="Label column of parquet files.  [default: found by its type]")
 @quiet_option
 def convert(dataset, source, res, format_, codec, quality, resize, filter_, decode, out, overwrite, splits, workers,
             seed, shard_size, limit, max_skipped, min_class_size, val_per_class, classes, image_column, label_column,
             engine, part, assemble, quiet):  # fmt: skip
-    """Turn an archive into a shard directory. Interrupted, the same command goes on where it stopped.
+    """Turn an archive into a shard directory.
+
+    If interrupted, run the same command again: it continues. `mlpdata list` has the names of the data sets; `folder`
+    is for your own images, `hub` for those of the Hugging Face Hub.
 
     \b
     mlpdata convert cifar10 --source cifar-10-python.tar.gz --res 32 --format both

@@ -15,6 +15,9 @@ from mlpdata.errors import Error, UsageError, lacks_memory
 class Commands(click.Group):
     """Turns expected failures into one line and exit status 1; anything else is a bug and shows its traceback."""
 
+    def list_commands(self, ctx):
+        return list(self.commands)  # in the order of use, not of the alphabet
+
     def main(self, *args, **kwargs):
         _open_standard_streams()
         return super().main(*args, **kwargs)
@@ -76,8 +79,8 @@ def main():
     """Image archives to low-resolution FFCV and WebDataset shards, and a trainer that eats them at full speed.
 
     \b
-    mlpdata convert cifar10 --source cifar-10-python.tar.gz
-    mlpdata train recipes/cifar10-small.yaml --set data.shards=shards/cifar10-32
+    mlpdata convert cifar10
+    mlpdata train cifar10-small
     """
     gc.set_threshold(100_000)  # imports and listings of archives make many objects and next to no garbage
     # Asked to end, end as after Ctrl-C: clean, and saying how to go on. Also where Ctrl-C is ignored, as it is for what

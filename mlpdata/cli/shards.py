@@ -19,7 +19,7 @@ from mlpdata.loader.options import PIXELS, TIERS
 @click.argument("directory", type=SHARDS)
 @json_option("The manifest, for programs.")
 def info(directory, as_json):
-    """What is in a shard directory.
+    """Say what is in a shard directory.
 
     \b
     mlpdata info shards/cifar10-32
@@ -33,10 +33,10 @@ def info(directory, as_json):
 @click.argument("directory", type=SHARDS)
 @json_option()
 def verify(directory, as_json):
-    """Check every checksum and every sample of a shard directory, and that both formats hold the same.
+    """Check a shard directory: checksums, samples, both formats equal.
 
-    Images are decoded and compared with the index, labels and places of all files with each other. What is wrong is
-    listed, a line a problem, and the exit status is 1.
+    Every checksum is computed and every image decoded; the labels and positions in the index, the beton and the tars
+    are compared. Problems are listed, one a line, and the exit status is 1.
 
     \b
     mlpdata verify shards/cifar10-32
@@ -63,9 +63,9 @@ def verify(directory, as_json):
 @click.argument("directory", type=SHARDS)
 @json_option("For programs, with the keys of the duplicates.")
 def stats(directory, as_json):
-    """Class counts, mean and std, and images that are there more than once, within a split and across splits.
+    """Count classes and duplicates; give mean and std.
 
-    Duplicates have equal pixels at the stored resolution.
+    Duplicates are images with equal pixels at the stored resolution. Duplicates in two splits are leaks.
 
     \b
     mlpdata stats shards/cifar10-32
@@ -80,7 +80,9 @@ def stats(directory, as_json):
 @click.option("--for", "library", type=click.Choice(LIBRARIES), required=True, help="The library to read it with.")
 @split_option
 def snippet(directory, library, split):
-    """Print code that reads a shard directory elsewhere; it runs as printed.
+    """Print code that reads a shard directory with another library.
+
+    The code runs as printed.
 
     \b
     mlpdata snippet shards/cifar10-32 --for webdataset > read.py
@@ -93,9 +95,11 @@ def snippet(directory, library, split):
 @main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("name", metavar="OWNER/NAME")
-@click.option("--private", is_flag=True, help="Make the repository a private one, where it is made.")
+@click.option("--private", is_flag=True, help="If the repository is new, make it private.")
 def push(directory, name, private):
-    """Upload a finished shard directory to the Hugging Face Hub; load_dataset("OWNER/NAME") then reads it.
+    """Upload a finished shard directory to the Hugging Face Hub.
+
+    load_dataset("OWNER/NAME") then reads it.
 
     \b
     mlpdata push shards/cifar10-32 me/cifar10-32
@@ -108,9 +112,10 @@ def push(directory, name, private):
 @main.command()
 @click.argument("name", metavar="OWNER/NAME")
 def pull(name):
-    """Copy a shard directory from the Hub (OWNER/NAME[@REVISION]) or a URL to the cache, and say where it is.
+    """Copy a shard directory from the Hub or a URL into the cache.
 
-    Training needs no pull: `data.shards: hf:OWNER/NAME` makes and finds the same copy.
+    NAME is OWNER/NAME[@REVISION] on the Hub, or a URL. The path of the copy is printed. Training needs no pull:
+    `data.shards: hf:OWNER/NAME` in a recipe makes and finds the same copy.
 
     \b
     mlpdata pull me/cifar10-32
@@ -133,7 +138,7 @@ def pull(name):
 @click.option("--classes", metavar="NAME,...", help="Names in the source, or numbers.  [default: some at random]")
 @click.option("--page", type=click.IntRange(min=1), help="Ten classes a page, in label order.")
 def preview(directory, out, augment, split, classes, page):
-    """Draw a contact sheet of a shard directory, before and after augmentation.
+    """Draw a contact sheet, before and after augmentation.
 
     \b
     mlpdata preview shards/cifar10-32 -o cifar10.png --augment recipes/cifar10-small.yaml
@@ -176,19 +181,21 @@ def _augmentation(recipe: Path | None):
 
 @main.command()
 @click.argument("directory", type=SHARDS)
-@click.option("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes the GPU if any.")
+@click.option("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU if there is one.")
 @split_option
 @click.option("--format", "format_", type=click.Choice(FORMATS["both"]), help="[default: the beton if there is one]")
 @click.option("--tier", type=click.Choice([t for t in TIERS if t != "auto"]), help="[default: chosen by size]")
 @click.option("--pixels", type=click.Choice(PIXELS), default="rgb",
               help="ycc420 holds chroma at half resolution: half the bytes.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=1024)
-@click.option("--res", type=click.IntRange(1, MAX_RES), help="Of the augmented images.  [default: the stored one]")
-@click.option("--threads", type=click.IntRange(min=1), help="That read and decode.  [default: the cores]")
-@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, help="For each measurement.")
+@click.option(
+    "--res", type=click.IntRange(1, MAX_RES), help="Resolution of the augmented images.  [default: the stored one]"
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads that read and decode.  [default: the cores]")
+@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, help="Length of each measurement.")
 @json_option("One JSON row.")
 def bench(directory, device, split, format_, tier, pixels, batch_size, res, threads, seconds, as_json):
-    """Measure loader, augmentation and both overlapped in images/s, and name the bottleneck.
+    """Measure images/s of loading and augmentation; name the bottleneck.
 
     \b
     mlpdata bench shards/cifar10-32
@@ -205,9 +212,9 @@ def bench(directory, device, split, format_, tier, pixels, batch_size, res, thre
 @main.command()
 @json_option()
 def doctor(as_json):
-    """Say what is installed, what of it mlpdata requires, which image library is really loaded, what is missing.
+    """Say what is installed and what is missing.
 
-    The exit status is 1 where something is missing that mlpdata requires.
+    Required and optional packages are listed apart. The exit status is 1 where a required one is missing.
 
     \b
     mlpdata doctor

@@ -14,7 +14,9 @@ from mlpdata.cli.parameters import SHARDS, json_option
 @main.group(invoke_without_command=True)
 @click.pass_context
 def recipes(ctx):
-    """List the recipes that come with mlpdata; `train` takes their names.
+    """List the recipes that come with mlpdata.
+
+    `mlpdata train` takes a recipe by its name.
 
     \b
     mlpdata recipes
@@ -42,14 +44,19 @@ def show(name):
 @main.command()
 @click.argument("recipe")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of this recipe's run.")
-@click.option("--profile", is_flag=True, help="Train nothing: measure images/s from shards, and with data at no cost.")
+@click.option("--resume", is_flag=True, help="Continue the last run of this recipe.")
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Train nothing: measure images/s from shards, and from one batch that is always there.",
+)
 @click.option("--plan", "show_plan", is_flag=True,
-              help="Train nothing: print where the pixels go, the rates that takes, and the bottleneck.")  # fmt: skip
+              help="Train nothing: print where the pixels will be, the rates that needs, the bottleneck.")  # fmt: skip
 def train(recipe, overrides, resume, profile, show_plan):
-    """Train a recipe: a YAML file, or one of those that `mlpdata recipes` lists.
+    """Train a recipe.
 
-    Several GPUs, a process each: torchrun --nproc-per-node N --no-python mlpdata train RECIPE
+    RECIPE is a YAML file, or a name that `mlpdata recipes` lists. Several GPUs, one process each:
+    torchrun --nproc-per-node N --no-python mlpdata train RECIPE
 
     \b
     mlpdata train cifar10-small
@@ -73,26 +80,29 @@ def train(recipe, overrides, resume, profile, show_plan):
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--shards", type=SHARDS, required=True, help="Shard directory.")
 @click.option("--split", default="val")
-@click.option("--tta", type=click.IntRange(min=0), default=0, help="Average over N random crops; the paper: 100.")
+@click.option("--tta", type=click.IntRange(min=0), default=0, help="Average over N random crops (the paper: 100).")
 @click.option("--average", type=click.Choice(["probabilities", "logits"]), default="probabilities")
 @click.option(
-    "--crop-scale", type=click.FloatRange(0, 1, min_open=True), help="Least area of a crop.  [default: as in training]"
+    "--crop-scale",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Smallest area of a crop.  [default: as in training]",
 )
 @click.option(
     "--normalize",
     type=click.Choice(["own", "imagenet"]),
     help="Mean and std: the data set's, or ImageNet's.  [default: as the checkpoint says, else own]",
 )
-@click.option("--per-class", is_flag=True, help="The accuracy of each class, worst first.")
-@click.option("--predictions", type=click.Path(path_type=Path), help="Parquet file to write: key, label, top five.")
+@click.option("--per-class", is_flag=True, help="Print the accuracy of each class, worst first.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="Write a parquet file: key, label, top five.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=2048)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32")
 @json_option()
 def eval_(**options):
-    """Evaluate a checkpoint: top-1, top-5, and ReaL accuracy where the shards have its labels.
+    """Evaluate a checkpoint: top-1, top-5, ReaL.
 
-    CHECKPOINT is a file, or a run directory, of which the best checkpoint is taken.
+    CHECKPOINT is a file, or a run directory, of which the best checkpoint is taken. ReaL accuracy is measured where the
+    shards have ReaL labels.
 
     \b
     mlpdata eval runs/cifar10-small --shards shards/cifar10-32
@@ -107,7 +117,9 @@ def eval_(**options):
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="scaling.png")
 def scaling(runs, out):
-    """Fit E(C) = a (b + C)^-alpha + E_inf to finished runs and draw it.
+    """Fit a scaling law to finished runs, and draw it.
+
+    The law is E(C) = a (b + C)^-alpha + E_inf: error by compute.
 
     \b
     mlpdata scaling runs/scale-* -o scaling.png
@@ -121,10 +133,12 @@ def scaling(runs, out):
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--shards", type=SHARDS, help="Shard directory that names the classes.  [default: that of the training]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @json_option()
 def predict(checkpoint, images, shards, device, as_json):
-    """The five best classes of image files, by name. CHECKPOINT is a file, or a run directory for its best one.
+    """Classify image files: the five best classes, by name.
+
+    CHECKPOINT is a file, or a run directory, of which the best checkpoint is taken.
 
     \b
     mlpdata predict runs/cifar10-small cat.jpg dog.png
