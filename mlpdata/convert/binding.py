@@ -107,8 +107,7 @@ def _overwrite(plan: ConversionPlan, say: Callable[[str], None]) -> None:
         manifest = _load_manifest(plan.root)
         say(f"{plan.root} is overwritten: it held {manifest.origin}")
         _remove_finished(plan.root, manifest)
-    bound = plan.work.plan
-    if bound.exists():
+    if plan.work.plan.exists() or not is_untouched(plan.work):
         say(f"{plan.root} is overwritten: what was done of an unfinished conversion in it is removed")
         reset(plan.work)
 

@@ -37,13 +37,13 @@ class Hasher:
             self._changed.notify()
 
     def stop(self) -> None:
-        """Leave off where it is."""
+        """Stop hashing, without a result."""
         with self._changed:
             self._limit = 0
         self._close()
 
     def finish(self) -> str:
-        """Go to the end of what is allowed. Returns the digest. Raises what went wrong meanwhile."""
+        """Hash up to the limit. Returns the digest. Raises what went wrong in the thread."""
         self._close()
         if self._error is not None:
             raise self._error

@@ -251,7 +251,7 @@ class Part:
 def check_part(journal: Path, key: str, may_be_truncated: bool) -> PartRecord | None:
     """The record of a part that an earlier run left; None where it is missing, damaged, or belongs to another key.
 
-    A power cut may leave a renamed file without its bytes, and people may change what they like.
+    A power cut may leave a renamed file without its bytes, and people may change any file.
     may_be_truncated: whether UNIT.data may end at the end of any of its blocks.
     """
     whole = keyed_check(key)

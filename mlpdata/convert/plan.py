@@ -50,7 +50,7 @@ class ConversionPlan:
     draft: Manifest  # what the manifest will say, as far as it is known: counts, sums and files are missing
     identity: dict  # equal identities give equal output; a work directory is continued only under its own
     stamps: dict[str, str]  # Source.stamps of when the source was opened
-    filter_note: str  # what is to be said of a class filter that nobody asked for
+    filter_note: str  # tells the user of a class filter that is applied, or not, by default
     # How the work is done. Nothing below changes the output.
     engine: str
     workers: int | None  # None: the cores of this machine, or of the cluster
@@ -61,7 +61,7 @@ class ConversionPlan:
 
     @cached_property
     def digest(self) -> str:
-        """Of the identity: what every journal in the work directory has to belong to."""
+        """A hash of the identity. Every journal in the work directory has to belong to it."""
         return xxhash.xxh3_128_hexdigest(json.dumps(self.identity, sort_keys=True).encode())
 
     @property
@@ -261,7 +261,7 @@ def _asked_filter(options: Options, spec: datasets.DatasetSpec) -> ClassFilter:
 
 
 def _applied_filter(asked: ClassFilter, source: Source, dataset: str) -> tuple[ClassFilter, str]:
-    """The filter as the source applies it, and what is to be said of one that nobody asked for."""
+    """The filter as the source applies it, and a note for the user where it is the default one."""
     if not asked.is_default:
         return asked, ""
     if not source.class_filter.is_default:

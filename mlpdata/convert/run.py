@@ -93,7 +93,7 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
 
 @contextlib.contextmanager
 def _one_line(stopped: str, failed: Callable[[OSError], str], out_of_memory: str) -> Iterator[None]:
-    """What may go wrong anywhere, as an Error of one line."""
+    """Raise what may go wrong anywhere as an Error of one line."""
     try:
         yield
     except KeyboardInterrupt:
@@ -107,15 +107,15 @@ def _one_line(stopped: str, failed: Callable[[OSError], str], out_of_memory: str
 
 
 def _convert_locked(plan: ConversionPlan, started: float, say: Callable[[str], None]) -> Manifest | None:
-    """The whole work, while nobody else is at work in the directory. Returns None for a share."""
-    begin_again(plan, say)
+    """Do the whole work, while no other run is at work in the directory. Returns None for a share."""
     tidy(plan.work, shared=plan.share is not None)
+    begin_again(plan, say)
     bind(plan, say)
     _say_plan(plan, say)
     try:
         result = _plan_to_manifest(plan, say)
     except NothingLeft:
-        abandon(plan.work)  # while the lock is held: whoever comes next finds nothing of it
+        abandon(plan.work)  # while the lock is held: the next run finds nothing of it
         raise
     if result is None:
         k, n = plan.share or (1, 1)
@@ -189,7 +189,7 @@ def _with_parts_discarded(plan: ConversionPlan, needed: PartsNeeded) -> Conversi
 
 
 def _still_known(plan: ConversionPlan, needed: PartsNeeded) -> set[str]:
-    """Units whose parts are whole; without the note of truncation nobody knows of any."""
+    """Units whose parts are whole. Once shards were discarded that is unknown: parts may have been truncated."""
     return set() if needed.do_not_decode else {task.unit.name for task in plan.tasks} - needed.units
 
 

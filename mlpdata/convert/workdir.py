@@ -124,8 +124,8 @@ def is_untouched(work: WorkDir) -> bool:
 
 
 def reset(work: WorkDir) -> None:
-    """Remove all that was done, but for the locks that this run holds. What it is bound to goes first."""
-    work.plan.unlink()
+    """Remove all that was done, but for the locks that this run holds. What the directory is bound to goes first."""
+    work.plan.unlink(missing_ok=True)
     for path in (work.truncation, *work.path.iterdir()):
         if path in (work.parts, work.shards):
             shutil.rmtree(path)
