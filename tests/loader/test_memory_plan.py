@@ -93,6 +93,21 @@ def test_rgb_is_kept_where_it_is_fast_enough():
     assert plan_memory(in21k(NUM_TRAIN), machine, needs, pixels="rgb").pixels == "rgb"
 
 
+def test_jpegs_are_streamed_as_planes_where_decoding_to_rgb_is_too_slow():
+    split = dataclasses.replace(in21k(NUM_TRAIN), file_bytes=27 * GB, is_coded=True, has_coded_planes=True)
+    raw = dataclasses.replace(split, has_coded_planes=False)
+    machine = dataclasses.replace(MACHINES["4090"], host_bytes=16 * GB)
+    for images_per_s, pixels in ((None, "rgb"), (10**5, "rgb"), (10**6, "ycc420")):
+        needs = Needs(device_bytes=20 * GB, images_per_s=images_per_s)
+        ours = plan_memory(split, machine, needs, pixels="auto")
+        assert (ours.tier, ours.pixels) == ("stream", pixels)
+    assert ours.bottleneck == "decoding"
+    assert plan_memory(raw, machine, needs, pixels="auto").pixels == "rgb"
+    assert plan_memory(raw, machine, needs, pixels="ycc420").pixels == "rgb"
+    assert plan_memory(split, machine, needs, pixels="ycc420").pixels == "ycc420"
+    assert ours.supply > plan_memory(split, machine, needs, pixels="rgb").supply
+
+
 def test_what_is_not_known_is_left_room_and_small_splits_are_resident():
     machine = Machine(device="GPU", device_bytes=10 * GB, host_bytes=10 * GB, cores=4)
     assert plan_memory(in21k(6 * GB // 12288), machine).tier == "resident"
