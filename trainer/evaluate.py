@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mlpdata.augment.augment import Augment
@@ -28,6 +27,7 @@ from mlpdata.shards.manifest import Manifest
 from mlpdata.splits import find
 from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of
 from trainer.data import make_augment
+from trainer.loss import loss_and_right
 from trainer.run_directory import write_file
 from trainer.world import World, device_of
 
@@ -108,15 +108,14 @@ def evaluate(
         else:
             with autocast():
                 logits = forward(batch.images)
-        logits = logits.float()
         best = logits.topk(min(max(5, top_k), logits.shape[1]), dim=1).indices
         hits = best[:, :5] == batch.labels.unsqueeze(1)
         real_hits = hits[:0, 0] if real is None else (best[:, :1] == real[batch.ids]).any(1)
-        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-        sums += torch.stack((loss, hits[:, 0].sum(), hits.sum(), real_hits.sum())).double()
+        loss = loss_and_right(logits, batch.labels)[0].double() * len(batch.labels)
+        sums += torch.stack((loss, hits[:, 0].sum(), hits.sum(), real_hits.sum()))
         class_right.index_add_(0, batch.labels, hits[:, 0].long())
         if top_k:
-            top.append((best[:, :top_k], logits.softmax(1).gather(1, best[:, :top_k])))
+            top.append((best[:, :top_k], logits.float().softmax(1).gather(1, best[:, :top_k])))
     model.train(was_training)
     loss, top1, top5, real_right = world.reduce(sums).tolist()
     n = loader.num_samples

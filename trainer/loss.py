@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 # Bytes of a block of rows in float32. On the CPU it stays in the L2 cache: of 0.25, 1, 4 and 64 MB, 1 and 4 were
 # fastest (1,024 x 11,230 logits). On a GPU the L2 cache has 50 MB and more, but every kernel costs a launch.
@@ -32,7 +33,7 @@ def loss_and_right(
     >>> round(float(loss), 4), float(right)  # of equal logits the first counts
     (0.41, 1.0)
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         with torch.autocast(logits.device.type, enabled=False):
             return _whole(logits, labels, mix_labels, mix_lam, label_smoothing)
     if mix_labels is None or mix_lam is None:
@@ -44,14 +45,17 @@ def loss_and_right(
 
 def _whole(logits, labels, mix_labels, mix_lam, label_smoothing) -> tuple[torch.Tensor, torch.Tensor]:
     """The formula over all logits at once: elementwise operations and sums of rows, which the compiler fuses."""
-    z, classes = logits.float(), torch.arange(logits.shape[1], device=logits.device)
-    best, target = logits.detach().argmax(1), (classes == labels.unsqueeze(1)).float()
-    right = (best == labels).float()
+    # The count comes first: after the loss, Inductor's scheduler (torch 2.13) reads the logits once more for it.
+    z, classes, best = logits.float(), torch.arange(logits.shape[1], device=logits.device), logits.detach().argmax(1)
+    right, lam = (best == labels).float(), torch.ones_like(labels, dtype=torch.float32) if mix_lam is None else mix_lam
     if mix_lam is not None:
-        target = torch.lerp((classes == mix_labels.unsqueeze(1)).float(), target, mix_lam.unsqueeze(1))
-        right = torch.lerp((best == mix_labels).float(), right, mix_lam)
-    target = (1 - label_smoothing) * target + label_smoothing / logits.shape[1]
-    return (z.logsumexp(1) - (target * z).sum(1)).mean(), right.sum()
+        right = torch.lerp((best == mix_labels).float(), right, lam)
+    num_right = right.sum()
+    target = torch.where(classes == labels.unsqueeze(1), lam.unsqueeze(1), 0.0)
+    if mix_lam is not None:
+        target = target + torch.where(classes == mix_labels.unsqueeze(1), (1 - lam).unsqueeze(1), 0.0)
+    weights = (1 - label_smoothing) * target + label_smoothing / logits.shape[1]
+    return (z.logsumexp(1) - (weights * z).sum(1)).mean(), num_right
 
 
 class _Blockwise(torch.autograd.Function):
@@ -64,7 +68,7 @@ class _Blockwise(torch.autograd.Function):
     def forward(ctx, logits, targets, weights, label_smoothing: float):  # pyright: ignore[reportIncompatibleMethodOverride]
         n, num_classes = logits.shape
         rows = max(1, BLOCK_BYTES.get(logits.device.type, BLOCK_BYTES["cuda"]) // (4 * num_classes))
-        spread, loss, right = label_smoothing / num_classes, logits.new_zeros((), dtype=torch.float32), []
+        spread, (loss, num_right) = label_smoothing / num_classes, torch.zeros(2, device=logits.device)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         scale = FP16_SCALE if logits.dtype == torch.float16 else 1.0
         for first in range(0, n, rows):
@@ -75,14 +79,14 @@ class _Blockwise(torch.autograd.Function):
             loss -= (1 - label_smoothing) * (weight * z.gather(1, target)).sum() + spread * z.sum()
             sums = z.exp_().sum(1, keepdim=True)
             loss += sums.log().sum()
-            right.append(((best == target) * weight).sum())
+            num_right += ((best == target) * weight).sum()
             if gradient is not None:
                 z.div_(sums).sub_(spread).scatter_add_(1, target, (label_smoothing - 1) * weight)
                 gradient[block] = z if scale == 1 else z.mul_(scale)
         ctx.save_for_backward(gradient)
-        ctx.divisor, num_right = n * scale, torch.stack(right).sum()
+        ctx.divisor = n * scale
         ctx.mark_non_differentiable(num_right)
-        return loss / n, num_right
+        return loss / max(1, n), num_right
 
     @staticmethod
     def backward(ctx, loss_gradient, _):  # pyright: ignore[reportIncompatibleMethodOverride]

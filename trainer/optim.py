@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from trainer.compiling import compile_or_warn
 from trainer.model import HEAD
@@ -33,16 +34,16 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        keep = 1.0 if self.found_inf is None else 1 - self.found_inf  # 0 leaves everything as it is
+        groups = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            grads = [self._unscaled(p.grad) for p in params]
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["exp_avg"] = torch.zeros_like(p)
-            momenta, lr = [self.state[p]["exp_avg"] for p in params], group["lr"]
-            keep = 1.0 if self.found_inf is None else 1 - self.found_inf  # 0 leaves everything as it is
-            rates = [self._lr_type(lr) * keep, self._lr_type(lr * group["weight_decay"]) * keep]
-            self._update(params, grads, momenta, *rates, *((1 - beta) * keep for beta in group["betas"]))
+            momenta = [self.state[p].setdefault("exp_avg", torch.zeros_like(p)) for p in params]
+            lr, decay = (self._lr_type(x) * keep for x in (group["lr"], group["lr"] * group["weight_decay"]))
+            own_weight, kept_weight = ((1 - beta) * keep for beta in group["betas"])
+            gradients = [self._unscaled(p.grad) for p in params]
+            groups.append((params, gradients, momenta, lr, decay, own_weight, kept_weight))
+        self._update(groups)
 
     def _unscaled(self, grad: torch.Tensor) -> torch.Tensor:
         """A gradient of fp16 training without its scale; finite, so that `keep` can leave it out."""
@@ -51,17 +52,24 @@ class Lion(torch.optim.Optimizer):
         return grad if self.found_inf is None else grad.nan_to_num_(0.0, 0.0, 0.0)
 
 
-def _lion_update(params, grads, momenta, lr, decay, own_weight, kept_weight) -> None:
+def _lion_update(groups: list[tuple]) -> None:
     """p -= lr sign(beta1 m + (1 - beta1) g) + lr weight_decay p, then m = beta2 m + (1 - beta2) g; both in place."""
-    updates = torch._foreach_lerp(momenta, grads, own_weight)
-    torch._foreach_sign_(updates)
-    if not isinstance(decay, float) or decay:
-        torch._foreach_mul_(params, 1 - decay)
-    if not isinstance(lr, float):
-        torch._foreach_mul_(updates, lr)
-        lr = 1.0
-    torch._foreach_add_(params, updates, alpha=-lr)
-    torch._foreach_lerp_(momenta, grads, kept_weight)
+    for params, gradients, momenta, lr, decay, own_weight, kept_weight in groups:
+        if is_compiling():  # tensor by tensor: of long lists the compiler does not fuse everything
+            for p, g, m in zip(params, gradients, momenta, strict=True):
+                update = torch.lerp(m, g, own_weight).sign()
+                p.mul_(1 - decay).sub_(lr * update)
+                m.lerp_(g, kept_weight)
+            continue
+        updates = torch._foreach_lerp(momenta, gradients, own_weight)
+        torch._foreach_sign_(updates)
+        if not isinstance(decay, float) or decay:
+            torch._foreach_mul_(params, 1 - decay)
+        if not isinstance(lr, float):
+            torch._foreach_mul_(updates, lr)
+            lr = 1.0
+        torch._foreach_add_(params, updates, alpha=-lr)
+        torch._foreach_lerp_(momenta, gradients, kept_weight)
 
 
 def make_optimizer(model: nn.Module, optim: Optim, *, compiled: bool = False) -> torch.optim.Optimizer:

@@ -92,8 +92,8 @@ class Train:
     probe: bool = False  # train the last layer only; features are computed once where augmentation is off
     # bf16 and fp16 by autocast, weights in fp32; auto: bf16 where the hardware multiplies it, else fp32
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
-    compile: bool = False  # torch.compile of the model
-    cuda_graphs: bool = False  # torch.compile's reduce-overhead mode: pays for small models on a GPU
+    compile: bool = False  # torch.compile of model, loss and Lion
+    cuda_graphs: bool = False  # torch.compile's reduce-overhead mode: pays for small batches on a GPU
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
     record_steps: bool = False  # steps.jsonl: the loss of every step
 
@@ -166,6 +166,11 @@ class Recipe:
             raise Error(f"recipe: train.accumulate must divide train.batch_size, {self.train.batch_size}")
         if self.model.norm == "batch" and self.train.accumulate > 1:
             raise Error("recipe: train.accumulate with model.norm batch would change the model; use norm layer")
+        if self.train.cuda_graphs and self.train.accumulate > 1:
+            raise Error(
+                "recipe: train.cuda_graphs with train.accumulate loses gradients: every piece of a batch would "
+                "overwrite those of the piece before; set one of them to false or 1"
+            )
         if self.init == "":
             raise Error("recipe: init is empty; give the path of a checkpoint, or null for none")
         fits = len(self.name.encode()) <= MAX_NAME_BYTES

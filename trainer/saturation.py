@@ -16,6 +16,7 @@ import torch
 
 from mlpdata.augment.batch import Batch
 from mlpdata.loader.loader import Loader
+from mlpdata.loader.pinned import NUM_AHEAD
 from trainer.world import World
 
 TURN_S = 0.05  # a turn lasts at least so long, or one step
@@ -109,11 +110,12 @@ def _batches(loader: Loader) -> Generator[Batch]:
 
 
 def _timed_batches(batches: Generator[Batch], device: torch.device) -> float:
-    """Seconds a batch takes without training."""
-    next(batches)
-    times = [_timed(lambda: next(batches), 1, device) for _ in range(LEAST_TURNS)]
+    """Seconds a batch takes without training: of some, after those that were prefetched while something else ran."""
+    for _ in range(NUM_AHEAD):
+        next(batches)
+    seconds = _timed(lambda: next(batches), max(LEAST_TURNS, 2 * NUM_AHEAD), device)
     batches.close()
-    return statistics.median(times)
+    return seconds
 
 
 def _timed(act: Callable[[], Any], times: int, device: torch.device) -> float:

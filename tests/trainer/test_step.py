@@ -1,16 +1,24 @@
 """The step: its loss against the plain formula, its graph, its optimizer, and what it must not do."""
 
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import read_jsonl
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from mlpdata import Error
+from trainer import compiling
 from trainer import loss as loss_module
 from trainer import model as model_module
+from trainer.evaluate import evaluate
 from trainer.loss import ModelWithLoss, loss_and_right
 from trainer.model import Head
 from trainer.optim import Lion, make_optimizer
-from trainer.recipe import Optim
+from trainer.recipe import Optim, load_recipe
+from trainer.train import Trainer, run
 
 
 def a_batch(n=37, classes=11, scale=3.0, dtype=torch.float32, mixed=True):
@@ -38,7 +46,7 @@ def plain_loss_and_right(logits, labels, mix_labels, mix_lam, label_smoothing):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
 def test_loss_gradient_and_right_answers_are_those_of_the_formula(whole, dtype, mixed, label_smoothing, monkeypatch):
     monkeypatch.setitem(loss_module.BLOCK_BYTES, "cpu", 5 * 4 * 11)  # the last block is a smaller one
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: whole)
+    monkeypatch.setattr(loss_module, "is_compiling", lambda: whole)
     logits, *rest = a_batch(dtype=dtype, mixed=mixed)
     ours, reference = (logits.clone().requires_grad_() for _ in range(2))
     loss, right = loss_and_right(ours, *rest, label_smoothing)
@@ -55,7 +63,7 @@ def test_loss_gradient_and_right_answers_are_those_of_the_formula(whole, dtype, 
 @pytest.mark.parametrize("whole", [False, True])
 def test_bf16_logits_lose_nothing_on_any_device(whole, monkeypatch):
     """Autocast on CUDA would take the loss in bf16: here every operation on float32 stays one."""
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: whole)
+    monkeypatch.setattr(loss_module, "is_compiling", lambda: whole)
     logits, *rest = a_batch(n=256, classes=11_230, dtype=torch.bfloat16)
 
     results = []
@@ -89,8 +97,9 @@ def test_a_padded_head_computes_the_same(monkeypatch):
     assert torch.allclose(padded, plain, atol=1e-6)
     for ours, theirs in zip(torch.autograd.grad(padded.square().sum(), head.parameters()), gradients, strict=True):
         assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-5)
-    loss, _ = ModelWithLoss(head, 0.1)(x, *a_batch(5)[1:])
-    assert float(loss) == pytest.approx(float(plain_loss_and_right(plain, *a_batch(5)[1:], 0.1)[0]), rel=1e-5)
+    with torch.no_grad():
+        loss, _ = ModelWithLoss(head, 0.1)(x, *a_batch(5)[1:])
+    assert float(loss) == pytest.approx(float(plain_loss_and_right(plain.detach(), *a_batch(5)[1:], 0.1)[0]), rel=1e-5)
 
 
 def test_lion_in_fp16_skips_a_step_with_infinite_gradients_without_asking():
@@ -109,3 +118,121 @@ def test_lion_in_fp16_skips_a_step_with_infinite_gradients_without_asking():
             plain.step()
         scaled.step()
         assert all(torch.allclose(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+# ----------------------------------------------------------------------------------- what a step must not do
+
+RECIPE = """\
+name: tiny
+data:
+  shards: {shards}
+augment:
+  mixup: 0.5
+model:
+  depth: 2
+  width: 16
+train:
+  epochs: 2
+  batch_size: 100
+  device: cpu
+log:
+  tensorboard: false
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, shapes_dir):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE.format(shards=shapes_dir))
+    return path
+
+
+WAITS = ("_local_scalar_dense", "nonzero", "aten.equal", "bincount", "unique", "masked_select")
+
+
+class Asked(TorchDispatchMode):
+    """Notes operations that hand a tensor's value to Python: on a GPU each of them waits for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        masks = [t for t in tree_leaves(args[1:]) if isinstance(t, torch.Tensor) and t.dtype == torch.bool]
+        if any(word in str(function) for word in WAITS) or (masks and "aten.index" in str(function)):
+            self.seen.append(str(function))
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "adamw", "sgd"])
+def test_a_step_asks_the_device_nothing(recipe, optimizer):
+    words = [f"optim.name={optimizer}", "train.clip_norm=1", "train.ema=0.9", "train.accumulate=2", "model.dropout=0.1"]
+    words += ["augment.mixup=0.5", "train.record_steps=true"]
+    trainer_ = Trainer(load_recipe(recipe, words), recipe.parent, torch.device("cpu"), quiet=True)
+    batch = next(iter(trainer_.train_loader))
+    trainer_.train_step(batch)
+    with Asked() as asked:
+        trainer_.train_step(batch)
+    assert asked.seen == [] and trainer_.step == 2
+    with Asked() as asked:
+        float(trainer_.training_step.sums.loss)
+    assert asked.seen  # the notes are taken
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_evaluation_asks_the_device_only_at_its_end(recipe, top_k):
+    trainer_ = Trainer(load_recipe(recipe), recipe.parent, torch.device("cpu"), quiet=True)
+    loader, seen = trainer_.eval_loader, []
+    real = torch.randint(-1, 10, (loader.num_samples, 3))
+
+    class Watched(type(loader)):
+        def __iter__(self):
+            for batch in super().__iter__():
+                yield batch
+                seen.append(list(asked.seen))  # after the batch was used
+
+    loader.__class__ = Watched
+    with Asked() as asked:
+        evaluate(trainer_.model, loader, trainer_.autocast, real=real, top_k=top_k)
+    assert len(seen) == len(loader) and not any(seen)
+
+
+def compile_with(monkeypatch, backend):
+    def compile_(function, mode, **options):
+        return torch.compile(function, backend=backend, **options)
+
+    fake = types.SimpleNamespace(compile=compile_, OutOfMemoryError=torch.OutOfMemoryError)
+    monkeypatch.setattr(compiling, "torch", fake)
+
+
+@pytest.mark.parametrize(
+    "words", [["optim.name=lion"], ["optim.name=adamw", "train.ema=0.9", "train.clip_norm=1", "train.accumulate=2"]]
+)
+def test_a_compiled_step_is_one_graph_that_is_compiled_once(recipe, words, monkeypatch):
+    compile_with(monkeypatch, "aot_eager")  # the graphs alone: a C++ compiler takes a minute
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    folder = run(recipe, [*words, "train.compile=true", "train.record_steps=true"], runs=recipe.parent, quiet=True)
+    own = 1 if words == ["optim.name=lion"] else 0  # the optimizer's update
+    assert counters["stats"]["unique_graphs"] == 1 + own and not counters["graph_break"]
+    plain = run(recipe, [*words, "train.record_steps=true"], runs=recipe.parent, quiet=True)
+    a, b = ([row["loss"] for row in read_jsonl(f / "steps.jsonl")] for f in (folder, plain))
+    assert len(a) == 30 and a == pytest.approx(b, rel=1e-4)
+
+
+def test_a_compiler_that_fails_is_a_warning_and_the_run_is_the_same(recipe, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no C++ compiler\nand more")
+
+    plain = run(recipe, ["train.record_steps=true"], runs=recipe.parent, quiet=True)
+    compile_with(monkeypatch, broken)
+    torch._dynamo.reset()
+    with pytest.warns(UserWarning, match=r"train.compile: .* runs uncompiled, which is slower: .*no C\+\+ compiler"):
+        folder = run(recipe, ["train.record_steps=true", "train.compile=true"], runs=recipe.parent, quiet=True)
+    assert read_jsonl(folder / "steps.jsonl") == read_jsonl(plain / "steps.jsonl")
+
+
+def test_cuda_graphs_refuse_pieces_of_batches(recipe):
+    with pytest.raises(Error, match=r"train.cuda_graphs with train.accumulate loses gradients"):
+        load_recipe(recipe, ["train.cuda_graphs=true", "train.accumulate=2"])
