@@ -111,13 +111,9 @@ class Trackers:
     def __init__(self, run: Path, recipe: Recipe, step: int):
         """step: the one that the run resumes from; TensorBoard hides later events of the run."""
         self._events = self._wandb = None
+        self._path, self._purge_step = run / "tensorboard", step + 1 if step else None
         wanted = recipe.log.tensorboard
-        if wanted or (wanted is None and importlib.util.find_spec("tensorboard")):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._path = run / "tensorboard"
-            with write_errors(self._path):
-                self._events = SummaryWriter(str(self._path), purge_step=step + 1 if step else None)
+        self._wants_events = wanted or (wanted is None and importlib.util.find_spec("tensorboard") is not None)
         if recipe.log.wandb:
             import wandb
 
@@ -135,8 +131,12 @@ class Trackers:
 
     def write(self, row: dict[str, Any]) -> None:
         """Send an epoch's row."""
-        if self._events is not None:
+        if self._wants_events:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import: not before the first step
+
             with write_errors(self._path):
+                if self._events is None:
+                    self._events = SummaryWriter(str(self._path), purge_step=self._purge_step)
                 for key, value in row.items():
                     if key not in ("epoch", "step"):
                         self._events.add_scalar(key.replace("_", "/", 1), value, row["step"])

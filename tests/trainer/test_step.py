@@ -1,5 +1,7 @@
 """The step: its loss against the plain formula, its graph, its optimizer, and what it must not do."""
 
+import subprocess
+import sys
 import types
 
 import pytest
@@ -236,3 +238,22 @@ def test_a_compiler_that_fails_is_a_warning_and_the_run_is_the_same(recipe, monk
 def test_cuda_graphs_refuse_pieces_of_batches(recipe):
     with pytest.raises(Error, match=r"train.cuda_graphs with train.accumulate loses gradients"):
         load_recipe(recipe, ["train.cuda_graphs=true", "train.accumulate=2"])
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "adamw", "sgd"])
+def test_what_is_slow_to_import_is_not_imported_before_the_first_step(recipe, optimizer):
+    code = (
+        "import sys\nfrom trainer.train import Trainer, run\n"
+        "step = Trainer.train_step\n"
+        "def stop(self, batch):\n"
+        "    step(self, batch)\n"
+        "    slow = 'torch._dynamo', 'matplotlib', 'tensorboard', 'scipy'\n"
+        "    sys.exit(' '.join(m for m in slow if m in sys.modules))\n"
+        "Trainer.train_step = stop\n"
+        "run(sys.argv[1], sys.argv[2:], quiet=True)"
+    )
+    words = [f"optim.name={optimizer}", "train.clip_norm=1", "train.ema=0.9"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, recipe, *words], cwd=recipe.parent, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == ""
