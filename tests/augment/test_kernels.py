@@ -1,7 +1,12 @@
 """The Triton kernels under Triton's interpreter, on the CPU: the torch form's bits, whatever is asked for."""
 
 import importlib
+import json
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +121,19 @@ def test_a_kernel_that_does_not_compile_is_said_once_and_torch_does_the_work(mon
     with pytest.warns(RuntimeWarning, match="augmentation runs uncompiled, which is slower: no such chip"):
         images, _ = run_as_on_a_gpu(a, b)
     assert torch.equal(images, a.apply(b, epoch=1, seed=2).images)
+
+
+def test_gpus_get_code_without_spills_that_moves_each_pixel_once():
+    """Compiled for an H100, which needs none: what the interpreter takes, the compiler may not."""
+    script = Path(__file__).parents[1] / "bench" / "kernels.py"
+    command = [sys.executable, script, "--chip", "sm_90", "--set", "pad, flip, cutout", "everything"]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 8 and all(row["spill_bytes"] == 0 for row in rows)
+    for geometry, pixels in zip(rows[::2], rows[1::2], strict=True):
+        assert geometry["bytes_ratio"] + pixels["bytes_ratio"] < 1.05
 
 
 def test_no_images_and_one_image():

@@ -6,29 +6,33 @@ Compiles the Triton kernels for sm_90 (H100) and sm_89 (RTX 4090), for which tri
 registers and spills from the code. Prints one JSON row a kernel, option set and chip.
 
 A batch takes both: `geometry` (draws to positions and boxes), then `pixels` (stored pixels, gathered by row, to the
-finished batch). `bytes` is what a kernel has to move, each input and output once. `bytes_ratio` is that
-over the batch's stored pixels and outputs; the two kernels' ratios add up.
+finished batch). `bytes` is what a kernel has to move, each input and output once. `bytes_ratio` is that over the
+batch's stored pixels and outputs; the two kernels' ratios add up. What training moves besides: step_bytes.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import re
 import subprocess
 import tempfile
 from pathlib import Path
 
+import harness
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from mlpdata import Augment
-from mlpdata.augment import geometry_kernel, pixels_kernel
 from mlpdata.augment.batch import DTYPES
 from mlpdata.augment.geometry import tables_of
+
+try:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mlpdata.augment import geometry_kernel, pixels_kernel
+except ImportError:
+    triton = None
 
 CHIPS = {"sm_90": 90, "sm_89": 89}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -109,24 +113,26 @@ def rows(name: str, a: Augment, is_ycc: bool, batch: int, res: int, chip: str):
         row |= {"bytes": moved, "bytes_ratio": round(moved / least, 3)}
         binary = compiled(function, arguments | {"num_samples": batch}, constants, CHIPS[chip])
         row["registers"], row["spill_bytes"] = registers_and_spills(binary.asm["cubin"])
-        row |= {"shared_bytes": binary.metadata.shared, "triton": triton.__version__}
+        row |= {"shared_bytes": binary.metadata.shared} | harness.machine("torch", "triton")
         yield row
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--batch", type=int, default=16_384)
     parser.add_argument("--res", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     parser.add_argument("--set", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--chip", nargs="+", default=list(CHIPS), choices=CHIPS)
     args = parser.parse_args()
+    if triton is None:
+        parser.error("triton is not installed: pip install triton")
     for chip in args.chip:
         for name in args.set:
             for is_ycc in (False, True):
                 a = Augment(**SETS[name], mean=MEAN, std=STD, dtype=args.dtype)
                 for row in rows(name, a, is_ycc, args.batch, args.res, chip):
-                    print(json.dumps(row), flush=True)
+                    harness.report(row)
 
 
 if __name__ == "__main__":
