@@ -87,12 +87,12 @@ class ConversionPlan:
 
     @property
     def beton_bytes(self) -> int:
-        """About how large the betons will be: the samples, rounded up to whole pages in each split, and tables."""
+        """About how large the betons will be: tables, and the samples of each split rounded up to whole pages."""
         payload_bytes = self.estimate[0]
-        counts = Counter({split: 0 for split in self.splits})
+        counts = Counter({split: 1 for split in self.splits})  # none is empty, though a unit may have several splits
         for task in self.tasks:
             counts[task.unit.split if task.unit.split in counts else self.splits[0]] += task.unit.num_samples
-        total = max(1, counts.total())
+        total = counts.total()
         shares = [(n * self.num_expected // total, n * payload_bytes // total) for n in counts.values()]
         return sum(beton.estimated_bytes(n, num_bytes) for n, num_bytes in shares)
 

@@ -150,7 +150,7 @@ def test_the_size_of_a_small_beton_is_said_as_it_will_be(photos):
     options, root = photos
     _, lines = convert_quietly(**options)
     total = sum(path.stat().st_size for path in root.glob("*.beton"))
-    assert f"beton (raw, about {total / 1e6:.0f} MB as its pages have 8 MiB)" in lines[0]
+    assert f"beton (raw, about {total / 1e6:.0f} MB, mostly empty pages of 8 MiB)" in lines[0]
 
 
 # -------------------------------------------------------------------------------------------------------- decode
