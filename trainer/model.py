@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlpdata.errors import Error
+from mlpdata.system.format import format_bytes
 from mlpdata.system.memory import free_memory
 from trainer.recipe import LIMITS, Model
 
@@ -157,8 +158,8 @@ def check_size(model: str | Model, res: int, num_classes: int) -> None:
     need = 12 * parameters  # weights, gradients and an optimizer's state, float32; a checkpoint holds as much
     if need > free:
         raise Error(
-            f"recipe: the model has {parameters:,} parameters, whose training takes at least {need / 1e9:,.1f} GB, "
-            f"and {free / 1e9:.1f} GB of memory are free: lower model.width, model.depth or model.expansion"
+            f"recipe: the model has {parameters:,} parameters, whose training takes at least {format_bytes(need)}, "
+            f"and {format_bytes(free)} of memory are free: lower model.width, model.depth or model.expansion"
         )
 
 

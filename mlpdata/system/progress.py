@@ -32,6 +32,7 @@ class Progress:
         self._live = sys.stderr is not None and sys.stderr.isatty()
         self._quiet = quiet or sys.stderr is None
         self._start = self._last_add = time.monotonic()
+        self._step = (0, 0)  # (samples, bytes) of the last `add`
         self._next = self._start + (SHOW_AFTER_S if self._live else PLAIN_EVERY_S)
         self._shown = False
 
@@ -45,6 +46,7 @@ class Progress:
         self.done += done
         self.num_bytes += num_bytes
         self.skipped += skipped
+        self._step = (done, num_bytes)
         self._last_add = time.monotonic()
         self._show_in_time("")
 
@@ -82,7 +84,7 @@ class Progress:
         """The line with a bar, of at most `columns` characters; what has no room for a bar beside it is left out."""
         from tqdm import tqdm
 
-        share, left_s, rates = self._figures()
+        share, left_s, rates = self._figures(smooth=True)
         counts, clock = self._counts("/"), tqdm.format_interval(self._elapsed_s())
         clock += "" if left_s is None else f"<{tqdm.format_interval(left_s)}"
         choices = [
@@ -101,15 +103,20 @@ class Progress:
     def _elapsed_s(self) -> float:
         return max(time.monotonic() - self._start, 1e-6)
 
-    def _figures(self) -> tuple[float | None, float | None, list[str]]:
-        """(share done, seconds left, rates as text); None where the total is not known."""
+    def _figures(self, smooth: bool = False) -> tuple[float | None, float | None, list[str]]:
+        """(share done, seconds left, rates as text); None where the total is not known.
+
+        smooth: the share and the time left go on at the same speed since the last `add`, by one such `add` at most.
+        """
         rate = (self.done - self._resumed) / self._elapsed_s()
         byte_rate = (self.num_bytes - self._resumed_bytes) / self._elapsed_s()
         rates = [f"{format_bytes(rate)}/s" if self.unit == "bytes" else f"{rate:,.0f} {self.unit}/s"]
         rates += [f"{format_bytes(byte_rate)}/s"] if self.num_bytes else []
-        done, total, speed = self.done, self.total, rate
+        done, total, speed, step = self.done, self.total, rate, self._step[0]
         if self.total_bytes:
-            done, total, speed = self.num_bytes, self.total_bytes, byte_rate
+            done, total, speed, step = self.num_bytes, self.total_bytes, byte_rate, self._step[1]
+        if smooth:
+            done += min(step, speed * (time.monotonic() - self._last_add))
         left_s = max(0.0, (total - done) / speed) if total and speed > 0 else None
         return min(1.0, done / total) if total else None, left_s, rates
 

@@ -60,6 +60,13 @@ def test_a_bar_takes_the_width_of_the_terminal_and_leaves_out_what_has_no_room(r
     assert ("4 skipped" in bar) == (columns >= 79) and ("100 kB/s" in bar) == (columns >= 120)
 
 
+def test_a_bar_goes_on_between_large_units_by_one_of_them_at_most(running, clock):
+    clock[0] = 150.0
+    assert running.bar(79).startswith("converting:  53%") and "(50%)" in running.line()
+    clock[0] = 1000.0
+    assert running.bar(79).startswith("converting:  59%") and "(50%)" in running.line()
+
+
 def test_names_with_braces_are_text(clock):
     clock[0] = 1.0
     assert Progress("{odd}.tar", 10).bar(79).startswith("{odd}.tar:   0%|")
