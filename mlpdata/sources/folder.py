@@ -20,7 +20,7 @@ from mlpdata.sources.keys import shown
 
 UNITS = 256  # a folder is cut into about so many units, within bounds
 LEAST_IMAGES = 1_000  # in a unit
-SAMPLED = 16  # files of a folder that are looked into where no name is an image's
+SAMPLED = 16  # files of a folder that are opened where no name ends as an image's does
 
 
 class Folder(Source):
@@ -74,7 +74,7 @@ class Folder(Source):
     # --------------------------------------------------------------------------------------------------- listing
 
     def _list_classes(self) -> tuple[list[str], list[tuple[FileRange, int]]]:
-        """(classes with images in any split; the files and the number of images of each folder of a wanted split)."""
+        """(classes with images in any split, [(files, number of images) of each class folder of a wanted split])."""
         ranges: list[tuple[FileRange, int]] = []
         raw_names: dict[str, str] = {}
         filled: set[str] = set()
@@ -99,7 +99,7 @@ class Folder(Source):
         return sorted(filled), [(files, n) for files, n in ranges if files.class_name in filled]
 
     def _settle_classes(self, names: list[str], ranges: list[tuple[FileRange, int]]) -> None:
-        """Settle the classes, and which files of which folders are read."""
+        """Choose the classes, and the files that are read."""
         known = names or sorted({name for class_of in self._class_of.values() for name in class_of.values()})
         if not known:
             raise Error(f"{self.path} has class folders, but no images in them")
@@ -144,7 +144,7 @@ class Folder(Source):
         return listing
 
     def _num_without_suffix(self, below: str, listing: FolderListing) -> int:
-        """How many images a folder may have where no name is an image's: all or none, by the first few."""
+        """The images in a folder whose names say nothing: all files if one of the first is an image, else 0."""
         for name in listing.names[:SAMPLED]:
             data = "" if name in listing.reasons else read_file(f"{self.path}/{below}/{name}")
             if isinstance(data, bytes) and image.format_of(data):
@@ -160,7 +160,7 @@ class Folder(Source):
             )
 
     def _refuse_a_level_too_many(self) -> None:
-        """Raise Error where the only class is but a folder around what may be the classes."""
+        """Raise Error where the only class folder holds nothing but folders: those may be the classes."""
         for files in self._ranges:
             listing = self._list(files.below)
             inside = listing.folders
@@ -186,7 +186,7 @@ class Folder(Source):
             )
 
     def _refuse_equal_keys(self) -> None:
-        """Two folders of one class in one split are added up, unless a file of one would take another's place."""
+        """Two folders of one class in one split are put together. Raises Error where two files would share a key."""
         folders = defaultdict(list)
         for files in self._ranges:
             folders[files.split, files.class_name].append(files)
@@ -257,7 +257,7 @@ class Folder(Source):
             yield Broken(origin, data, split) if isinstance(data, str) else Sample(key, data, label, origin, split)
 
     def _list_again(self, files: FileRange) -> tuple[FolderListing, list[str]]:
-        """(what lies in a folder, the keys of its names); the last one is kept for its next range."""
+        """(listing, keys of its names) of a folder; kept for the next range, which mostly is of the same folder."""
         if self._cached is None or self._cached[0] != files.below:
             listing = self._list(files.below)
             if listing.digest != files.digest:

@@ -18,7 +18,7 @@ from mlpdata.sources.folder_layout import KNOWN_FILES, is_data_folder
 class FolderListing:
     """What lies in a class folder and below it."""
 
-    names: list[str] = field(default_factory=list)  # paths of what is to become samples, sorted
+    names: list[str] = field(default_factory=list)  # sorted paths of the files that become samples
     reasons: dict[str, str] = field(default_factory=dict)  # why some of them cannot be read
     system: list[str] = field(default_factory=list)  # paths of what a system or a tool left there
 
@@ -60,7 +60,7 @@ class FileRange:
     class_name: str  # "" where the class of each file is known by its name
     start: int
     stop: int
-    digest: int  # of all paths in the folder: who reads them lists them again
+    digest: int  # of all paths in the folder, which the worker lists again
 
     @classmethod
     def whole(cls, split: str, below: str, class_name: str, listing: FolderListing) -> FileRange:
@@ -68,7 +68,7 @@ class FileRange:
 
 
 def cut(ranges: Iterable[FileRange], most: int) -> Iterator[list[FileRange]]:
-    """Groups of ranges that have `most` files together, the last one perhaps fewer."""
+    """Cut ranges into groups of `most` files; the last group may have fewer."""
     group: list[FileRange] = []
     room = most
     for files in ranges:
@@ -85,7 +85,7 @@ def cut(ranges: Iterable[FileRange], most: int) -> Iterator[list[FileRange]]:
 
 
 def sample_keys(files: FileRange, names: list[str]) -> list[str]:
-    """A key for each path in a class folder, in their order; no two are equal, nor are those of two classes."""
+    """A key for each path in a class folder, in order: unique in the folder and among classes."""
     start = f"{keys.part(files.below.rpartition('/')[2])}/" if files.class_name else ""
     paths: list[str] = []
     for name in names:

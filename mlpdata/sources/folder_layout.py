@@ -28,7 +28,7 @@ KNOWN_FILES = ("wnids.txt", "words.txt", ANNOTATIONS, "ILSVRC2012_devkit_t12.tar
 
 @dataclass(frozen=True)
 class LabelledFolder:
-    """A folder whose files have no class folders: something else says what they are."""
+    """A folder of images without class folders, whose classes a list names."""
 
     below: str  # the folder, relative to the root
     class_of: Mapping[str, str]  # by file name
@@ -109,7 +109,7 @@ def find(root: Path, labelled: Mapping[str, Mapping[str, str]]) -> FolderLayout:
 
 
 def _split_names(folders: list[str]) -> dict[str, str]:
-    """The split of each folder that is named as one; where none is, words decide if all have one (`training_set`)."""
+    """The split of each folder with a split's name; without any, words decide if all folders have one (`test_set`)."""
     named = {name: split for name in folders if (split := splits.of_folder(name))}
     if not named:
         by_words = {name: split for name in folders if (split := _by_words(name))}
@@ -174,7 +174,7 @@ def _refuse_classes_beside(root: Path, deep: list[str], others: list[str]) -> No
 
 
 def _class_names(folder: Path) -> set[str]:
-    """The folders of a split folder, or of the one in it that has its name."""
+    """The folders in a split folder, or in the only folder in it where that is called as the split is."""
     names = {entry.name for entry in _entries(folder) if is_data_folder(entry)}
     if len(names) == 1 and _is_same_split(only := next(iter(names)), folder.name):
         return _class_names(folder / only)

@@ -16,7 +16,7 @@ from mlpdata.errors import Error, first_line
 from mlpdata.sources.keys import listed
 
 MAX_CARD_BYTES = 8 << 20
-MAX_PATTERNS = 1_000  # with * and the like, which are held against every path
+MAX_PATTERNS = 1_000  # with wildcards: each is compared with every path
 WILD = re.compile(r"[*?\[]")
 # Every scalar is text: `no` stays the name of a class, and no tag acts.
 LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -25,7 +25,7 @@ LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 class HubCard:
     """The YAML header of a card.
 
-    problems: what of it is not as it should be, a line each.
+    problems: a line for everything in it that cannot be used.
     """
 
     def __init__(self, text: str = ""):
@@ -61,7 +61,7 @@ class HubCard:
         return config
 
     def assign(self, paths: list[str]) -> dict[str, list[str]] | None:
-        """Split, as the card calls it -> its files in order. None where the card does not say, or fits none of them.
+        """The files of each split, in order, under the card's name of the split; None where the card tells of no file.
 
         paths: relative to `folder`, with `/`. Raises Error for a file in two splits.
         """
@@ -87,7 +87,7 @@ class HubCard:
         return files_of
 
     def _patterns(self) -> Iterator[tuple[str, str]]:
-        """(split, pattern) of the configuration, whichever of the allowed ways it is written in."""
+        """(split, pattern) of the configuration's files, in whichever of the allowed ways the card writes them."""
         entries, num_wild = self._config["data_files"], 0
         if isinstance(entries, dict):
             entries = [{"split": split, "path": path} for split, path in entries.items()]

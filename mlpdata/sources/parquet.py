@@ -26,17 +26,17 @@ from mlpdata.sources.location import Location, open_file
 from mlpdata.sources.parquet_files import ParquetFile, RowGroups
 from mlpdata.sources.parquet_splits import CARD, SUFFIX, assign_files, list_files
 
-FOOTERS_READ = 64  # of so many files of a repository all footers are read beforehand; of more, each with its unit
+FOOTERS_READ = 64  # files of a repository whose footers are all read first; with more files, each is read with its unit
 READERS = 8
 MAX_CLASSES = 1_000_000
-MAX_BROKEN = 100_000  # rows of one unit that are listed: a file with more is no data set's
+MAX_BROKEN = 100_000  # unusable rows of one unit that are listed; with more, the conversion ends
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetHints:
-    """What is known of a data set beyond what its files say."""
+    """What mlpdata knows of a published data set and its files do not say."""
 
-    image: str | None = None  # columns; None: found from the features
+    image: str | None = None  # column names; None: found from the features
     label: str | None = None
     classes: tuple[str, ...] | None = None  # names in the source by label, where the repository has only readable ones
     place: Callable[[str, int], tuple[str, str]] | None = None  # (split, row) -> (key, origin), as the archive has them
@@ -44,7 +44,7 @@ class ParquetHints:
 
 @dataclass(frozen=True)
 class _Footer:
-    """What a file says of itself. kind: of its labels, as columns.label_kind; None without the column."""
+    """What a file's footer says. kind: what the labels are, as columns.label_kind; None without that column."""
 
     kind: str | None
     units: tuple[RowGroups, ...]
@@ -57,11 +57,12 @@ class _Footer:
 class Parquet(Source):
     """A repository at one commit, or a folder with the same files.
 
-    splits: those wanted, as the user spells them; (): all. limit: samples of each that are wanted. What neither asks
-    for is not read, except for labels where the classes follow from them: the number of a class does not depend on it.
+    splits: those wanted, as the user spells them; (): all. limit: how many samples of each split are wanted. Files that
+    neither asks for are not read. The exception: where the labels name the classes, all labels are read, for the number
+    of a class must not depend on either.
 
     Splits without labels are left out; `test` is called `val` where there is no other held-out split. Where nothing
-    names the classes they are the values that occur, sorted: class numbers are compacted, and are the classes' names.
+    names the classes, they are the values that occur, sorted; numbers are counted anew from 0 and become names.
     `warnings` says all this. Raises Error where there are no images with labels, and where files disagree.
     """
 
@@ -163,7 +164,7 @@ class Parquet(Source):
         return split
 
     def _read_footers(self, files: list[str], limit: int | None) -> dict[str, _Footer | None]:
-        """Of so many files as the limit asks for. None for each where they are too many to ask a server for."""
+        """Footers of as many files as the limit needs; None for each file where a server would be asked too often."""
         if limit is None and isinstance(self._location, Repository) and len(files) > FOOTERS_READ:
             return dict.fromkeys(files)
         step = len(files) if limit is None else READERS
@@ -181,7 +182,7 @@ class Parquet(Source):
             return _Footer(self._columns.check(file.schema), tuple(file.units()))
 
     def _distinct_labels(self, split: str, files: list[str], kinds: dict[str, str | None]) -> set:
-        """The labels of a split. kinds: of its files' labels, to be completed. Raises Error for too many."""
+        """The labels of a split; adds the kind of every file's labels to `kinds`. Raises Error for too many labels."""
         values: set = set()
         with ThreadPoolExecutor(READERS) as pool:
             for path, (kind, in_file) in zip(files, pool.map(self._labels_of_file, files), strict=True):
@@ -273,7 +274,7 @@ class Parquet(Source):
                     yield Sample(key, data, position, origin)
 
     def _label_of(self, value: object) -> int | str:
-        """The position of a label in the class list, or why it has none."""
+        """The position of a label's class in the class list, or why there is none."""
         if columns.is_missing(value):
             return f"has label {value}, which stands for none" if value is not None else "has no label"
         known = self._label_by_value.get(value) if self._label_by_value is not None else value

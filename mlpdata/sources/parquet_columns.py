@@ -17,7 +17,7 @@ IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
 LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target", "category")
 MAX_LISTED = 20  # columns that a message names
 NUMBERS = frozenset(("int", "float"))
-NOTHING = "nothing"  # a column of nulls, of whatever kind the others are
+NOTHING = "nothing"  # a column that holds nulls only: it agrees with every kind
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Columns:
                     notes.append(f"{schema.path}: column {self.label!r} {problem}")
 
     def _label_kind(self, schema: FileSchema) -> str | None:
-        """The kind of a file's labels, None without the column; the first kind becomes the data set's."""
+        """The kind of a file's labels, None without the column. The first kind is what the data set has."""
         label = schema.kind(self.label)
         if label is None:
             return None
@@ -151,7 +151,7 @@ class Columns:
         return names, label_of
 
     def missing(self, path: str, column: str) -> Error:
-        """What to say of a file that lacks a column."""
+        """The Error for a file that lacks a column."""
         unlike = f", unlike {self.kind_from}" if column == self.label else ""
         return Error(f"{path} has no column {column!r}{unlike}: get the file again, or move it out of the data set")
 
@@ -162,7 +162,7 @@ def _choose_image(schemas: Sequence[FileSchema], notes: list[str]) -> str:
         fit = [name for name in unique if (kind := schema.kind(name)) is not None and image_problem(kind) is None]
         by_feature = schema.with_feature("Image")
         by_name, only = _by_name(fit, IMAGE_NAMES), fit if len(fit) == 1 else []
-        # The last: a column called so that cannot hold images. The check of the files says why.
+        # The last is a column that cannot hold images, for all its name: `check` then says why.
         chosen = next(iter((*by_feature, *by_name, *only, *_by_name(unique, IMAGE_NAMES))), None)
         if chosen is None:
             continue
@@ -192,7 +192,7 @@ def _asked(schemas: Sequence[FileSchema], name: str) -> str:
 
 
 def _by_name(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Of names, those that are wanted, in any case; in the order of `wanted`."""
+    """The names that are wanted, in the order of `wanted`; case is ignored."""
     lower = {name.lower(): name for name in reversed(names)}
     return [lower[name] for name in wanted if name in lower]
 
@@ -229,7 +229,7 @@ def _short(kind: pa.DataType) -> str:
 
 
 def image_bytes(column: pa.Array) -> Iterator[bytes | str]:
-    """The encoded images of a column that `image_problem` has nothing against; a text says why there is none."""
+    """The encoded image of each row, or text that says why there is none. The column has no `image_problem`."""
     data = _member(column, "bytes") if isinstance(column, pa.StructArray) else column
     data = data.dictionary_decode() if isinstance(data, pa.DictionaryArray) else data
     for i in range(len(data)):

@@ -1,6 +1,7 @@
-"""One parquet file, read by column and row group. Damage costs the row group that has it, and is told.
+"""One parquet file, read by column and row group.
 
-Files come from anywhere: what a footer claims is bounded before it is believed.
+Files come from anywhere. What a footer claims is checked before it is used. Damage costs the rows of the damaged row
+group only, and they are reported.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mlpdata.sources.parquet_columns import FileSchema, features, image_bytes, l
 ROWS_A_UNIT = 10_000
 ROWS_A_BATCH = 64  # images decoded from parquet pages at a time: bounds memory
 LABELS_A_BATCH = 1 << 16
-CODEC_ROWS = 256  # looked through for a first image
+CODEC_ROWS = 256  # searched for a first image
 BUFFER_BYTES = 8 << 20  # read from a column at a time, however large its row groups are
 MAX_ROWS = 1 << 31  # of one file; footers may claim anything
 READ_ERRORS = (OSError, pa.ArrowException, MemoryError, UnicodeDecodeError, OverflowError)
@@ -41,7 +42,7 @@ class RowGroups:
 
 
 class ParquetFile:
-    """A file of a data set, opened; a context manager. Raises Error for one that is not whole."""
+    """An open file of a data set, as a context manager. Raises Error where the file is not whole."""
 
     def __init__(self, location: Location, path: str):
         name = f"{location}: {shown(path)}"
@@ -79,7 +80,7 @@ class ParquetFile:
                 start, num_rows, num_bytes = group + 1, 0, 0
 
     def labels(self, column: str) -> Iterator[object]:
-        """The labels of a column, without most repetitions. Row groups that cannot be read are left out."""
+        """The different labels of a column, some of them repeatedly. Row groups that cannot be read are left out."""
         groups = list(range(len(self.group_sizes)))
         try:
             yield from self._labels(column, groups)

@@ -17,7 +17,7 @@ from mlpdata.sources.location import Location
 
 CARD = "README.md"
 SUFFIX = ".parquet"
-LOOKED_AT = 200  # entries of a folder, to tell what it holds: it may have millions
+LOOKED_AT = 200  # entries of a folder: it may have millions
 LOOKED_BELOW = 4  # levels: the Hub's cache has data sets at snapshots/COMMIT/data
 
 
@@ -49,7 +49,7 @@ def list_files(location: Location) -> dict[str, int]:
 
 
 def assign_files(location: Location, paths: list[str], card: HubCard, notes: list[str]) -> dict[str, list[str]]:
-    """Split, as mlpdata calls it -> its files in order: by the card's configuration, else by names.
+    """The files of each split, in order, under mlpdata's name of the split: by the card, else by file names.
 
     notes: takes what the user should know. Raises Error for a file of two splits and for several configurations.
     """
@@ -70,7 +70,7 @@ def assign_files(location: Location, paths: list[str], card: HubCard, notes: lis
 
 
 def _assign_by_names(location: Location, paths: list[str], notes: list[str]) -> dict[str, list[str]]:
-    """Split -> files, by the words of their paths. Raises Error for what looks like several configurations."""
+    """The files of each split, by words of their paths. Raises Error where they look like several configurations."""
     files_of: dict[str, list[str]] = {}
     for path in paths:
         if split := splits.of_path(path):

@@ -22,7 +22,7 @@ from mlpdata.sources.wds_tars import SourceTar
 from mlpdata.system.progress import Progress
 
 WNID = re.compile(r"(?:^|/)(n\d{8})[_/]")
-PEEK = 16  # samples looked at in as many tars, to learn which class list the labels count in
+PEEK = 16  # samples of as many tars, from which the class list is recognised
 MAX_CLASSES = 1 << 20
 
 
@@ -73,7 +73,7 @@ class Peek:
         self.sample_names: list[str] = []
         self.pairs: set[tuple[int, str]] = set()
         extensions, num_bytes = [], 0
-        several = differing = ""  # the first samples of such a kind
+        several = differing = ""  # the first sample of each kind, for a note
         chosen = tars[:: max(1, len(tars) // PEEK)]
         for tar in chosen:
             blob = blobs[tar.name]
@@ -124,7 +124,7 @@ def read_through(tars: list[SourceTar], blobs: dict[str, Blob], has_labels: bool
 
 
 def repeated_keys(contents: list[TarContents], splits: Mapping[str, Iterable[str]]) -> tuple[set[str], bool]:
-    """(tars in which a key is there twice, whether two tars of a split share a key). splits: of each tar's samples."""
+    """(tars that hold a key twice, whether two tars of a split share a key). splits: of each tar's samples."""
     of_split: dict[str, list[np.ndarray]] = {}
     repeating = set()
     for tar in contents:

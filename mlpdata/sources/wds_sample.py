@@ -22,7 +22,7 @@ from mlpdata.sources.files import IMAGE_SUFFIXES, is_system
 LABELS = ("cls", "label", "class", "json", "txt")  # extensions of members that say the class, in this order
 FIELDS = ("label", "cls", "class", "class_id", "label_id", "category_id", "target", "category", "class_name",
           "label_name", "synset", "wnid")  # fmt: skip
-# Extensions of what is no image, beside labels: where no member has an image's, one that is none of these may be one.
+# Extensions, besides LABELS, of what is no image. Without an image's extension, the only other member may be the image.
 OTHER = {"text", "caption", "yaml", "yml", "xml", "csv", "tsv", "md", "html", "url", "npy", "npz", "pth", "pt",
          "pickle", "pkl", "pyd", "id", "index", "count", "width", "height", "transcript", "mp3", "wav", "flac", "mp4",
          "info", "meta"}  # fmt: skip
@@ -30,7 +30,7 @@ PREFERRED = ("jpg", "jpeg", "png", "webp")  # where a sample has several images
 NUMBER = re.compile(r"([+-]?\d{1,18})(\.0*)?", re.ASCII)
 MAX_LABEL_BYTES = 256
 MAX_JSON_BYTES = 1 << 16
-MAX_DEPTH = 4  # of the objects of a JSON in which a label is looked for
+MAX_DEPTH = 4  # of nested objects of a JSON that are searched for a label
 
 Blob = PlainFile | UrlFile
 

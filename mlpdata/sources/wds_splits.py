@@ -1,4 +1,4 @@
-"""Of what split every sample of WebDataset tars is: as its tar is, else as the folder inside the tar is named."""
+"""The split of every sample of WebDataset tars: that of its tar, else that of its folder inside the tar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlpdata.sources.keys import listed
 from mlpdata.sources.wds_tars import SourceTar
 
 
-@functools.lru_cache(10_000)  # asked for every sample
+@functools.lru_cache(10_000)  # called for every sample
 def of_folder(folder: str) -> str:
     """The split that the folders of a member's path name; "" for none. Raises Error where they name two."""
     return (folder and splits.of_path(folder)) or ""

@@ -1,4 +1,4 @@
-"""Which WebDataset tars a source has, and of what split each is: by `_info.json`, else by names of files and folders.
+"""The WebDataset tars of a source and their splits: by `_info.json`, else by the names of files and folders.
 
 `_info.json` is somebody else's: it is checked field by field before anything is made of it.
 """
@@ -30,7 +30,7 @@ class SourceTar:
 
     name: str  # its path at the source's location, with `/`
     split: str | None = None  # as the data set calls it; None where nothing says one
-    num_samples: int = 0  # 0 where nobody says
+    num_samples: int = 0  # 0: unknown
     is_listed: bool = False  # in `_info.json`, which then decides
 
 
@@ -60,7 +60,7 @@ def list_tars(path: Location) -> TarList:
 
 
 def _names_below(root: Path) -> list[str]:
-    """Files of a directory and of the folders in it that are called as splits are; without entering class folders."""
+    """Files of a directory and of its folders with a split's name; class folders are not entered."""
     names = []
     try:
         with os.scandir(root) as entries:
@@ -78,7 +78,7 @@ def _names_below(root: Path) -> list[str]:
 def _is_split(folder: str) -> bool:
     try:
         return splits.of_path(folder) is not None
-    except Error:  # it fits two: whoever takes its tars says so
+    except Error:  # it fits two splits: `tell_splits` says so of its tars
         return True
 
 

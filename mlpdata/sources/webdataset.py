@@ -26,9 +26,9 @@ from mlpdata.sources.wds_splits import SampleSplits
 from mlpdata.sources.wds_tars import TarList, list_tars, tell_splits
 
 OFFICIAL = re.compile(r"(?:^|/)(n\d{8}_\d+|ILSVRC2012_\w+_\d{8}(_n\d{8})?)$")  # names that no two images have
-LOOK = 4  # tars of which one has to hold samples
+LOOK = 4  # tars that are opened; one of them has to hold samples
 MAX_TEXT_BYTES = 64  # of a .txt that is a class, not a caption
-MAX_NUMBER = 21_841  # classes by number where the tars are not read through first
+MAX_NUMBER = 21_841  # number of classes where the tars are not read through first
 MAX_CLASSES = 1 << 20
 
 
