@@ -39,8 +39,8 @@ class Data:
 
     shards: str  # shard directory
     format: Literal["auto", "beton", "tar"] = "auto"  # to read; auto takes the beton where there is one
-    tier: Tier = "auto"  # where pixels are during an epoch; auto chooses by size
-    pixels: Pixels = "rgb"  # of the resident tier; ycc420 takes half the memory
+    tier: Tier = "auto"  # where pixels are during an epoch; auto chooses by memory
+    pixels: Pixels = "rgb"  # ycc420: chroma at half resolution, half the memory; auto: that only where rgb does not fit
     train_split: str = "train"  # split to train on
     eval_split: str = "val"  # split to evaluate on
 
