@@ -87,7 +87,8 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
                 manifest = None if plan.overwrite else finished_manifest(plan)
                 if manifest is None:
                     return _convert_locked(plan, started, say)
-        say(f"{plan.root} already holds exactly this: nothing to do (--overwrite makes it again)")
+        advice = "`mlpdata verify` reads every byte, --overwrite makes it again"
+        say(f"{plan.root} already holds exactly this: nothing to do ({advice})")
         return manifest
 
 
