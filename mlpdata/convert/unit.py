@@ -102,18 +102,28 @@ def convert_unit(context: WorkerContext, task: UnitTask) -> PartCounts:
             )
         summary.num_samples = len(rows)
         summary.add(sums.result())
-        order = sorted(range(len(rows)), key=lambda i: (splits[i], rows[i][0], text[i]), reverse=True)
-        text = [text[i] for i in order]
-        table = np.zeros(len(rows), ROW)
-        for name, column in zip(COLUMNS, zip(*(rows[i] for i in order), strict=True), strict=bool(rows)):
-            table[name] = column
-        table["text"] = np.cumsum([0, *map(len, text)])[:-1]
-        ordered = [splits[i] for i in order]
-        ranges = {s: (ordered.index(s), ordered.index(s) + ordered.count(s)) for s in sorted(set(splits))}
+        table, order, ranges = _ordered(rows, text, splits)
+        ordered_text = b"".join(text[i] for i in order)
         record = PartRecord(ranges, skipped, small, summary, task.decodes_all, [])
-        write_part(context.work.part(task.unit.name), table, b"".join(text), payloads.iterate(order), record,
+        write_part(context.work.part(task.unit.name), table, ordered_text, payloads.iterate(order), record,
                    settings.durable, context.part_key(task))  # fmt: skip
     return PartCounts.of(record)
+
+
+def _ordered(
+    rows: list[tuple], text: list[bytes], splits: list[str]
+) -> tuple[np.ndarray, list[int], dict[str, tuple[int, int]]]:
+    """The rows in the order of a part: (N,) ROW, the positions they had before, and PartRecord.splits.
+
+    rows: of COLUMNS each. text: of each row its key and source. splits: of each row.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (splits[i], rows[i][0], text[i]), reverse=True)
+    table = np.zeros(len(rows), ROW)
+    for name, column in zip(COLUMNS, zip(*(rows[i] for i in order), strict=True), strict=bool(rows)):
+        table[name] = column
+    table["text"] = np.cumsum([0, *(len(text[i]) for i in order)])[:-1]
+    ordered = [splits[i] for i in order]
+    return table, order, {s: (ordered.index(s), ordered.index(s) + ordered.count(s)) for s in sorted(set(splits))}
 
 
 def _readable(text: str) -> str:
