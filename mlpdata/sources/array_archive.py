@@ -54,6 +54,14 @@ class ArrayArchive(Source):
         if not self._members and not self._left_out:
             raise Error(f"{self.path} is not a tar archive, plain or gzip, or an empty one; expected the authors' own")
 
+    def _set_classes(self, names: list[str], member: str, number: int) -> None:
+        """Take the names in a member as the classes. Raises Error where they are not so many, or not all different."""
+        num_different = len({*names} - {""})
+        if len(names) != number or num_different < number:
+            counts = f"{len(names):,} class names, {num_different:,} of them different and not empty"
+            raise Error(f"{self.path}: {member} has {counts}; {self.folder} has {number}")
+        self.classes = [(name, name) for name in names]
+
     def _leave_out_others(self, known: Collection[str]) -> None:
         """List the members of the folder that are not known, and warn of everything that is left out."""
         others = (name for name in self._members if name not in known)

@@ -102,7 +102,7 @@ class Cifar(ArrayArchive):
         if missing:
             names = ", ".join(map(keys.shown, sorted(self._members)[:8])) or "none of its members"
             raise Error(f"{self.path} is not {self.folder}: it lacks {', '.join(missing)} and holds {names}")
-        self.classes = [(name, name) for name in self._class_names()]
+        self._set_classes(self._class_names(), layout.meta, layout.num_classes)
         self._leave_out_others({*layout.batches, layout.meta, *OTHER_MEMBERS})
         if small := [name for name in layout.batches if self._is_small(name)]:
             rows = sum(rows for _, rows in layout.batches.values())
@@ -136,11 +136,7 @@ class Cifar(ArrayArchive):
         names = self._load(meta).get(self._layout.names_key)
         if not isinstance(names, list) or not all(isinstance(n, (str, bytes)) for n in names):
             raise Error(f"{self.path}: {meta} has no class names under {self._layout.names_key!r}")
-        names = [keys.text(n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else n) for n in names]
-        if len(names) != self._layout.num_classes or len({*names} - {""}) < len(names):
-            different = f"{len(names):,} class names, {len({*names} - {''}):,} of them different and not empty"
-            raise Error(f"{self.path}: {meta} has {different}; {self.folder} has {self._layout.num_classes}")
-        return names
+        return [keys.text(n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else n) for n in names]
 
     def _is_small(self, name: str) -> bool:
         """Whether a batch is too small for all the images that the authors' has."""

@@ -44,11 +44,7 @@ class Stl10(ArrayArchive):
         wanted = ["class_names.txt", *(f"{split}_{kind}.bin" for split in SPLITS for kind in "Xy")]
         if missing := [name for name in wanted if name not in self._members]:
             raise Error(f"{path} is not {FOLDER}: it lacks {', '.join(missing)}")
-        names = keys.lines(self._read("class_names.txt"))
-        if len(names) != NUM_CLASSES or len(set(names)) < len(names):
-            different = f"{len(names):,} names, {len(set(names)):,} of them different"
-            raise Error(f"{path}: class_names.txt has {different}; not {NUM_CLASSES}")
-        self.classes = [(name, name) for name in names]
+        self._set_classes(keys.lines(self._read("class_names.txt")), "class_names.txt", NUM_CLASSES)
         self._labels = {split: self._read_labels(split) for split in SPLITS}
         self._leave_out_others({*wanted, *OTHER_MEMBERS})
         for split, labels in self._labels.items():

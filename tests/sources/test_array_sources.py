@@ -151,9 +151,9 @@ def test_cifar_extracted_with_a_fifo_beside_it(tmp_path):
         ({"train_y.bin": b"\1" * 29}, "30 images and 0 bytes, train_y.bin 29 labels"),
         ({"train_X.bin": b"\1" * 100}, "0 images and 100 bytes"),
         ({"train_X.bin": b"", "train_y.bin": b""}, "train_X.bin has no images"),
-        ({"class_names.txt": b""}, "has 0 names"),
-        ({"class_names.txt": b"a\n" * 10}, "10 names, 1 of them different"),
-        ({"class_names.txt": "\n".join(NAMES[:9]).encode()}, "has 9 names"),
+        ({"class_names.txt": b""}, "has 0 class names"),
+        ({"class_names.txt": b"a\n" * 10}, "10 class names, 1 of them different"),
+        ({"class_names.txt": "\n".join(NAMES[:9]).encode()}, "has 9 class names"),
         ({"class_names.txt": b"a\n" * (1 << 20)}, "far more than it should"),
     ],
 )
