@@ -15,7 +15,7 @@ import json
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
+from step import SMOOTHING, one_pass, separate_operations
 from torch._functorch.aot_autograd import aot_function, make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
@@ -29,7 +29,6 @@ from trainer.loss import loss_and_right
 from trainer.model import build, num_parameters
 from trainer.optim import _lion_update
 
-SMOOTHING = 0.3
 FREE = ("_unsafe_view", "detach", "alias", "empty", "lift_fresh", "prim.device")
 
 
@@ -114,15 +113,6 @@ def compiled_gb(function, *inputs) -> dict[str, float]:
     return counts
 
 
-def before(logits, labels, mix_labels, lam) -> torch.Tensor:
-    """The loss and the right answers as separate operations, in the dtype in which CUDA's autocast leaves logits."""
-    own = F.cross_entropy(logits, labels, label_smoothing=SMOOTHING, reduction="none")
-    other = F.cross_entropy(logits, mix_labels, label_smoothing=SMOOTHING, reduction="none")
-    best = torch.cat([logits.detach()]).argmax(1)
-    (lam * (best == labels) + (1 - lam) * (best == mix_labels)).sum()
-    return (lam * own + (1 - lam) * other).mean()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="B_6-Wi_512")
@@ -152,10 +142,8 @@ def main() -> None:
         row = {
             "bench": "step_bytes", "torch": torch.__version__, **vars(args), "parameters": num_parameters(model),
             "products": both["products"], "model, compiled": alone["other"],
-            "loss and right answers, before": eager_gb(lambda: before(logits, *targets).backward()),
-            "loss and right answers, uncompiled": eager_gb(
-                lambda: loss_and_right(logits, *targets, SMOOTHING)[0].backward()
-            ),
+            "loss and right answers, separate": eager_gb(lambda: separate_operations(logits, *targets).backward()),
+            "loss and right answers, uncompiled": eager_gb(lambda: one_pass(logits, *targets).backward()),
             "loss and right answers, compiled with the model": both["other"] - alone["other"],
             "kernels, compiled with the model": both["kernels"],
             "lion, uncompiled": eager_gb(lion),
