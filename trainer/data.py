@@ -1,4 +1,4 @@
-"""What a recipe says about data, as loaders: pixels, or features computed once for a linear probe."""
+"""Loaders of what a recipe names: pixels, or features that are computed once for a linear probe."""
 
 from __future__ import annotations
 

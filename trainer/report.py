@@ -181,7 +181,7 @@ class EpochLine:
         print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
 
     def end(self, text: str) -> None:
-        """Close the epoch with a line that stays."""
+        """Replace the live line by the final line of the epoch."""
         if self.quiet:
             return
         if self.live:

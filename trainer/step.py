@@ -23,7 +23,7 @@ NEVER = 1 << 62
 
 
 def cut(batch: Batch, count: int) -> Iterator[Batch]:
-    """A batch cut into so many equal ones."""
+    """Cut a batch into `count` equal batches."""
     if count == 1:
         yield batch
         return
@@ -34,7 +34,7 @@ def cut(batch: Batch, count: int) -> Iterator[Batch]:
 
 @dataclass
 class EpochSums:
-    """Sums over an epoch so far, on the device: reading them waits for it, so that is done rarely."""
+    """Sums over an epoch so far, on the device. Reading them waits for the device, so it is done rarely."""
 
     loss: torch.Tensor
     correct: torch.Tensor
@@ -56,7 +56,7 @@ class EpochSums:
         self.samples += samples
 
     def over(self, world: World) -> EpochSums:
-        """The sums over all processes; every one must call it."""
+        """The sums over all processes, each of which must call it."""
         if world.size == 1:
             return self
         sums = torch.stack((self.loss, self.correct, self.loss.new_tensor(self.samples)))
@@ -94,10 +94,10 @@ class WeightAverage:
 
 
 class TrainingStep:
-    """Forward, backward, update: calling it with a batch takes one step and waits for nothing.
+    """Forward, backward, update. Calling it with a batch takes one step and never waits for the device.
 
-    count: steps taken. sums: over the epoch so far. losses: of the steps since they were last taken out, where the
-    recipe records them.
+    count: steps taken. sums: over the epoch so far. losses: of the steps since the last `take_losses`, if the recipe
+    records them.
     """
 
     def __init__(self, model: MLP, net: nn.Module, recipe: Recipe, device: torch.device, world: World,
@@ -162,7 +162,7 @@ class TrainingStep:
         return losses
 
     def state(self) -> dict[str, Any]:
-        """What a resume needs of it, with the state of the sums left to the caller."""
+        """What a resume needs, except the sums."""
         average = self.average.model.state_dict() if self.average else None
         return {
             "model": self.model.state_dict(), "average": average, "optimizer": self.optimizer.state_dict(),
@@ -170,7 +170,7 @@ class TrainingStep:
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state; the model was made from it already."""
+        """Continue from a state, from which the model was made already."""
         if self.average:
             self.average.model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
