@@ -6,14 +6,15 @@ import re
 import warnings
 from dataclasses import dataclass, field, replace
 from functools import cache
-from http.cookiejar import LoadError, MozillaCookieJar
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mlpdata.errors import Error, first_line
 
-if TYPE_CHECKING:  # importing requests takes a tenth of a second, which a conversion of local files need not pay
+if TYPE_CHECKING:  # importing them takes a tenth of a second, which a conversion of local files need not pay
+    from http.cookiejar import MozillaCookieJar
+
     import requests
 
 MAX_COOKIES_BYTES = 16 << 20
@@ -54,6 +55,8 @@ class Login:
 
 
 def _read_cookies(path: Path) -> MozillaCookieJar:
+    from http.cookiejar import LoadError, MozillaCookieJar
+
     jar = MozillaCookieJar(path)
     try:
         if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_COOKIES_BYTES):
