@@ -145,16 +145,16 @@ class _BetonWriter:
         self._num_written, self._durable = 0, task.durable
         self._pointers = context.shuffle_table(task.split).pointers(task.first, task.num_samples)
         self._first = int(self._pointers[0])
-        self._file = Writer(context.work.beton(task.split), context.buffers, at=self._first)
+        self._file = Writer(context.work.beton(task.split), context.buffers, start=self._first)
         self._check = xxhash.xxh3_64()
 
     def written(self) -> tuple[int, str]:
         """(bytes, XXH3-64 of them) from the first sample on."""
-        return self._file.at - self._first, self._check.hexdigest()
+        return self._file.position - self._first, self._check.hexdigest()
 
     def _put(self, data, offset: int) -> None:
         if self._durable:  # else no later run believes the shard
-            self._check.update(bytes(max(0, offset - self._file.at)))
+            self._check.update(bytes(max(0, offset - self._file.position)))
             self._check.update(data)
         self._file.write(data, offset)
 
@@ -184,7 +184,7 @@ class _TarWriter:
 
     @property
     def num_bytes(self) -> int:
-        return self._file.at
+        return self._file.position
 
     @property
     def sha256(self) -> str:

@@ -97,30 +97,30 @@ class Buffers:
 class Writer:
     """Writes a range of a file from front to back.
 
-    at: the first byte of the range, and then the next one to be written. Other processes may write their ranges of the
+    position: the next byte to be written; `start` at first. Other processes may write their ranges of the
     same file at the same time: blocks that two ranges share go through the page cache, which keeps the bytes of both.
     """
 
-    def __init__(self, path: Path | str, buffers: Buffers, flags: int = os.O_RDWR, at: int = 0):
-        self.at, self._path, self._buffers = at, path, buffers
+    def __init__(self, path: Path | str, buffers: Buffers, flags: int = os.O_RDWR, start: int = 0):
+        self.position, self._path, self._buffers = start, path, buffers
         self._plain = os.open(path, flags | os.O_CLOEXEC, 0o666)
         self._direct = open_direct(path, os.O_WRONLY)
         self._buffer: mmap.mmap | None = None
         self._first = self._end = 0  # the bytes of the buffer that belong to the range
 
-    def write(self, data, at: int | None = None) -> None:
-        """Append a buffer's bytes, and zeros in front of them up to `at`. Raises OSError, perhaps for earlier bytes."""
-        if at is not None and at > self.at:
-            self.write(bytes(at - self.at))
+    def write(self, data, offset: int | None = None) -> None:
+        """Append a buffer's bytes, and zeros in front of them up to `offset`. Raises OSError, perhaps for earlier bytes."""
+        if offset is not None and offset > self.position:
+            self.write(bytes(offset - self.position))
         view = memoryview(data).cast("B")
         while len(view):
             if self._buffer is None:
                 self._buffer = self._buffers.take()
-                self._first = self._end = self.at % ALIGN  # so that blocks of the file are blocks of the buffer
+                self._first = self._end = self.position % ALIGN  # so that blocks of the file are blocks of the buffer
             n = min(len(view), BUFFER_BYTES - self._end)
             self._buffer[self._end : self._end + n] = view[:n]
             view = view[n:]
-            self.at, self._end = self.at + n, self._end + n
+            self.position, self._end = self.position + n, self._end + n
             if self._end == BUFFER_BYTES:
                 self._flush()
 
@@ -145,7 +145,9 @@ class Writer:
     def _flush(self) -> None:
         if (buffer := self._buffer) is not None:
             self._buffer = None
-            self._buffers.give_back(buffer, self._put, memoryview(buffer), self._first, self._end, self.at - self._end)
+            self._buffers.give_back(
+                buffer, self._put, memoryview(buffer), self._first, self._end, self.position - self._end
+            )
 
     def _put(self, view: memoryview, first: int, end: int, base: int) -> None:
         """Write view[first:end] at base + first; base is a multiple of ALIGN."""

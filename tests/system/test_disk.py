@@ -42,7 +42,7 @@ def written(path, data, at=0, most=300_000, buffers=None, durable=False):
         for piece in pieces(data, at, most):
             writer.write(piece)
         writer.finish(durable)
-        assert writer.at == at + len(data)
+        assert writer.position == at + len(data)
     finally:
         writer.close()
 
@@ -72,7 +72,7 @@ def test_neighbours_write_one_file_at_a_time_and_share_blocks(tmp_path, ways):
 def test_gaps_are_zeros_even_where_something_else_was(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x" * 3 * ALIGN)
-    writer = Writer(path, Buffers(), at=5)
+    writer = Writer(path, Buffers(), start=5)
     writer.write(b"abc", 10)
     writer.write(b"d", 2 * ALIGN)
     writer.finish(durable=False)
