@@ -109,7 +109,7 @@ class Writer:
         self._first = self._end = 0  # the bytes of the buffer that belong to the range
 
     def write(self, data, offset: int | None = None) -> None:
-        """Append a buffer's bytes, and zeros in front of them up to `offset`. Raises OSError, perhaps for earlier bytes."""
+        """Append bytes, after zeros up to `offset` if given. Raises OSError, perhaps for bytes of an earlier call."""
         if offset is not None and offset > self.position:
             self.write(bytes(offset - self.position))
         view = memoryview(data).cast("B")
