@@ -63,10 +63,10 @@ WAYS = {
 @pytest.mark.parametrize("way", [pytest.param(w, marks=on_a_gpu) for w in WAYS])
 def test_losses_on_a_gpu_are_those_of_the_cpu(way, shapes_dir, tmp_path):
     overrides, tolerance = WAYS[way]
-    there = losses(tmp_path / "there", shapes_dir, "cuda", *overrides)
+    on_gpu = losses(tmp_path / "gpu", shapes_dir, "cuda", *overrides)
     data = [word for word in overrides if word.startswith("data.")]  # the stream shuffles in blocks: another order
-    here = losses(tmp_path / "here", shapes_dir, "cpu", *data)
-    assert there == [pytest.approx(row, rel=tolerance) for row in here]
+    on_cpu = losses(tmp_path / "cpu", shapes_dir, "cpu", *data)
+    assert on_gpu == [pytest.approx(row, rel=tolerance) for row in on_cpu]
 
 
 @pytest.mark.parametrize("precision", [pytest.param(p, marks=on_a_gpu) for p in ("bf16", "fp16")])

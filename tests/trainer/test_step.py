@@ -18,9 +18,25 @@ from trainer import model as model_module
 from trainer.evaluate import evaluate
 from trainer.loss import ModelWithLoss, loss_and_right
 from trainer.model import Head
-from trainer.optim import Lion, make_optimizer
+from trainer.optim import make_optimizer
 from trainer.recipe import Optim, load_recipe
 from trainer.train import Trainer, run
+
+WAITS = ("_local_scalar_dense", "nonzero", "aten.equal", "bincount", "unique", "masked_select")
+
+
+class Asked(TorchDispatchMode):
+    """Notes operations that hand a tensor's value to Python: on a GPU each of them waits for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        masks = [t for t in tree_leaves(args[1:]) if isinstance(t, torch.Tensor) and t.dtype == torch.bool]
+        if any(word in str(function) for word in WAITS) or (masks and "aten.index" in str(function)):
+            self.seen.append(str(function))
+        return function(*args, **kwargs or {})
 
 
 def a_batch(n=37, classes=11, scale=3.0, dtype=torch.float32, mixed=True):
@@ -104,22 +120,29 @@ def test_a_padded_head_computes_the_same(monkeypatch):
     assert float(loss) == pytest.approx(float(plain_loss_and_right(plain.detach(), *a_batch(5)[1:], 0.1)[0]), rel=1e-5)
 
 
-def test_lion_in_fp16_skips_a_step_with_infinite_gradients_without_asking():
+@pytest.mark.parametrize("unscaled_first", [False, True], ids=["plain", "clipped"])
+def test_lion_leaves_out_a_step_with_infinite_gradients_without_asking(unscaled_first):
     models = [torch.nn.Linear(3, 2) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     plain, scaled = (make_optimizer(m, Optim(name="lion", lr=0.01, weight_decay=0.1)) for m in models)
-    assert isinstance(scaled, Lion)
-    gradients = [torch.randn(2, 3, generator=torch.Generator().manual_seed(k)) for k in range(4)]
-    for k, gradient in enumerate(gradients):
-        scaled.grad_scale, scaled.found_inf = torch.tensor(64.0), torch.tensor(float(k == 2))
-        for model, factor in zip(models, (1.0, 64.0), strict=True):
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    for k in range(5):
+        gradient = torch.randn(2, 3, generator=torch.Generator().manual_seed(k))
+        for model, factor in zip(models, (1.0, scaler.get_scale()), strict=True):
             model.weight.grad, model.bias.grad = gradient * factor, torch.zeros(2)
         if k == 2:
             models[1].weight.grad[0, 0] = float("inf")
         else:
             plain.step()
-        scaled.step()
+        scaler.scale(torch.zeros(()))
+        if unscaled_first:
+            scaler.unscale_(scaled)
+        with Asked() as asked:
+            scaler.step(scaled)
+        scaler.update()
+        assert asked.seen == []
         assert all(torch.allclose(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+    assert scaler.get_scale() == 32.0
 
 
 # ----------------------------------------------------------------------------------- what a step must not do
@@ -147,23 +170,6 @@ def recipe(tmp_path, shapes_dir):
     path = tmp_path / "tiny.yaml"
     path.write_text(RECIPE.format(shards=shapes_dir))
     return path
-
-
-WAITS = ("_local_scalar_dense", "nonzero", "aten.equal", "bincount", "unique", "masked_select")
-
-
-class Asked(TorchDispatchMode):
-    """Notes operations that hand a tensor's value to Python: on a GPU each of them waits for the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        masks = [t for t in tree_leaves(args[1:]) if isinstance(t, torch.Tensor) and t.dtype == torch.bool]
-        if any(word in str(function) for word in WAITS) or (masks and "aten.index" in str(function)):
-            self.seen.append(str(function))
-        return function(*args, **kwargs or {})
 
 
 @pytest.mark.parametrize("optimizer", ["lion", "adamw", "sgd"])
