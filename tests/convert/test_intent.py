@@ -61,7 +61,8 @@ def test_overwrite_replaces_any_conversion_of_ours_and_nothing_else(photos):
     assert any(line.startswith(f"{root} is overwritten: it held mlpdata convert folder --res 16") for line in lines)
     assert (root / "notes.txt").read_text() == "of the user"
     before = sums(root)
-    assert "nothing to do (`mlpdata verify` reads every byte, --overwrite makes it again)" in convert_quietly(**{**options, "res": 12})[1][-1]
+    said = convert_quietly(**{**options, "res": 12})[1][-1]
+    assert "nothing to do (`mlpdata verify` reads every byte, --overwrite makes it again)" in said
     convert_quietly(**{**options, "res": 12}, overwrite=True)
     assert sums(root) == before
     (root / "manifest.json").unlink()
