@@ -239,7 +239,7 @@ class _Transfer:
 
     def _save(self) -> None:
         """Write the journal, behind the bytes it speaks of. Called with the lock held."""
-        os.fdatasync(self._fd)
+        os.fsync(self._fd)
         missing = [(r.start, r.stop) for r in self._ranges if r.start < r.stop]
         write_atomic(self._journal_path, msgspec.json.encode(_Journal(self._url, self._tag, self._size, missing)))
 
