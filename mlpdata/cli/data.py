@@ -88,7 +88,8 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
     "--decode",
     type=click.Choice(DECODES),
     help="How JPEGs are decoded before they are resized. fast: at 1/2, 1/4 or 1/8 scale where that leaves enough "
-    "pixels (the loss is measured and recorded); exact: in full.  [default: fast up to 128 pixels, else exact]",
+    "pixels (the loss is measured and recorded); exact: in full, up to 67 megapixels.  [default: fast up to --res 128, "
+    "else exact]",
 )
 @click.option(
     "--out",

@@ -83,7 +83,8 @@ def decode(
 
     strict: a JPEG that libjpeg warns about is damaged, as in shards that were written here.
     warned: a list to which libjpeg's warning is added, if Pillow decodes the image nonetheless.
-    exact: JPEGs are decoded in full, not at the scale that leaves enough pixels.
+    exact: JPEGs are decoded in full, not at the scale that leaves enough pixels; only of those for which that takes too
+    much memory (more than 67 megapixels) a scaled decode is taken nonetheless.
     Returns (uint8 (H, W, 3), (source width, source height)). Raises ImageError with the reason.
 
     >>> from mlpdata.image.png import encode_png
@@ -131,16 +132,14 @@ def _decode_jpeg(data: bytes, resize: Resize, exact: bool) -> tuple[np.ndarray, 
         if declared != (height, width):
             raise ValueError("its header is damaged")
     check_size(width, height, MAX_PIXELS)
-    min_width, min_height = (0, 0) if exact else _smallest_decode(resize, width, height)
+    in_full = exact and JPEG_BYTES * width * height <= MAX_DECODE_BYTES
+    min_width, min_height = (0, 0) if in_full else _smallest_decode(resize, width, height)
     needed = SCALED_JPEG_BYTES * min_width * min_height if min_width else JPEG_BYTES * width * height
     if header.is_buffered(data):
         check_scans(data, width, height)
         needed += COEFFICIENT_BYTES * header.coefficients_per_pixel() * width * height
     if needed > MAX_DECODE_BYTES:
-        advice = "; --decode fast takes less" if exact else ""
-        raise ImageError(
-            f"declares {width} x {height} pixels, whose decoding takes {int(needed) >> 20} MiB of memory{advice}"
-        )
+        raise ImageError(f"declares {width} x {height} pixels, whose decoding takes {int(needed) >> 20} MiB of memory")
     pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=min_width, min_height=min_height)
     return resized(pixels, resize, width, height), (width, height)
 

@@ -96,7 +96,7 @@ def on_chip(graph, example_inputs, mode):
 
 
 def lowered(function, mode, *inputs) -> list[tuple[str, list[tuple[str, float]]]]:
-    """(code, [(kind of a kernel, GB)]) of the forward and of the backward graph of a function that returns (loss, ...)."""
+    """(code, [(kind of a kernel, GB)]) of forward and backward of a function that returns (loss, ...)."""
     from torch._functorch.aot_autograd import aot_function, make_boxed_func
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 
 from mlpdata import image
 from mlpdata.choices import FILTERS, RESIZES
-from mlpdata.image import pillow
+from mlpdata.image import codec, pillow
 from mlpdata.image.resize import BAND, _bands, area_mean
 
 
@@ -57,6 +57,14 @@ def test_scaled_decode_is_close_to_the_exact_one(rule, filter_):
     squared, largest = image.squared_error(data, seen, resize)
     psnr = 10 * np.log10(255**2 / (squared / seen.size))
     assert psnr > 35 and largest < 60
+
+
+def test_an_exact_decode_that_takes_too_much_memory_is_a_scaled_one(monkeypatch):
+    data, resize = encoded(photo(400, 400), "JPEG"), image.Resize(64)
+    in_full, scaled = (image.decode(data, resize, exact=exact)[0] for exact in (True, False))
+    assert not np.array_equal(in_full, scaled)
+    monkeypatch.setattr(codec, "MAX_DECODE_BYTES", codec.JPEG_BYTES * 400 * 400 - 1)
+    assert np.array_equal(image.decode(data, resize, exact=True)[0], scaled)
 
 
 @pytest.mark.parametrize(
