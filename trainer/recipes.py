@@ -21,21 +21,28 @@ def bundled() -> dict[str, Path]:
 def find(recipe: str | Path) -> Path:
     """The file that is meant by a path, or by the name of a recipe that comes with the package.
 
-    Raises Error where a name is unknown; whether a path can be read is left to the reader.
+    A file of that name is meant before the recipe, a folder is not. Raises Error where a name is unknown; whether a
+    path can be read is left to the reader.
     """
-    path = Path(recipe)
+    path, ours = Path(recipe), bundled()
+    if path.is_dir() and str(recipe) in ours:
+        return ours[str(recipe)]
     if path.exists():
         return path
-    ours = bundled()
-    if str(recipe) in ours:
-        return ours[str(recipe)]
     if path.stem in ours and path.suffix == ".yaml":
         raise Error(f"there is no file {path}; for the recipe that comes with mlpdata say {path.stem!r} alone")
     if path.suffix or len(path.parts) != 1:
         return path
-    near = difflib.get_close_matches(path.name, ours, 1, 0.6)
-    hint = f"did you mean {near[0]!r}?" if near else "`mlpdata recipes` lists them"
-    raise Error(f"{str(recipe)!r} is neither a file nor a recipe that comes with mlpdata; {hint}")
+    return by_name(str(recipe), f"{str(recipe)!r} is neither a file nor a recipe that comes with mlpdata")
+
+
+def by_name(name: str, otherwise: str) -> Path:
+    """The recipe of that name that comes with the package. Raises Error: `otherwise`, and the nearest name."""
+    ours = bundled()
+    if name in ours:
+        return ours[name]
+    near = difflib.get_close_matches(name, ours, 1, 0.6)
+    raise Error(f"{otherwise}; {f'did you mean {near[0]!r}?' if near else '`mlpdata recipes` lists them'}")
 
 
 def table() -> str:

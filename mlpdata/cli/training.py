@@ -36,9 +36,9 @@ def show(name):
     \b
     mlpdata recipes show cifar10-small > mine.yaml
     """
-    from trainer.recipes import find
+    from trainer.recipes import by_name
 
-    click.echo(find(name).read_text(), nl=False)
+    click.echo(by_name(name, f"no recipe {name!r} comes with mlpdata").read_text(), nl=False)
 
 
 @main.command()

@@ -18,16 +18,20 @@ from mlpdata.system.files import sync_dir
 
 
 def check_place(plan: ConversionPlan) -> None:
-    """Raise Error where the output directory holds anything but a conversion, finished or not."""
+    """Raise Error where the output directory holds anything but a conversion, or its source."""
     root, work = plan.root, plan.work.path
     if root.exists() and not root.is_dir():
         raise Error(f"{root} is a file; choose another --out")
-    if os.path.lexists(manifest_path(root)):
-        return
-    if root.is_dir() and any(root.iterdir()) and not os.path.lexists(work):
+    for path in plan.stamps:
+        if root.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
+            raise Error(f"the source {path} lies in {root}, whose files are deleted and written; choose another --out")
+    if os.path.lexists(work):
+        if work.is_symlink() or not work.is_dir():
+            raise Error(f"{work} is not the folder that an unfinished conversion leaves; remove it")
+        if foreign := plan.work.foreign():
+            raise Error(f"{work / foreign} is nothing that a conversion leaves; move it away, or choose another --out")
+    elif root.is_dir() and any(root.iterdir()) and not os.path.lexists(manifest_path(root)):
         raise Error(f"{root} is not empty and no conversion of ours; choose another --out, or delete it")
-    if os.path.lexists(work) and (work.is_symlink() or not work.is_dir()):
-        raise Error(f"{work} is not the folder that an unfinished conversion leaves; remove it")
 
 
 def finished_manifest(plan: ConversionPlan) -> Manifest | None:

@@ -76,6 +76,15 @@ class WorkDir:
         names = (re.fullmatch(r"lock-\d+-of-(\d+)", path.name) for path in self.path.iterdir())
         return {int(name[1]) for name in names if name}
 
+    def foreign(self) -> str | None:
+        """A name in the work directory that no conversion gives; None where there is none. All others are deleted."""
+        named = (self.parts, self.shards, self.plan, self.truncation, self.labels, self.skipped)
+        ours = re.compile(
+            rf"{'|'.join(re.escape(path.name) for path in named)}|lock(-\d+-of-\d+)?|\.nfs\w+"
+            r"|.+\.(beton|places|pointers|tmp)"
+        )
+        return next((path.name for path in self.path.iterdir() if not ours.fullmatch(path.name)), None)
+
     def num_bytes(self) -> int:
         """The disk space of all files here and in the shard directory."""
         total = 0

@@ -58,7 +58,8 @@ def report(root: Path, out: Path, augment: Augmentation | None = None, source: s
     source, and a file that is no HTML.
     """
     if out.suffix.lower() not in (".html", ".htm"):
-        raise Error(f"the report is a web page: call it {out.with_suffix('.html')}, not {out}")
+        page = out.parent / f"{out.stem or 'report'}.html"
+        raise Error(f"the report is a web page: call it {page}, not {out}")
     manifest = Manifest.load(root)
     manifest.check_sizes(root)
     loaders = {split: open_loader(root, split) for split, info in manifest.splits.items() if info.num_samples}

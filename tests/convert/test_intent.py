@@ -75,6 +75,36 @@ def test_overwrite_replaces_any_conversion_of_ours_and_nothing_else(photos):
         Options(dataset="folder", part=(1, 2), overwrite=True)
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_work_directory_that_is_not_ours_is_never_emptied(photos, damaged):
+    options, root = photos
+    convert_quietly(**options)
+    if damaged:
+        (root / "train.beton").unlink()
+    (root.parent / "theirs" / "sub").mkdir(parents=True)
+    (root.parent / "theirs" / "sub" / "thesis.tex").write_text("mine")
+    for place in (lambda: (root / ".convert").symlink_to(root.parent / "theirs"),
+                  lambda: (root / ".convert").unlink() or shutil.copytree(root.parent / "theirs", root / ".convert"),
+                  lambda: (root / "manifest.json").unlink()):  # fmt: skip
+        place()
+        for overwrite in (False, True):
+            with pytest.raises(Error, match=r"\.convert\S* is (not the folder|nothing) that"):
+                convert_quietly(**options, overwrite=overwrite)
+            assert (root / ".convert" / "sub" / "thesis.tex").read_text() == "mine"
+
+
+def test_overwrite_never_deletes_what_it_reads(photos):
+    options, root = photos
+    convert_quietly(**options, splits=("train",))
+    before = sums(root)
+    for source in (root / "train-000000.tar", root.parent / "link.tar"):
+        if not source.exists():
+            source.symlink_to(root / "train-000000.tar")
+        with pytest.raises(Error, match=r"lies in .*out, whose files are deleted and written; choose another --out"):
+            convert_quietly(dataset="hub", source=str(source), res=8, out=root, overwrite=True)
+    assert sums(root) == before
+
+
 def test_overwrite_removes_unfinished_work(photos, monkeypatch):
     options, root = photos
     convert_quietly(**options)

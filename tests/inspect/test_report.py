@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,6 +112,9 @@ def test_a_data_set_without_faults_is_called_so(shapes_dir, tmp_path):
     before = (tmp_path / "r.html").read_bytes()
     report.report(shapes_dir, tmp_path / "r.html")
     assert (tmp_path / "r.html").read_bytes() == before
+    for name, better in ((".", "report.html"), ("r.txt", "r.html")):
+        with pytest.raises(Error, match=f"call it {better}, not"):
+            report.report(shapes_dir, Path(name))
 
 
 def test_the_worst_images_stand_beside_their_exact_decode(made):

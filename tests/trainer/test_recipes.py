@@ -35,6 +35,8 @@ def test_a_file_goes_before_a_recipe_of_its_name_and_what_is_neither_has_a_hint(
     monkeypatch.chdir(tmp_path)
     Path("shapes").write_text("data:\n  shards: mine\n")
     assert recipes.find("shapes") == Path("shapes") and load_recipe("shapes").data.shards == "mine"
+    Path("in21k").mkdir()  # a folder is no recipe
+    assert recipes.find("in21k").name == "in21k.yaml"
     assert recipes.find("other/none.yaml") == Path("other/none.yaml")
     with pytest.raises(Error, match="did you mean 'cifar10-small'"):
         recipes.find("cifar10-smal")
@@ -47,5 +49,12 @@ def test_the_command_lists_and_shows(tmp_path):
     assert listed.returncode == 0 and "cifar10-small" in listed.stdout
     shown = run_cli("recipes", "show", "shapes", cwd=tmp_path)
     assert shown.stdout == (ROOT / "recipes" / "shapes.yaml").read_text()
+    (tmp_path / "shapes").write_text("not this")
+    assert run_cli("recipes", "show", "shapes", cwd=tmp_path).stdout == shown.stdout
+    (tmp_path / "shapes").unlink()
+    for name in ("nope", "..", "../x", ""):
+        wrong = run_cli("recipes", "show", name, cwd=tmp_path)
+        assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
+        assert f"no recipe {name!r} comes with mlpdata; " in wrong.stderr
     done = run_cli("train", "shapes", cwd=tmp_path, env={**os.environ, "MLPDATA_HOME": str(tmp_path)})
     assert done.returncode == 1 and "shards/shapes-32" in done.stderr and "mlpdata convert shapes" in done.stderr
