@@ -162,23 +162,26 @@ def print_line(text: str) -> None:
 
 
 class EpochLine:
-    """The live line of an epoch; without a terminal, only its end is printed.
+    """The live line of an epoch; without a terminal, a plain line every few seconds, as when converting.
 
     due: costs nothing to ask; the numbers, which wait for the device, are fetched only then.
     """
 
-    EVERY_S = 1.0
+    EVERY_S, PLAIN_EVERY_S = 1.0, 10.0
 
     def __init__(self, quiet: bool = False):
         self.live, self.quiet = sys.stderr is not None and sys.stderr.isatty(), quiet  # None: it was closed
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        return self.live and not self.quiet and time.monotonic() - self._last >= self.EVERY_S
+        return not self.quiet and time.monotonic() - self._last >= (self.EVERY_S if self.live else self.PLAIN_EVERY_S)
 
     def show(self, text: str) -> None:
         self._last = time.monotonic()
-        print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
+        if self.live:
+            print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print_line(text)
 
     def end(self, text: str) -> None:
         """Replace the live line by the final line of the epoch."""

@@ -867,3 +867,13 @@ def test_schedules():
     assert lr_factor(cosine, 50, 100, 10) == pytest.approx(0.5)
     assert lr_factor(Schedule(name="linear"), 75, 100, 10) == 0.25
     assert lr_factor(cosine, 99, 100, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
+
+
+def test_without_a_terminal_an_epoch_prints_plain_lines(monkeypatch, capsys):
+    monkeypatch.setattr(report.EpochLine, "PLAIN_EVERY_S", 0.0, raising=False)
+    line = report.EpochLine()
+    assert line.due()
+    line.show("epoch 1/2  step 3")
+    out, err = capsys.readouterr()
+    assert "epoch 1/2  step 3\n" in out + err and "\x1b" not in out + err
+    assert not report.EpochLine(quiet=True).due()
