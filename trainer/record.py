@@ -74,7 +74,9 @@ class RunRecord:
 
     def finish(self, saturation: Saturation) -> str:
         """Write the summary and the curve; returns the lines that a run ends with."""
+        from trainer.curve import draw_curve  # matplotlib is slow to import: not before the first step
+
         report.write_summary(self.folder, {"best_val_top1": self.best, **asdict(saturation)})
-        path = report.draw_curve(self.folder, self._recipe.name, self.rows)
+        path = draw_curve(self.folder, self._recipe, self.rows)
         best = "nothing held out" if self.best is None else f"best val top-1 {self.best:.2%}"
         return f"{saturation.sentence()}\n{best}; {self.folder / BEST}, {path}"

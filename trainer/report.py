@@ -1,10 +1,9 @@
-"""What a run reports: metrics.jsonl, steps.jsonl, curve.png, event files, and the line on the terminal."""
+"""What a run reports: metrics.jsonl, steps.jsonl, event files, and the line on the terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import io
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from mlpdata.errors import Error
 from trainer.recipe import Recipe
 from trainer.run_directory import WriteError, write_errors, write_file
 
-METRICS, STEPS, CURVE, SUMMARY = "metrics.jsonl", "steps.jsonl", "curve.png", "summary.json"
+METRICS, STEPS, SUMMARY = "metrics.jsonl", "steps.jsonl", "summary.json"
 MAX_LINE_BYTES = 1000  # of steps.jsonl; ours are far shorter
 
 
@@ -75,34 +74,6 @@ def _step(line: bytes) -> int | None:
 
 def write_summary(run: Path, summary: dict[str, Any]) -> None:
     write_file(run / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
-
-
-def draw_curve(run: Path, title: str, rows: list[dict[str, Any]]) -> Path:
-    """Draw loss and accuracy over the epochs to curve.png; without evaluations, those of training alone."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    evaluated = [r for r in rows if "val_top1" in r]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    left.plot([r["epoch"] for r in rows], [r["train_loss"] for r in rows], label="train")
-    left.plot([r["epoch"] for r in evaluated], [r["val_loss"] for r in evaluated], label="val")
-    left.set(xlabel="epoch", ylabel="cross-entropy")
-    left.set_title(title, parse_math=False)  # a name with dollars in it is no formula
-    right.plot([r["epoch"] for r in rows], [100 * r["train_top1"] for r in rows], label="train top-1, augmented")
-    right.plot([r["epoch"] for r in evaluated], [100 * r["val_top1"] for r in evaluated], label="val top-1")
-    right.plot([r["epoch"] for r in evaluated], [100 * r["val_top5"] for r in evaluated], label="val top-5", alpha=0.5)
-    best = f"best val top-1 {max(r['val_top1'] for r in evaluated):.2%}" if evaluated else "nothing held out"
-    right.set(xlabel="epoch", ylabel="accuracy, %", title=best)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend()
-    png = io.BytesIO()
-    figure.savefig(png, dpi=110)
-    plt.close(figure)
-    write_file(run / CURVE, png.getbuffer())
-    return run / CURVE
 
 
 class Trackers:
