@@ -20,9 +20,12 @@ def main() -> NoReturn:
     parser.add_argument("recipe")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this recipe's run")
+    parser.add_argument(
+        "--force", action="store_true", help="with --resume: go on with changed settings that --set names"
+    )
     parser.add_argument("--profile", action="store_true", help="measure the speed and train nothing")
     args = parser.parse_args()
-    run_as_one_of_many(args.recipe, args.overrides, resume=args.resume, profile=args.profile)
+    run_as_one_of_many(args.recipe, args.overrides, resume=args.resume, force=args.force, profile=args.profile)
 
 
 def run_as_one_of_many(recipe: str, overrides: list[str], **options) -> NoReturn:

@@ -18,13 +18,14 @@ from mlpdata.augment.batch import Batch
 from mlpdata.errors import Error, first_line
 from mlpdata.loader.loader import Loader
 from mlpdata.loader.tiers import this_machine
+from mlpdata.system.format import plural
 from trainer import checkpoint, report, saturation, states
 from trainer.data import FeatureLoader, data_facts, find_splits, open_loaders
 from trainer.evaluate import autocast_of, evaluate
 from trainer.flops import executed_flops, flop_share, forward_flops, training_flops
 from trainer.model import num_parameters
 from trainer.optim import lr_factor, set_lr
-from trainer.plan import plan_splits
+from trainer.plan import plan_splits, state_bytes
 from trainer.recipe import Recipe
 from trainer.record import RunRecord
 from trainer.saturation import Saturation
@@ -45,9 +46,13 @@ class Trainer:
         *,
         world: World | None = None,
         state: dict[str, Any] | None = None,
+        new_data: bool = False,
         quiet: bool = False,
     ):
-        """folder: where the run's files go; None until it is known. state: what save_state wrote, to resume from."""
+        """folder: where the run's files go; None until it is known. state: what save_state wrote, to resume from.
+
+        new_data: take other shards than the state's, as far as `states.check_same_data` allows that.
+        """
         self.recipe, self.device, self.quiet, self.world = recipe, device, quiet, world or World()
         train = recipe.train
         if train.precision == "tf32":
@@ -55,10 +60,12 @@ class Trainer:
         if train.batch_size % (self.world.size * train.accumulate):
             raise Error(f"train.batch_size {train.batch_size} is not divisible by {self.world.size} processes "
                         f"times train.accumulate {train.accumulate}")  # fmt: skip
+        self.changes: list[str] = []  # of the data, that --force allowed
         splits = find_splits(recipe)
         self.manifest, self.warning, self.data = splits.manifest, splits.warning, data_facts(splits, recipe.data.format)
         if state:
-            states.check_same_data(folder, recipe.data.shards, self.data, state["data"])
+            shards, saved = recipe.data.shards, state["data"]
+            self.changes = states.check_same_data(folder, shards, self.data, saved, forced=new_data)
         needs = plan_splits(recipe, splits, this_machine(device, self.world.size), self.world.size).all_needs
         self.train_loader, self.eval_loader = open_loaders(recipe, splits, device, self.world, needs)
 
@@ -74,6 +81,7 @@ class Trainer:
         self.record = RunRecord(folder, recipe, self.config, self.res, self.manifest)
         self.clock = EpochClock(self.train_loader)
         self.stop_signal: int | None = None
+        self.saves_each_epoch = state_bytes(recipe, self.model) <= states.SMALL_BYTES
         self.saved_at = time.monotonic()
         if state:
             try:
@@ -97,21 +105,6 @@ class Trainer:
         """Steps taken so far."""
         return self.training_step.count
 
-    def describe(self) -> str:
-        """The lines that a run begins with."""
-        r, loader = self.recipe, self.train_loader
-        start = f" from {r.init}" if r.init else ""
-        processes = f" in {self.world.size} processes" if self.world.size > 1 else ""
-        return (
-            f"{r.name}: {loader.num_samples:,} samples of {self.manifest.dataset} at {self.res} px, "
-            f"{r.model.name or self.config.kind} with {num_parameters(self.model):,} parameters "
-            f"({forward_flops(self.model) / 1e6:.1f} MFLOP an image){start}, {r.optim.name}, {r.train.epochs} epochs "
-            f"of {len(loader)} steps of {r.train.batch_size} on {self.device}{processes}\n"
-            f"data: {loader.tier_reason}"
-            + (f"\nrun: {self.record.folder}" if self.record.folder else "")
-            + (f"\nwarning: {self.warning}" if self.warning else "")
-        )
-
     def say(self, text: str) -> None:
         if not self.quiet:
             report.print_line(text)
@@ -122,7 +115,7 @@ class Trainer:
         """Train the epochs that are left, then draw the curve and say whether data kept up."""
         record, is_first = self.record, self.world.rank == 0
         if record.is_finished():
-            self.say(f"{record.folder} has its {len(record.rows)} epochs: nothing to do")
+            self.say(f"{record.folder} has its {plural(len(record.rows), 'epoch')}: nothing to do")
             return
         trackers = None
         if is_first:
@@ -133,6 +126,8 @@ class Trainer:
                 row = self._run_epoch()
                 if trackers:
                     trackers.write(row)
+                if self.saves_each_epoch and len(record.rows) < self.recipe.train.epochs:
+                    self.save()
         self.save()
         measured = self.measure_saturation(seconds=min(3.0, 0.02 * sum(row["seconds"] for row in record.rows)))
         if is_first:
@@ -271,7 +266,10 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.training_step.restore(state)
-        self.train_loader.load_state_dict(state["loader"])
+        position = {key: state["loader"][key] for key in ("epoch", "step", "blocks")}
+        self.train_loader.load_state_dict(
+            self.train_loader.state_dict() | position if self.changes else state["loader"]
+        )
         self.clock.total = state["seconds"]
         self.record.best, self.record.rows = state["best"], state["rows"]
         if self.world.rank == 0:
@@ -312,3 +310,27 @@ class EpochClock:
 
 def _measures(loss: float, top1: float) -> str:
     return f"loss {loss:.4f}  top-1 {top1:.2%}"
+
+
+def describe(trainer: Trainer) -> str:
+    """The lines that a run begins with."""
+    r, loader, record = trainer.recipe, trainer.train_loader, trainer.record
+    start = f" from {r.init}" if r.init else ""
+    processes = f" in {trainer.world.size} processes" if trainer.world.size > 1 else ""
+    lines = [
+        f"{r.name}: {loader.num_samples:,} samples of {trainer.manifest.dataset} at {trainer.res} px, "
+        f"{r.model.name or trainer.config.kind} with {num_parameters(trainer.model):,} parameters "
+        f"({forward_flops(trainer.model) / 1e6:.1f} MFLOP an image){start}, {r.optim.name}, "
+        f"{plural(r.train.epochs, 'epoch')} of {plural(len(loader), 'step')} of {r.train.batch_size} "
+        f"on {trainer.device}{processes}",
+        f"data: {loader.tier_reason}",
+    ]
+    if record.folder:
+        lines.append(f"run: {record.folder}")
+    if trainer.warning:
+        lines.append(f"warning: {trainer.warning}")
+    if trainer.step and not record.is_finished():
+        epoch = min(len(record.rows) + 1, r.train.epochs)
+        total = r.train.epochs * len(loader)
+        lines.append(f"resumed: goes on after step {trainer.step:,} of {total:,}, in epoch {epoch}/{r.train.epochs}")
+    return "\n".join(lines)

@@ -54,6 +54,13 @@ def training_bytes(
     return counted | {"spare": int(SPARE * sum(counted.values())) + SPARE_BYTES}
 
 
+def state_bytes(recipe: Recipe, model: MLP) -> int:
+    """Bytes of the state that a resume needs: weights, what the optimizer keeps, and the average of the weights."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = num_parameters(model) * (8 if recipe.train.ema else 4)
+    return weights + trained * OPTIMIZER_BYTES[recipe.optim.name]
+
+
 def images_per_s(recipe: Recipe, model: MLP, machine: Machine) -> float | None:
     """What the model takes where data cost nothing, estimated; None for a GPU whose peak is not known."""
     if machine.device_bytes is None:

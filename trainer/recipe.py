@@ -108,7 +108,7 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class Save:
-    """When to write a checkpoint, besides at the end and when stopped."""
+    """When to write a checkpoint, besides at the end, when stopped, and after each epoch where it is small (100 MB)."""
 
     every_minutes: float = 5.0  # what a kill -9 can cost
     every_steps: int | None = None  # null: by time alone

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
-from collections.abc import Callable, Iterable
+import shlex
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,13 @@ from trainer.run_directory import write_errors, write_file
 
 STATE_VERSION = 2  # of the keys of a state
 DIGEST_BYTES = 64  # of the SHA-256 in hexadecimal that ends a state, as the comment of its zip file
-# Settings that a resume may change: more epochs prolong a finished run, and a run may move. Anything else would be
-# another experiment. Whether the shards hold the same data is checked by their sums.
-MAY_CHANGE = ("train.epochs", "data.shards", "data.tier", "train.device", "train.record_steps", "save.", "log.")
+SMALL_BYTES = 100e6  # a state up to this size is written after each epoch: it takes a fraction of a second
+# Settings that a resume may change: a run may move. Whether the shards hold the same data is checked by their sums.
+MAY_CHANGE = ("data.shards", "data.tier", "train.device", "train.record_steps", "save.", "log.")
+# Settings that a resume changes if --set names them and --force is given. Anything else would be another experiment.
+MAY_BE_FORCED = ("train.epochs", "optim.")
+# What may differ in other shards that are forced: the training images stay as many, with the same classes and size.
+DATA_MAY_BE_FORCED = ("set of training files", "held-out images", "set of held-out files")
 
 
 def state_path(folder: Path, step: int) -> Path:
@@ -94,31 +100,48 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_same_recipe(folder: Path, recipe: Recipe, saved: dict[str, Any]) -> None:
-    """Refuse to resume with another recipe. saved: the recipe of the state, as a dictionary. Raises Error."""
-    changed = []
+def check_same_recipe(folder: Path, recipe: Recipe, saved: dict[str, Any], forced: Collection[str] = ()) -> list[str]:
+    """Refuse to resume with another recipe. saved: the recipe of the state, as a dictionary. Raises Error.
+
+    forced: keys that --set names beside --force. Returns what they change: "train.epochs from 2 to 3".
+    """
+    changed = {}
     for section, value in recipe.to_dict().items():
         other = saved.get(section)
         if isinstance(value, dict):
-            changed += [f"{section}.{key}" for key in value if value[key] != (other or {}).get(key)]
-        elif value != other:
-            changed.append(section)
-    changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
-    if changed:
-        raise Error(
-            f"{folder} was started with another {', '.join(changed)}; resume with its own recipe, or leave --resume"
-        )
+            changed |= {f"{section}.{k}": ((other or {}).get(k), v) for k, v in value.items()}
+        else:
+            changed[section] = other, value
+    changed = {k: (old, new) for k, (old, new) in changed.items() if old != new and not k.startswith(MAY_CHANGE)}
+    refused = {k: v for k, v in changed.items() if not (k in forced and k.startswith(MAY_BE_FORCED))}
+    if refused:
+        keys = [f"{key} ({json.dumps(old)}, now {json.dumps(new)})" for key, (old, new) in refused.items()]
+        way_out = "resume with its own recipe, or train anew without --resume"
+        if all(key.startswith(MAY_BE_FORCED) for key in refused):
+            words = [f"--set {shlex.quote(f'{key}={json.dumps(new)}')}" for key, (_, new) in refused.items()]
+            way_out = f"to go on with the new value: --resume --force {' '.join(words)}; else {way_out}"
+        raise Error(f"{folder} was started with another {', '.join(keys)}; {way_out}")
+    anew = {"optim.name": ", which begins anew"}
+    return [f"{k} from {json.dumps(old)} to {json.dumps(new)}{anew.get(k, '')}" for k, (old, new) in changed.items()]
 
 
-def check_same_data(folder: Path | None, shards: str, facts: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Refuse to resume on other data. facts, saved: of trainer.data.data_facts, now and in the state. Raises Error."""
-    changed = [
-        f"another {key}" if key.startswith(("list", "set")) else f"{key} {saved.get(key)}, now {value}"
+def check_same_data(
+    folder: Path | None, shards: str, facts: dict[str, Any], saved: dict[str, Any], forced: bool = False
+) -> list[str]:
+    """Refuse to resume on other data. facts, saved: of trainer.data.data_facts, now and in the state. Raises Error.
+
+    forced: --set names the shards beside --force. Returns what is then other: "another set of training files".
+    """
+    changed = {
+        key: f"another {key}" if key.startswith(("list", "set")) else f"{key} {saved.get(key)}, now {value}"
         for key, value in facts.items()
         if saved.get(key) != value
-    ]
-    if changed:
+    }
+    can_force = all(key in DATA_MAY_BE_FORCED for key in changed)
+    if changed and not (forced and can_force):
+        to_force = f"to go on with them: --resume --force --set {shlex.quote(f'data.shards={shards}')}; else "
         raise Error(
-            f"{folder} was trained on other data than {shards} holds: {'; '.join(changed)}; "
-            "give it its own shards back, or train anew without --resume"
+            f"{folder} was trained on other data than {shards} holds: {'; '.join(changed.values())}; "
+            f"{to_force if can_force else ''}give it its own shards back, or train anew without --resume"
         )
+    return list(changed.values())

@@ -173,6 +173,11 @@ class TrainingStep:
         """Continue from a state, from which the model was made already."""
         if self.average:
             self.average.model.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        saved = state["optimizer"]
+        if state["recipe"]["optim"]["name"] == self.recipe.optim.name:  # one that --force chose anew begins anew
+            # Settings are the recipe's, which --force may have changed; momenta and the last step's rate the state's.
+            groups = zip(self.optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
+            groups = [own | {"lr": old["lr"]} for own, old in groups]
+            self.optimizer.load_state_dict(saved | {"param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
         self.count = state["step"]

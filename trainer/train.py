@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from mlpdata.errors import Error, first_line, lacks_memory
+from mlpdata.errors import Error, UsageError, first_line, lacks_memory
 from trainer import recipes, report, run_directory, states
-from trainer.loop import Trainer
+from trainer.loop import Trainer, describe
 from trainer.recipe import Recipe, load_recipe
 from trainer.world import device_of, join, precision_of
 
@@ -22,17 +23,22 @@ def run(
     overrides: list[str] | tuple[str, ...] = (),
     *,
     resume: bool = False,
+    force: bool = False,
     profile: bool = False,
     runs: str | Path = "runs",
     quiet: bool = False,
 ) -> Path | None:
     """Train a recipe file and return the run directory.
 
-    overrides: `section.key=value` on top of the file. resume: continue the recipe's latest run. profile: only measure
-    the speed, and return None. Raises mlpdata.Error for a bad recipe or shards, when the loss is no number, when
-    another process is lost, and when stopped by a signal.
+    overrides: `section.key=value` on top of the file. resume: continue the recipe's latest run. force: let it
+    change train.epochs, optim.* and the shards, where `overrides` name them. profile: only measure the speed, and
+    return None. Raises mlpdata.Error for a bad recipe or shards, when the loss is no number, when another process is
+    lost, and when stopped by a signal.
     """
+    if force and not resume:
+        raise UsageError("--force goes with --resume: it lets a run go on with changed settings")
     recipe = load_recipe(recipe_path, list(overrides))
+    forced = {setting.partition("=")[0].strip() for setting in overrides} if force else set()
     device = device_of(recipe.train.device)
     precision = precision_of(recipe.train.precision, device)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
@@ -47,20 +53,23 @@ def run(
             locks.callback(release)
             return folder
 
-        quiet, folder, state = quiet or world.rank > 0, None, None
+        quiet, folder, state, changes = quiet or world.rank > 0, None, None, []
         if resume:
             folder = world.from_first(lambda: lock(run_directory.reopen))
             state = states.load_state(folder, (lambda line: None) if world.rank else print)
-            states.check_same_recipe(folder, recipe, state["recipe"])
-        trainer = Trainer(recipe, folder, device, world=world, state=state, quiet=quiet)
+            changes = states.check_same_recipe(folder, recipe, state["recipe"], forced)
+        new_data = "data.shards" in forced
+        trainer = Trainer(recipe, folder, device, world=world, state=state, new_data=new_data, quiet=quiet)
         if profile:
-            trainer.say(f"{trainer.describe()}\n{trainer.measure_saturation(seconds=20.0).table()}")
+            trainer.say(f"{describe(trainer)}\n{trainer.measure_saturation(seconds=20.0).table()}")
             return None
         if not resume:  # late: a recipe that does not work leaves no directory
             trainer.record.folder = world.from_first(lambda: lock(run_directory.create))
         with _stop_on_signals(trainer):
             try:
-                trainer.say(trainer.describe())
+                trainer.say(describe(trainer))
+                if changes := changes + trainer.changes:
+                    trainer.say(f"warning: --force changes {', '.join(changes)}")
                 trainer.fit()
             except run_directory.WriteError as e:
                 saved = trainer.record.folder.is_dir() and states.list_states(trainer.record.folder)
@@ -96,7 +105,7 @@ def _memory_errors():
 
 @contextlib.contextmanager
 def _stop_on_signals(trainer: Trainer):
-    """While training, SIGINT, SIGTERM and SIGHUP ask for a stop after the step; a second one stops at once.
+    """While training, SIGINT, SIGTERM and SIGHUP ask for a stop after the step; a second one stops without saving.
 
     A signal that is ignored stays ignored: the shell has background jobs ignore SIGINT, since their Ctrl-C is meant for
     others, and nohup has SIGHUP ignored.
@@ -104,8 +113,11 @@ def _stop_on_signals(trainer: Trainer):
 
     def ask(number, _):
         if trainer.stop_signal is not None:
+            _tell(trainer, "stopping without saving")
             raise KeyboardInterrupt
         trainer.stop_signal = number
+        again = "Ctrl-C again stops" if number == signal.SIGINT else "the next signal stops"
+        _tell(trainer, f"stopping: the run is saved after the step under way; {again} without saving")
 
     try:
         numbers = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
@@ -118,3 +130,10 @@ def _stop_on_signals(trainer: Trainer):
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _tell(trainer: Trainer, text: str) -> None:
+    """Write a line from a signal handler, past Python's buffers, which the code under way may be writing to."""
+    if trainer.world.rank == 0:
+        with contextlib.suppress(OSError):
+            os.write(2, ("\n" * os.isatty(2) + text + "\n").encode())  # below the epoch's live line

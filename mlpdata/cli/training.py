@@ -45,6 +45,7 @@ def show(name):
 @click.argument("recipe")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 @click.option("--resume", is_flag=True, help="Continue the last run of this recipe.")
+@click.option("--force", is_flag=True, help="With --resume: take new epochs, optim.* or shards, as --set says.")
 @click.option(
     "--profile",
     is_flag=True,
@@ -52,7 +53,7 @@ def show(name):
 )
 @click.option("--plan", "show_plan", is_flag=True,
               help="Train nothing: print where the pixels will be, the rates that needs, the bottleneck.")  # fmt: skip
-def train(recipe, overrides, resume, profile, show_plan):
+def train(recipe, overrides, resume, force, profile, show_plan):
     """Train a recipe.
 
     RECIPE is a YAML file, or a name that `mlpdata recipes` lists. Several GPUs, one process each:
@@ -70,10 +71,10 @@ def train(recipe, overrides, resume, profile, show_plan):
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         from trainer.__main__ import run_as_one_of_many
 
-        run_as_one_of_many(recipe, list(overrides), resume=resume, profile=profile)
+        run_as_one_of_many(recipe, list(overrides), resume=resume, force=force, profile=profile)
     from trainer.train import run
 
-    run(recipe, list(overrides), resume=resume, profile=profile)
+    run(recipe, list(overrides), resume=resume, force=force, profile=profile)
 
 
 @main.command("eval")

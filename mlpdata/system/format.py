@@ -1,4 +1,4 @@
-"""Numbers for people: bytes and seconds as text."""
+"""Numbers for people: bytes, seconds and counts as text."""
 
 from __future__ import annotations
 
@@ -26,3 +26,12 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def plural(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> plural(1, "epoch"), plural(2_000, "step")
+    ('1 epoch', '2,000 steps')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -74,7 +74,7 @@ def test_a_run_on_a_gpu_goes_on_where_it_stopped(precision, shapes_dir, tmp_path
     words = [f"train.precision={precision}", "train.compile=true"]
     whole = losses(tmp_path / "whole", shapes_dir, "cuda", *words)
     losses(tmp_path / "halves", shapes_dir, "cuda", *words, "train.epochs=1")
-    rest = losses(tmp_path / "halves", shapes_dir, "cuda", *words, resume=True)
+    rest = losses(tmp_path / "halves", shapes_dir, "cuda", *words, "train.epochs=2", resume=True, force=True)
     assert rest == [pytest.approx(row, rel=1e-4) for row in whole]
 
 

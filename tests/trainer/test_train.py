@@ -22,6 +22,7 @@ from mlpdata.loader.loader import Loader
 from trainer import checkpoint, report, run_directory, saturation, states
 from trainer.model import BMLP
 from trainer.optim import lr_factor, make_optimizer, set_lr
+from trainer.plan import state_bytes
 from trainer.recipe import Optim, Schedule, load_recipe
 from trainer.step import WeightAverage
 from trainer.train import Trainer, run
@@ -73,8 +74,8 @@ def test_a_run_learns_and_leaves_what_it_should(recipe):
     assert 0 <= rows[-1]["wait_share"] < 1
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert {p.name for p in folder.iterdir()} == {
-        "best.safetensors", "last.safetensors", "state-000000120.pt", "metrics.jsonl", "curve.png", "recipe.yaml",
-        "summary.json",
+        "best.safetensors", "last.safetensors", "state-000000105.pt", "state-000000120.pt", "metrics.jsonl",
+        "curve.png", "recipe.yaml", "summary.json",
     }  # fmt: skip
     assert 0 < json.loads((folder / "summary.json").read_text())["saturation"] < 2
 
@@ -167,6 +168,7 @@ def kill_and_resume(recipe, kills, epochs):
     same = ("epoch", "step", "train_loss", "train_top1")
     a, b = ([{k: r[k] for k in same} for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, folder))
     assert a == b and len(a) == epochs
+    assert not list(folder.rglob("*.tmp"))
 
 
 def test_killed_and_resumed_the_losses_are_those_of_an_undisturbed_run(recipe):
@@ -214,7 +216,7 @@ def test_mistakes(recipe, tmp_path):
 
 def test_a_finished_run_can_be_prolonged(recipe):
     go(recipe, "train.epochs=2", "schedule.name=constant")
-    longer = go(recipe, "train.epochs=3", "schedule.name=constant", resume=True)
+    longer = go(recipe, "train.epochs=3", "schedule.name=constant", resume=True, force=True)
     assert [r["epoch"] for r in read_jsonl(longer / "metrics.jsonl")] == [1, 2, 3]
     summary = longer / "summary.json"
     before = summary.stat().st_mtime_ns
@@ -223,6 +225,68 @@ def test_a_finished_run_can_be_prolonged(recipe):
     summary.unlink()  # as if killed after the last step and before the end
     go(recipe, "train.epochs=3", "schedule.name=constant", resume=True)
     assert summary.exists() and len(read_jsonl(longer / "metrics.jsonl")) == 3
+
+
+def test_a_resume_says_where_it_goes_on_and_what_force_changes(recipe, other_shards, tmp_path, capsys):
+    """Other epochs, optimizer and shards need --set and --force; both are named, with the old and the new value."""
+    folder, runs = cut_short(recipe), recipe.parent / "runs"
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    for words, force, message in (
+        (
+            ["train.epochs=5"],
+            False,
+            r"another train.epochs \(4, now 5\); .*--resume --force --set train.epochs=5; else",
+        ),
+        (["optim.lr=1.0"], False, r"another optim.lr \(0.002, now 1.0\); .*--force --set optim.lr=1.0; else"),
+        (["optim.lr=1.0", "model.width=32"], True, r"another model.width \(64, now 32\); resume with its own recipe"),
+        ([f"data.shards={other_shards / 'pictures'}"], False, r"other data than .*--force --set data.shards=\S+; else"),
+        ([f"data.shards={other_shards / 'number'}"], True, r"images 1500, now 1400; .*; give it its own shards back"),
+    ):
+        with pytest.raises(Error, match=message):
+            go(recipe, *SAME, *words, resume=True, force=force)
+    recipe.write_text(recipe.read_text().replace("epochs: 4", "epochs: 5"))
+    with pytest.raises(Error, match=r"another train.epochs \(4, now 5\)"):  # --set does not name it
+        go(recipe, *SAME, resume=True, force=True)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    with pytest.raises(Error, match="--force goes with --resume"):
+        go(recipe, force=True)
+    words = ["train.epochs=2", "optim.lr=1e-12", f"data.shards={other_shards / 'pictures'}"]
+    run(recipe, [*SAME, *words], resume=True, force=True, runs=runs)
+    out = capsys.readouterr().out
+    assert "resumed: goes on after step 25 of 30, in epoch 2/2\n" in out
+    assert "train.epochs from 4 to 2" in out and "optim.lr from 0.002 to 1e-12" in out
+    assert "another set of training files" in out
+    assert read_jsonl(folder / "metrics.jsonl")[-1]["lr"] < 1e-12
+    words = ["train.epochs=3", "optim.lr=1e-12", "optim.name=sgd", words[-1]]  # other momenta: they begin anew
+    go(recipe, *SAME, *words, resume=True, force=True)
+    assert [r["step"] for r in read_jsonl(folder / "metrics.jsonl")] == [15, 30, 45]
+
+
+def test_the_first_ctrl_c_says_that_it_saves_and_the_second_stops_without(recipe, monkeypatch, capfd):
+    saved = []
+
+    def train_step(self, batch):
+        signal.raise_signal(signal.SIGINT)
+        assert "is saved after the step under way; Ctrl-C again stops without saving\n" in capfd.readouterr().err
+        assert not states.list_states(self.record.folder)
+        saved.append(self.record.folder)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    with pytest.raises(KeyboardInterrupt):
+        go(recipe)
+    assert capfd.readouterr().err.endswith("stopping without saving\n") and not states.list_states(saved[0])
+
+
+def test_a_small_state_is_saved_each_epoch_and_a_large_one_in_its_time(recipe, monkeypatch):
+    folder = go(recipe, "save.keep=9", "train.epochs=3")
+    assert [states.step_of(p) for p in states.list_states(folder)] == [15, 30, 45]
+    size = states.list_states(folder)[0].stat().st_size
+    trained = Trainer(load_recipe(recipe), None, torch.device("cpu"), quiet=True)
+    assert size == pytest.approx(state_bytes(trained.recipe, trained.model), rel=0.05)
+    monkeypatch.setattr(states, "SMALL_BYTES", 1e6)
+    folder = go(recipe, "save.keep=9", "train.epochs=3")
+    assert [states.step_of(p) for p in states.list_states(folder)] == [45]
 
 
 def test_no_loss_is_written_that_is_no_number(recipe):
@@ -314,7 +378,7 @@ def stop_at(patch, step):
 
 
 def cut_short(recipe, *words, step=25):
-    """A run that was stopped after a step, with states of the steps 10 and 20 before it."""
+    """A run that was stopped after a step, with states of step 20 and of the first epoch's end, 15, before it."""
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, step)
         with pytest.raises(Error, match="stopped and saved"):
@@ -350,7 +414,7 @@ def test_any_flipped_bit_of_a_state_is_found_and_the_state_before_taken(recipe, 
         assert len(said) == 1 and "state-000000025.pt cannot be read" in said[0] and "state before" in said[0]
     assert losses(go(recipe, *SAME, "train.epochs=2", resume=True)) == losses(whole)
     assert torch.load(states.list_states(folder)[-1], weights_only=True)["step"] == 30  # as torch reads any file
-    assert [states.step_of(p) for p in states.list_states(folder)] == [10, 20, 30]
+    assert [states.step_of(p) for p in states.list_states(folder)] == [15, 20, 30]
 
 
 @pytest.mark.parametrize(
@@ -377,7 +441,7 @@ def test_a_state_that_cannot_be_read_is_left_for_the_one_before(recipe, what):
     assert states.load_state(folder, said.append)["step"] == 20 and len(said) == 1 and "\n" not in said[0]
     for path in states.list_states(folder)[:-1]:
         path.write_bytes(b"")
-    with pytest.raises(Error, match=r"nothing to resume: .*state-000000010.pt cannot be read") as caught:
+    with pytest.raises(Error, match=r"nothing to resume: .*state-000000015.pt cannot be read") as caught:
         go(recipe, *SAME, resume=True)
     assert "\n" not in str(caught.value)
 
@@ -517,7 +581,8 @@ def test_without_a_held_out_split_it_trains_with_one_warning(recipe, other_shard
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     a, b = (trainer.load(folder / name).state_dict() for name in ("best.safetensors", "last.safetensors"))
     assert all(torch.equal(a[k], b[k]) for k in a)
-    more = go(recipe, f"data.shards={other_shards / 'no val'}", "train.epochs=3", "schedule.name=cosine", resume=True)
+    words = [f"data.shards={other_shards / 'no val'}", "train.epochs=3", "schedule.name=cosine"]
+    more = go(recipe, *words, resume=True, force=True)
     assert len(read_jsonl(more / "metrics.jsonl")) == 3
 
 
@@ -690,7 +755,7 @@ def test_the_same_classes_keep_their_head_and_a_resume_does_not_need_the_checkpo
     assert rows[0]["val_top1"] == pytest.approx(facts["metrics"]["val_top1"])
     assert checkpoint.read_facts(folder / "last.safetensors")["recipe"]["model"]["width"] == 64
     pretrained.unlink()
-    assert go(recipe, *words, "train.epochs=2", resume=True) == folder
+    assert go(recipe, *words, "train.epochs=2", resume=True, force=True) == folder
 
 
 def test_init_that_does_not_fit(recipe, pretrained):

@@ -82,7 +82,7 @@ def test_two_processes_take_the_steps_of_one_and_pass_on_checkpoints(recipe, mon
     ended = finish(start(recipe, "--set", "train.epochs=1"))
     assert [status for status, *_ in ended] == [0, 0], ended
     assert "in 2 processes" in ended[0][1] and "saturation" in ended[0][1] and ended[1][1] == ""
-    together = run(recipe, resume=True, quiet=True)  # the second epoch by one process
+    together = run(recipe, ["train.epochs=2"], resume=True, force=True, quiet=True)  # the second epoch by one process
     assert len(losses(alone)) == 30 and losses(together) == pytest.approx(losses(alone), rel=1e-4)
     for a, b in zip(*(read_jsonl(f / "metrics.jsonl") for f in (alone, together)), strict=True):
         for key in ("step", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5"):
