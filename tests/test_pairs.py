@@ -11,7 +11,7 @@ from mlpdata import Error
 from mlpdata.cli import main
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources.shapes import Shapes
-from trainer import report, saturation
+from trainer import curve, saturation
 from trainer.recipe import load_recipe
 from trainer.train import run
 
@@ -70,7 +70,7 @@ def train(path):
 
 def be_quick(patch):
     """Leave out the curve, and measure the speed for a moment only: both are tested elsewhere."""
-    patch.setattr(report, "draw_curve", lambda *_: None)
+    patch.setattr(curve, "draw_curve", lambda *_: None)
     patch.setattr(saturation, "LEAST_TURNS", 1)
 
 
