@@ -52,6 +52,14 @@ def photos_dir(tmp_path_factory):
     return base / "out"
 
 
+@pytest.fixture
+def recipe(request, tmp_path, shapes_dir):
+    """The test module's own RECIPE as a file, for the shapes."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(request.module.RECIPE.format(shards=shapes_dir))
+    return path
+
+
 class Inline:
     """Stands for LocalEngine where it is not what is tested: no processes to wait for."""
 

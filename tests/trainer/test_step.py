@@ -165,13 +165,6 @@ log:
 """
 
 
-@pytest.fixture
-def recipe(tmp_path, shapes_dir):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(RECIPE.format(shards=shapes_dir))
-    return path
-
-
 @pytest.mark.parametrize("optimizer", ["lion", "adamw", "sgd"])
 def test_a_step_asks_the_device_nothing(recipe, optimizer):
     words = [f"optim.name={optimizer}", "train.clip_norm=1", "train.ema=0.9", "train.accumulate=2", "model.dropout=0.1"]

@@ -51,13 +51,6 @@ log:
 """
 
 
-@pytest.fixture
-def recipe(tmp_path, shapes_dir):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(RECIPE.format(shards=shapes_dir))
-    return path
-
-
 def go(recipe, *overrides, **options):
     return run(recipe, list(overrides), runs=recipe.parent / "runs", quiet=True, **options)
 

@@ -40,13 +40,6 @@ log:
 """
 
 
-@pytest.fixture
-def recipe(tmp_path, shapes_dir):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(RECIPE.format(shards=shapes_dir))
-    return path
-
-
 def start(recipe, *words, size=2, command=("trainer",)):
     """The processes that torchrun would start. command: the module to run, and what comes before the recipe."""
     with socket.socket() as s:
