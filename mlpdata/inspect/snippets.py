@@ -58,9 +58,10 @@ loader = Loader(
         "label": [IntDecoder(), ToTensor(), Squeeze()],
     }},
 )
-for images, labels in loader:  # uint8 (N, 3, {manifest.res}, {manifest.res}), int64 (N,)
-    print(images.shape, images.dtype, labels.shape, labels.dtype)
-    break
+# To the end of the epoch: a program that ends while ffcv's thread still reads may crash.
+for step, (images, labels) in enumerate(loader):  # uint8 (N, 3, {manifest.res}, {manifest.res}), int64 (N,)
+    if step == 0:
+        print(images.shape, images.dtype, labels.shape, labels.dtype)
 """
 
 
