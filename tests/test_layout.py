@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each imports only from what stands before it: the ground, then one package a hop of the data.
 ORDER = [
-    "choices", "errors", "splits", "labels", "system", "image", "augment", "fetch", "archive", "sources", "shards",
-    "datasets", "loader", "convert", "manifest", "plan", "inspect", "trainer", "cli", "__main__",
+    "choices", "errors", "splits", "labels", "system", "image", "augment", "fetch", "archive", "sources", "shards", "derive",
+    "datasets", "loader", "convert", "export", "manifest", "plan", "inspect", "trainer", "cli", "__main__",
 ]  # fmt: skip
 PUBLIC = {"__version__", "Error", "load", "Loader", "Augment", "Batch"}
 

@@ -1,0 +1,1 @@
+"""Shard directories as sources: subsets, merges, other labels, other resolutions, without the archive."""

@@ -1,0 +1,1 @@
+"""Shard directories in other formats, for other libraries."""
