@@ -12,6 +12,7 @@ import io
 import json
 import re
 import statistics
+import sys
 import tokenize
 import types
 import typing
@@ -244,4 +245,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # else tests/trainer is `trainer`: a script's own folder comes first
     main()

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each imports only from what stands before it: the ground, then one package a hop of the data.
 ORDER = [
-    "choices", "errors", "splits", "labels", "system", "image", "augment", "fetch", "archive", "sources", "shards", "derive",
-    "datasets", "loader", "convert", "export", "manifest", "plan", "inspect", "trainer", "cli", "__main__",
+    "choices", "errors", "splits", "labels", "system", "image", "augment", "fetch", "archive", "sources", "shards",
+    "derive", "datasets", "loader", "convert", "export", "manifest", "plan", "inspect", "trainer", "cli", "__main__",
 ]  # fmt: skip
 PUBLIC = {"__version__", "Error", "load", "Loader", "Augment", "Batch"}
 
@@ -133,6 +134,7 @@ if __name__ == "__main__":
     start, end = text.index("<!-- tree -->\n") + len("<!-- tree -->\n"), text.index("<!-- end -->")
     readme.write_text(text[:start] + tree() + text[end:])
 
+    sys.path.insert(0, str(ROOT))  # else tests/trainer is `trainer`: a script's own folder comes first
     import pages
 
     pages.main()  # the other parts that are made from the code
