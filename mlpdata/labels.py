@@ -1,8 +1,10 @@
 """ImageNet's class lists, and maps between them by wnid.
 
 The lists are facts copied from timm's wheel and from tensorflow-datasets' (`data/synsets.tsv.gz` names the files), as
-are the ReaL labels. The 19,167 classes of winter21 are published nowhere as a list: a winter21 conversion records its
-own in `classes.txt`, and `mapping` takes any list of wnids:
+are the ReaL labels. `google-21843` is what Google's models (BiT, ViT, MLP-Mixer) count in, `microsoft-21842` what
+Microsoft's (Swin, BEiT) do. Two lists are published nowhere: the 19,167 classes of winter21, and the 11,230 of the
+paper, which are those of fall11 with at least 500 images. A conversion records its own list in `classes.txt`, and
+`mapping` takes any list of wnids:
 
     to_1k = labels.mapping([wnid for wnid, _ in read_classes("shards/imagenet21k-64")], "ilsvrc2012")
 """
@@ -19,7 +21,9 @@ import numpy as np
 
 from mlpdata.errors import Error
 
-LISTS = {"fall11": "f", "fall11-12k": "t", "fall11-p": "p", "winter21-p": "w", "ilsvrc2012": "k"}  # name -> its mark
+# Name -> marks of its synsets.
+LISTS = {"fall11": "f", "fall11-12k": "t", "fall11-p": "p", "winter21-p": "w", "ilsvrc2012": "k", "google-21843": "fg",
+         "microsoft-21842": "fk"}  # fmt: skip
 WNID = re.compile(r"n\d{8}")  # the name of a synset
 VAL_KEY = re.compile(r"ILSVRC2012_val_(\d{8})$")
 
@@ -37,10 +41,21 @@ def _table() -> dict[str, list[str]]:
 
 @cache
 def classes(name: str) -> tuple[str, ...]:
-    """The wnids of a list in label order, that is sorted: 21,841 / 11,821 / 11,221 / 10,450 / 1,000. Raises Error."""
+    """The wnids of a list of LISTS in label order. Raises Error.
+
+    They are 21,841 / 11,821 / 11,221 / 10,450 / 1,000 / 21,843 / 21,842. All are sorted but Microsoft's, which is the
+    list of ILSVRC2012 followed by the rest of fall11.
+
+    >>> classes("fall11")[0], classes("microsoft-21842")[0]
+    ('n00004475', 'n01440764')
+    """
     if name not in LISTS:
         raise Error(f"no class list {name!r}; there are {', '.join(LISTS)}")
-    return tuple(wnid for wnid, row in _table().items() if LISTS[name] in row[0])
+    wnids = [wnid for wnid, row in _table().items() if not set(LISTS[name]).isdisjoint(row[0])]
+    if name == "microsoft-21842":
+        first = set(classes("ilsvrc2012"))
+        wnids.sort(key=lambda wnid: wnid not in first)
+    return tuple(wnids)
 
 
 @cache

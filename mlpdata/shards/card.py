@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from mlpdata import labels
+from mlpdata.labels import WNID
 from mlpdata.shards.classes import classes_text
 from mlpdata.shards.index import keys_just_written
 from mlpdata.shards.manifest import Manifest, SplitInfo, card_path, classes_path, info_path
@@ -127,10 +128,23 @@ label order, `*.index.parquet` says where every sample lies and where it came fr
 and why, `manifest.json` everything else, with a checksum of every file. Channel mean {rounded(manifest.mean)} and
 standard deviation {rounded(manifest.std)} of the training pixels are on the scale of 0 to 1.
 
-Made by mlpdata {manifest.tool_version}:
+{_synsets(classes)}Made by mlpdata {manifest.tool_version}:
 
     {printable(manifest.command)}
 """
+
+
+def _synsets(classes: list[tuple[str, str]]) -> str:
+    """The table of ImageNet's synsets, by which labels of one data set are told from those of another; "" without any.
+
+    The names in the card's header are the readable ones, two of which may be equal.
+    """
+    if not any(WNID.fullmatch(name) for name, _ in classes):
+        return ""
+    if len(classes) > MAX_CARD_CLASSES:
+        return f"The first column of `classes.txt` has the WordNet ids of the {len(classes):,} classes.\n\n"
+    rows = [f"| {i} | {_cell(name)} | {_cell(text)} |" for i, (name, text) in enumerate(classes)]
+    return "\n".join(["| label | WordNet id | class |", "|---|---|---|", *rows, "", ""])
 
 
 def _files(info: SplitInfo) -> list[str]:
@@ -138,3 +152,7 @@ def _files(info: SplitInfo) -> list[str]:
     if info.tars:
         tars = [info.tars[0] if len(info.tars) == 1 else f"{info.tars[0]} to {info.tars[-1]}"]
     return ([info.beton] if info.beton else []) + tars
+
+
+def _cell(text: str) -> str:
+    return printable(text).replace("|", r"\|")

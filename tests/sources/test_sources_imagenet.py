@@ -417,6 +417,15 @@ def test_class_lists_and_maps():
     sizes = {"fall11": 21_841, "fall11-12k": 11_821, "fall11-p": 11_221, "winter21-p": 10_450, "ilsvrc2012": 1000}
     for name, size in sizes.items():
         assert len(labels.classes(name)) == size and list(labels.classes(name)) == sorted(labels.classes(name))
+    google, microsoft = labels.classes("google-21843"), labels.classes("microsoft-21842")
+    assert len(google) == 21_843 and list(google) == sorted(google)
+    assert set(google) - set(labels.classes("fall11")) == {"n03931044", "n09859684"}
+    assert (google[9205], google[15027], labels.readable(google[15027])) == ("n03931044", "n09859684", "bleacher")
+    assert len(microsoft) == len(set(microsoft)) == 21_842 and microsoft[850] == "n04399382"
+    assert microsoft[:1000] == labels.classes("ilsvrc2012")
+    assert microsoft[1000] == "n00004475" and list(microsoft[1000:]) == sorted(microsoft[1000:])
+    assert (labels.mapping("ilsvrc2012", "microsoft-21842") == range(1000)).all()
+    assert (labels.mapping("fall11", "google-21843") >= 0).all()
     to_1k = labels.mapping("fall11", "ilsvrc2012")
     assert (to_1k >= 0).sum() == 999  # the teddy bear is not in fall11
     assert (labels.mapping("ilsvrc2012", "winter21-p") >= 0).sum() == 991

@@ -1,0 +1,126 @@
+"""Maps from the classes of a shard directory to others: from a file, to a published list, to CIFAR-100's coarse labels.
+
+A map names every class of the directory once. Which label a new class gets follows from the map alone: its place in the
+published list, or in the file.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlpdata import labels
+from mlpdata.errors import Error
+from mlpdata.shards.text import parse_json, read_text, shown
+from mlpdata.sources.keys import listed
+
+COARSE = "cifar100-coarse"
+NAMES = (COARSE, *labels.LISTS)  # of maps that need no file
+# https://www.cs.toronto.edu/~kriz/cifar.html, in the order and spelling of the archive's `meta`.
+CIFAR100_COARSE = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMap:
+    """New names for the classes of a shard directory."""
+
+    names: dict[str, str]  # old name -> new name, in the old label order
+    classes: tuple[str, ...]  # the new names in label order; of a published list all, with images or without
+    left_out: tuple[str, ...] = ()  # old names that are not in the published list, in the old label order
+
+
+def read_label_map(given: str | Path, classes: Sequence[str]) -> LabelMap:
+    """The map that `--map` names.
+
+    given:   one of NAMES, or a file: a JSON object {"old": "new"}, or lines of old name, TAB (or comma, with quotes as
+             in CSV) and new name. A file named like one of NAMES is given as `./NAME`.
+    classes: the directory's, by their names in the source, in label order.
+    Raises Error for a file that cannot be read as a map, names a class twice, an unknown one, or not all of them.
+
+    >>> read_label_map("cifar100-coarse", ["apple", "wolf", "pear"]).names
+    {'apple': 'fruit_and_vegetables', 'wolf': 'large_carnivores', 'pear': 'fruit_and_vegetables'}
+    >>> read_label_map("fall11-p", ["n00005787", "n00004475"]).left_out
+    ('n00004475',)
+    """
+    if str(given) == COARSE:
+        coarse_of = {fine: coarse for coarse, fines in CIFAR100_COARSE.items() for fine in fines.split()}
+        if strange := [name for name in classes if name not in coarse_of]:
+            raise Error(f"{COARSE} is for CIFAR-100's 100 classes, which do not include {listed(strange, 3)}")
+        return LabelMap(names={name: coarse_of[name] for name in classes}, classes=tuple(CIFAR100_COARSE))
+    if str(given) in labels.LISTS:
+        wnids = labels.classes(str(given))
+        known = set(wnids)
+        names = {name: name for name in classes if name in known}
+        if not names:
+            raise Error(f"none of the {len(classes):,} classes is in {given}: {given} lists wnids, as {wnids[0]}")
+        return LabelMap(names=names, classes=wnids, left_out=tuple(name for name in classes if name not in known))
+    path = Path(given)
+    if not path.exists():
+        raise Error(f"no such map: {path} is no file, and none of {', '.join(NAMES)}")
+    pairs = _pairs(path, read_text(path))
+    return _checked(path, pairs, classes)
+
+
+def _pairs(path: Path, data: bytes) -> list[tuple[str, str]]:
+    """(old, new) as a file has them. Raises Error."""
+    if data.lstrip()[:1] == b"{":
+        return list(parse_json(data, path, dict[str, str]).items())
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise Error(f"{path} is no map: it is no UTF-8 text ({e.reason} at byte {e.start})") from None
+    lines = text.replace("\r\n", "\n").split("\n")
+    reader = csv.reader(lines, skipinitialspace=True, strict=True)
+    rows = (line.split("\t") for line in lines) if "\t" in text else reader
+    pairs = []
+    try:
+        for row in rows:
+            names = [name.strip() for name in row]
+            if any(names) and len(names) != 2:
+                raise csv.Error(f"{', '.join(names)!r:.80}: {len(names)} names where an old and a new one are wanted")
+            pairs += [(names[0], names[1])] if any(names) else []
+    except csv.Error as e:
+        raise Error(f"{path} is no map: {e}; write a line for a class: old name, TAB, new name") from None
+    return pairs
+
+
+def _checked(path: Path, pairs: list[tuple[str, str]], classes: Sequence[str]) -> LabelMap:
+    known, names = set(classes), {}
+    for old, new in pairs:
+        if old not in known:
+            example = f" ({shown(classes[0])} is one)" if classes else ""
+            raise Error(f"{path} maps {shown(old)!r}, which is no class of the directory{example}; correct the map")
+        if old in names:
+            raise Error(f"{path} maps {shown(old)!r} twice; leave one of its lines")
+        if not new or not new.isprintable():
+            raise Error(f"{path} maps {shown(old)!r} to {shown(new)!r}, which is no name for a class")
+        names[old] = new
+    if missing := [name for name in classes if name not in names]:
+        raise Error(
+            f"{path} does not map {len(missing):,} of the {len(classes):,} classes: {listed(missing, 3)}; add lines "
+            "for them, or leave them out first with `mlpdata subset --classes`"
+        )
+    return LabelMap(names={name: names[name] for name in classes}, classes=tuple(dict.fromkeys(names.values())))
