@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +34,7 @@ from mlpdata.loader.tiers import open_tier
 from mlpdata.shards import remote
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.open import open_split
-from mlpdata.system.threads import cores
+from mlpdata.system.threads import WaitClock, cores
 
 
 class Loader:
@@ -67,7 +66,7 @@ class Loader:
 
     labels: int64 (num_samples,), read-only, of the samples in their own order; below num_classes. shape: (H, W, 3) of
     an image. tier, tier_reason, pixels: where the pixels are, why, and in which form. wait_s: seconds that the consumer
-    has waited for pixels so far, without the augmentation's own work.
+    has waited for pixels so far: for files, decoding, gather and copy on the host, never for work of the device.
 
     Raises mlpdata.Error for shards that are unfinished, damaged or lack the split or format, and for wrong options.
     """
@@ -211,13 +210,12 @@ class Loader:
 
     def _iterate(self, position: state.Position) -> Iterator[Batch]:
         while True:
-            epoch = position.epoch
-            batches = self._tier.batches(self._steps(epoch, position.blocks, range(position.step, len(self))))
+            epoch, clock = position.epoch, WaitClock()
+            batches = self._tier.batches(self._steps(epoch, position.blocks, range(position.step, len(self))), clock)
             try:
                 while True:
-                    started = time.perf_counter()
                     batch = next(batches, None)
-                    self.wait_s += time.perf_counter() - started
+                    self.wait_s += clock.pop()
                     if batch is None:
                         break
                     if self.augment is not None:

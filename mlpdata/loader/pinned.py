@@ -21,7 +21,7 @@ from mlpdata.loader.order import EpochSteps
 from mlpdata.loader.reader import Reader
 from mlpdata.loader.resident import batch_of, load_pixels
 from mlpdata.loader.subset import Selection
-from mlpdata.system.threads import Wait, no_wait, overlap, prefetch
+from mlpdata.system.threads import Wait, WaitClock, no_wait, overlap, prefetch
 
 NUM_AHEAD = 4  # batches that wait ready, or fewer
 AHEAD_BYTES = 512 << 20  # if those would be larger
@@ -55,13 +55,13 @@ class HostTier:
         *planes, numbers = tensors
         return batch_of(planes, numbers[0], numbers[1])
 
-    def batches(self, steps: EpochSteps) -> Generator[Batch, None, None]:
-        """The batches of an epoch's steps."""
+    def batches(self, steps: EpochSteps, clock: WaitClock | None = None) -> Generator[Batch, None, None]:
+        """The batches of an epoch's steps. clock: counts the waiting for pixels."""
         depth = max(1, min(NUM_AHEAD, AHEAD_BYTES // (steps.local_batch_size * self.reader.image_bytes)))
         if self.device.type == "cpu":
             prepared = overlap(self._prepare(steps, BufferPool().take))
-            return prefetch((self._batch(*tensors) for tensors in prepared), depth)
-        return self._copy(steps, depth)
+            return prefetch((self._batch(*tensors) for tensors in prepared), depth, clock)
+        return self._copy(steps, depth, clock or WaitClock())
 
     def _prepare(
         self, steps: EpochSteps, empty: Callable[[tuple[int, ...]], torch.Tensor]
@@ -74,7 +74,7 @@ class HostTier:
                 numbers = numbers.pin_memory()
             yield [*planes, numbers], fill([plane.numpy() for plane in planes])
 
-    def _copy(self, steps: EpochSteps, depth: int) -> Generator[Batch, None, None]:
+    def _copy(self, steps: EpochSteps, depth: int, clock: WaitClock) -> Generator[Batch, None, None]:
         copy_stream = torch.cuda.Stream(self.device)
         handed_out: deque[torch.Event] = deque()  # in the consumer's stream, one a batch
 
@@ -87,18 +87,17 @@ class HostTier:
             for tensors in overlap(self._prepare(steps, pinned)):
                 # The host may launch work far ahead of the device, and the memory of a batch is only free again when
                 # the device is done with it: do not copy more batches than the device is about to need.
-                while len(handed_out) > NUM_AHEAD:
-                    handed_out.popleft().synchronize()
+                with clock.held():
+                    while len(handed_out) > NUM_AHEAD:
+                        handed_out.popleft().synchronize()
                 with torch.cuda.stream(copy_stream):
                     on_device = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
                 yield on_device, copy_stream.record_event()
 
-        for on_device, event in prefetch(copied(), depth):
+        for on_device, event in prefetch(copied(), depth, clock):
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(event)
-            for (
-                tensor
-            ) in on_device:  # allocated on copy_stream, which must not reuse the memory before this one is done
+            for tensor in on_device:  # copy_stream, which allocated it, must not use its memory again too early
                 tensor.record_stream(stream)
             handed_out.append(stream.record_event())
             yield self._batch(*on_device)

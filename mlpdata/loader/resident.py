@@ -16,6 +16,7 @@ from mlpdata.loader.options import Pixels
 from mlpdata.loader.order import EpochSteps
 from mlpdata.loader.reader import Reader
 from mlpdata.loader.subset import Selection
+from mlpdata.system.threads import WaitClock
 
 LOAD_BYTES = 64 << 20  # of pixels read at a time
 NUM_ROWS = 1 << 16  # row numbers sent to a GPU at a time
@@ -33,8 +34,11 @@ class Resident:
         self._ids = None if selection.ids is None else torch.from_numpy(selection.ids).to(device)
         self._buffers = BufferPool() if device.type == "cpu" else None
 
-    def batches(self, steps: EpochSteps) -> Generator[Batch, None, None]:
-        """The batches of an epoch's steps, as rows of the stores: what augments them gathers them on the way."""
+    def batches(self, steps: EpochSteps, clock: WaitClock | None = None) -> Generator[Batch, None, None]:
+        """The batches of an epoch's steps, as rows of the stores: what augments them gathers them on the way.
+
+        clock: stands still, since pixels are never waited for.
+        """
         if self.device.type == "cpu":
             for step in steps.range:
                 yield self._batch(torch.from_numpy(steps.rows(step)))

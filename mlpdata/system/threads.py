@@ -7,7 +7,8 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -83,19 +84,61 @@ def overlap(items: Generator[tuple[T, Wait], None, None]) -> Generator[T, None, 
         items.close()
 
 
+class WaitClock:
+    """The seconds that a consumer waits for what one producer makes, which has itself nobody to wait for.
+
+    What the producer is held up by (`held`) may be the consumer's own doing: a device that is behind with its work.
+    """
+
+    def __init__(self):
+        self._waited = 0.0
+        self._held: tuple[float, float | None] = 0.0, None  # (seconds so far, since when); one value: threads share it
+
+    def pop(self) -> float:
+        """The seconds since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The consumer waits."""
+        before = self._seconds_of_producer()
+        try:
+            yield
+        finally:
+            self._waited += self._seconds_of_producer() - before
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The producer is held up, and waits for something that is not its own work."""
+        total, _ = self._held
+        started = time.perf_counter()
+        self._held = total, started
+        try:
+            yield
+        finally:
+            self._held = total + time.perf_counter() - started, None
+
+    def _seconds_of_producer(self) -> float:
+        """Seconds, from anywhere, of which those in which the producer was held up are left out."""
+        now, (total, since) = time.perf_counter(), self._held
+        return now - total if since is None else min(now, since) - total
+
+
 _END = object()
 
 
-def prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
+def prefetch(items: Generator[T, None, None], depth: int, clock: WaitClock | None = None) -> Generator[T, None, None]:
     """The same items, made by a thread that runs up to `depth` of them ahead. Its errors are raised here.
 
-    Leaving the iteration early ends the thread, and closes the generator that made the items.
+    Leaving the iteration early ends the thread, and closes the generator that made the items. clock: counts how long
+    the items are waited for.
 
     >>> list(prefetch((n * n for n in range(4)), depth=2))
     [0, 1, 4, 9]
     """
     ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
+    stop, clock = threading.Event(), clock or WaitClock()
 
     def put(item: object) -> bool:
         while not stop.is_set():
@@ -126,7 +169,8 @@ def prefetch(items: Generator[T, None, None], depth: int) -> Generator[T, None, 
     try:
         while True:
             try:
-                item = ready.get(timeout=5)
+                with clock.waiting():
+                    item = ready.get(timeout=5)
             except queue.Empty:
                 if thread.is_alive() or not ready.empty():
                     continue
