@@ -295,10 +295,10 @@ def open_source(
     path = _locate(spec, given, say, quiet) if spec.wants_path else None
     if isinstance(path, hub.Repository) or (isinstance(path, Path) and path.is_dir()):
         from mlpdata.sources.parquet import Parquet, ParquetHints
-        from mlpdata.sources.parquet_splits import holds_parquet
+        from mlpdata.sources.parquet_splits import holds_images, holds_parquet
 
         repository = isinstance(path, hub.Repository)
-        if any(name.endswith(".parquet") for name in path.files) if repository else holds_parquet(path):
+        if any(map(holds_images, path.files)) if repository else holds_parquet(path):
             if class_filter.beside_splits():
                 raise Error(f"class filters do not apply to {path}: it has splits and classes of its own")
             hints = {**spec.hints(), **({"image": image_column} if image_column else {})}

@@ -33,6 +33,19 @@ def first_line(error: BaseException | str) -> str:
     return next(filter(None, lines), error if isinstance(error, str) else type(error).__name__)
 
 
+def compiler_reason(error: BaseException) -> str:
+    """Why something did not compile: the first line of the error, and the compiler's own word where it has its output.
+
+    >>> compiler_reason(RuntimeError("C++ compile error\\n\\nCommand:\\ng++ a.cpp\\nOutput:\\na.cpp:3: error: no x.h"))
+    'C++ compile error: a.cpp:3: error: no x.h'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    followed = lines[1:2] if lines[0].endswith(":") else []  # as "backend='inductor' raised:"
+    said = next((line for line in lines[1:] if "error:" in line.lower() and line not in followed), "")
+    first = " ".join([lines[0], *followed])
+    return f"{first}{': ' if not first.endswith(':') else ' '}{said}" if said else first
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an exception means that memory is exhausted, be it for the stack of a new thread."""
     return isinstance(error, MemoryError) or str(error) == "can't start new thread"

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from mlpdata.errors import compiler_reason
+
 
 def compile_or_warn(function: Callable, *, mode: str | None = None, fullgraph: bool = True) -> Callable:
     """The function compiled for fixed shapes. If that fails, a warning says why and the function runs as it is.
@@ -23,8 +25,8 @@ def compile_or_warn(function: Callable, *, mode: str | None = None, fullgraph: b
             except torch.OutOfMemoryError:
                 raise
             except Exception as e:  # the compiler, and what it calls, raise nearly anything
-                works, reason = False, " ".join(str(e).split("\n")[:2]) or type(e).__name__
-                warnings.warn(f"train.compile: it runs uncompiled, which is slower: {reason:.200}", stacklevel=2)
+                works, reason = False, compiler_reason(e)
+                warnings.warn(f"train.compile: it runs uncompiled, which is slower: {reason:.300}", stacklevel=2)
         return function(*inputs)
 
     return call

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from mlpdata.errors import Error, UsageError, first_line, lacks_memory
+from mlpdata.system.format import plural
 from trainer import recipes, report, run_directory, states
 from trainer.loop import Trainer, describe
 from trainer.recipe import Recipe, load_recipe
@@ -60,6 +61,7 @@ def run(
             changes = states.check_same_recipe(folder, recipe, state["recipe"], forced)
         new_data = "data.shards" in forced
         trainer = Trainer(recipe, folder, device, world=world, state=state, new_data=new_data, quiet=quiet)
+        _check_epochs(trainer)
         if profile:
             trainer.say(f"{describe(trainer)}\n{trainer.measure_saturation(seconds=20.0).table()}")
             return None
@@ -86,6 +88,16 @@ def _check_init(recipe: Recipe, path: Path) -> None:
     if maker.is_file() and maker != path:
         how = f"`mlpdata train {maker}` makes it, or give the path of one"
     raise Error(f"recipe: init: there is no checkpoint {recipe.init}: {how} with --set init=FILE")
+
+
+def _check_epochs(trainer: Trainer) -> None:
+    """Raise Error where a resumed run is beyond the epochs that it is now asked for."""
+    epochs, steps = trainer.recipe.train.epochs, len(trainer.train_loader)
+    if trainer.step > epochs * steps:
+        raise Error(
+            f"{trainer.record.folder} has taken {plural(trainer.step, 'step')} of {steps:,} an epoch, more than "
+            f"train.epochs={epochs} asks for: ask for at least {-(-trainer.step // steps)}"
+        )
 
 
 @contextlib.contextmanager

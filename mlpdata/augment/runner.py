@@ -21,6 +21,7 @@ from mlpdata.augment.draws import Draws
 from mlpdata.augment.geometry import Geometry, geometry_of, purposes_of, tables_of
 from mlpdata.augment.pixels import StoredImages, fill
 from mlpdata.augment.sampling import gather, passes, products, turned
+from mlpdata.errors import compiler_reason
 
 if TYPE_CHECKING:
     from mlpdata.augment.augment import Augment
@@ -53,8 +54,7 @@ class Runner:
                 raise
             except Exception as e:
                 self._may_compile = False
-                reason = " ".join([line for line in str(e).splitlines() if line.strip()][:2]) or type(e).__name__
-                _warn_once(f"augmentation runs uncompiled, which is slower: {reason}")
+                _warn_once(f"augmentation runs uncompiled, which is slower: {compiler_reason(e)}")
         started = time.perf_counter()
         draws = Draws.of(batch.ids, seed, epoch, self._purposes)
         geometry, lam = geometry_of(self.augment, draws, *self._kind)

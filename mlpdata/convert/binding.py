@@ -10,11 +10,21 @@ from pathlib import Path
 import xxhash
 
 from mlpdata.convert.plan import ConversionPlan
-from mlpdata.convert.workdir import clean_up, is_untouched, reset
+from mlpdata.convert.record import option_difference
+from mlpdata.convert.workdir import clean_up, is_untouched, own_files, reset
 from mlpdata.errors import Error, first_line, reading
 from mlpdata.shards.files import difference
-from mlpdata.shards.manifest import Manifest, made_from, manifest_path
+from mlpdata.shards.manifest import Manifest, card_path, index_path, made_from, manifest_path
+from mlpdata.shards.text import open_file
+from mlpdata.sources.keys import listed
 from mlpdata.system.files import sync_dir
+
+# For people: fields of an identity whose values say something, and others.
+PLAIN = {"tool_version": "mlpdata", "release": "the release of the source", "format_version": "the format version"}
+OTHERS = {"image_library": "version of the image libraries", "units": "list of images", "classes": "list of classes"}
+OR_REPLACE = "delete that directory, or say --overwrite"
+# What a manifest holds before anything long, and what a card ends with.
+MARKS, MARKED_BYTES = (b'"classes_sha256"', b"\nMade by mlpdata "), 1 << 20
 
 
 def check_place(plan: ConversionPlan) -> None:
@@ -50,24 +60,29 @@ def finished_manifest(plan: ConversionPlan) -> Manifest | None:
     return manifest
 
 
-def _load_manifest(root: Path) -> Manifest:
-    try:
-        return Manifest.load(root)
-    except Error as e:
-        raise Error(f"{e}: choose another --out, or delete {root} first") from None
-
-
 def _own_manifest(plan: ConversionPlan) -> Manifest:
     """The manifest of a finished directory. Raises Error where it is damaged, or not of this plan."""
-    manifest = _load_manifest(plan.root)
-    if manifest.command != plan.draft.command:
-        content = f"another conversion ({manifest.origin})"
-    elif not _same_files(manifest.source_files, plan.draft.source_files):
-        now = made_from(plan.draft.source_files).removeprefix(", of ")
-        content = f"a conversion of another source, or of this one before it changed ({manifest.origin}; now: {now})"
-    else:
-        return manifest
-    raise Error(f"{plan.root} holds {content}; choose another --out, delete that directory, or say --overwrite")
+    try:
+        manifest = Manifest.load(plan.root)
+    except Error as e:
+        raise Error(f"{first_line(e).rpartition(';')[0] or e}; choose another --out, {OR_REPLACE}") from None
+    asked, there = plan.draft.source_files, manifest.source_files
+    if differs := option_difference(plan.draft.command, manifest.command):
+        raise Error(
+            f"{plan.root} holds another conversion{made_from(there)}: {differs}; choose another --out, {OR_REPLACE}"
+        )
+    if not _same_files(there, asked):
+        raise Error(
+            f"{plan.root} holds a conversion of another source: {_other_source(asked, there)}; choose another --out, "
+            f"{OR_REPLACE}"
+        )
+    return manifest
+
+
+def _other_source(asked: dict[str, dict], there: dict[str, dict]) -> str:
+    """How the files of a source differ from those on record."""
+    new, old = (made_from(files).removeprefix(", of ") for files in (asked, there))
+    return f"asked for {new}, there {old}" if new != old else f"{new} was another one, or has changed since"
 
 
 def _same_files(recorded: dict[str, dict], now: dict[str, dict]) -> bool:
@@ -108,12 +123,43 @@ def begin_again(plan: ConversionPlan, say: Callable[[str], None]) -> None:
 def _overwrite(plan: ConversionPlan, say: Callable[[str], None]) -> None:
     """Remove whatever conversion the directory holds."""
     if os.path.lexists(manifest_path(plan.root)):
-        manifest = _load_manifest(plan.root)
-        say(f"{plan.root} is overwritten: it held {manifest.origin}")
-        _remove_finished(plan.root, manifest)
+        try:
+            manifest = Manifest.load(plan.root)
+        except Error as e:
+            _remove_recognised(plan.root, e, say)
+        else:
+            say(f"{plan.root} is overwritten: it held {manifest.origin}")
+            _remove_finished(plan.root, manifest)
     if plan.work.plan.exists() or not is_untouched(plan.work):
         say(f"{plan.root} is overwritten: what was done of an unfinished conversion in it is removed")
         reset(plan.work)
+
+
+def _remove_recognised(root: Path, error: Error, say: Callable[[str], None]) -> None:
+    """Remove a conversion whose manifest is damaged: what has our names, where manifest or card still say it is ours.
+
+    Raises Error where they do not.
+    """
+    if not any(map(_is_marked, (manifest_path(root), card_path(root)))):
+        why = first_line(error).partition(";")[0]
+        raise Error(f"{why}, and nothing says that {root} is a conversion of ours: delete it, or choose another --out")
+    ending = index_path(root, "").name
+    splits = {path.name.removesuffix(ending) for path in root.glob(f"?*{ending}")}
+    removed = own_files(root, splits)
+    say(f"{root} is overwritten: {first_line(error)}; removed: {listed([path.name for path in removed], 6, 'more')}")
+    for path in sorted(removed, key=lambda path: path != manifest_path(root)):
+        path.unlink()
+        sync_dir(root)
+
+
+def _is_marked(path: Path) -> bool:
+    """Whether a manifest, damaged as it may be, or a card is of ours."""
+    try:
+        with open_file(path) as f:
+            text = f.read(MARKED_BYTES)
+    except (OSError, ValueError):
+        return False
+    return any(mark in text for mark in MARKS)
 
 
 def _remove_finished(root: Path, manifest: Manifest) -> None:
@@ -144,18 +190,29 @@ def bind(plan: ConversionPlan, say: Callable[[str], None]) -> None:
     if not is_ours and plan.share is None and is_untouched(plan.work):
         path.unlink()  # an earlier run failed before anything was made
         return bind(plan, say)
-    if identity.get("command") == plan.identity["command"] and _changed(bound["stamps"], plan.stamps):
+    is_of_it = identity.get("source_files", {}).keys() == plan.identity["source_files"].keys()
+    is_of_it = is_of_it and identity.get("command") == plan.identity["command"]
+    if is_of_it and (changed := _changed(bound["stamps"], plan.stamps)):
         raise Error(
-            f"{_changed(bound['stamps'], plan.stamps)} changed after the conversion in {plan.root} had begun: "
+            f"{changed} changed after the conversion in {plan.root} had begun: "
             f"delete {plan.root} and run the same command again, or put back what was there"
         )
     if identity != plan.identity:
-        differs = next((k for k in plan.identity if identity.get(k) != plan.identity[k]), "plan")
-        origin = f"{identity.get('command', 'unreadable')}{made_from(identity.get('source_files', {}))}"
         raise Error(
-            f"{plan.root} holds an unfinished conversion with another {differs} ({origin}); finish it with its own "
-            "options, choose another --out, delete the directory, or say --overwrite"
+            f"{plan.root} holds another conversion{made_from(identity.get('source_files', {}))}, unfinished: "
+            f"{_differences(plan.identity, identity)}; finish it as it was begun, choose another --out, {OR_REPLACE}"
         )
+
+
+def _differences(asked: dict, there: dict) -> str:
+    """In what two identities differ; they do."""
+    if differs := option_difference(asked["command"], str(there.get("command"))):
+        return differs
+    if not _same_files(there.get("source_files", {}), asked["source_files"]):
+        return _other_source(asked["source_files"], there.get("source_files", {}))
+    names = [name for name in asked if asked[name] != there.get(name)]
+    plain = [f"{PLAIN[name]} is {asked[name]}, was {there.get(name)}" for name in names if name in PLAIN]
+    return "; ".join(plain) or f"another {' and another '.join(OTHERS[name] for name in names if name in OTHERS)}"
 
 
 def check_source(plan: ConversionPlan) -> None:

@@ -99,6 +99,34 @@ def _command(spec: DatasetSpec, options: Options, res: int, splits: list[str], c
     return " ".join(words)
 
 
+def option_difference(asked: str, there: str) -> str:
+    """In which options two recorded commands differ; "" where they do not.
+
+    >>> option_difference("mlpdata convert folder --res 12 --limit 5", "mlpdata convert folder --res 16")
+    'asked for --res 12 --limit 5, there --res 16, no --limit'
+    """
+    options = [_options_of(command) for command in (asked, there)]
+    names = [name for name in {**options[0], **options[1]} if options[0].get(name) != options[1].get(name)]
+    sides = []
+    for values in options:
+        given = " ".join(f"{name} {values[name]}" for name in names if name in values)
+        sides.append(", ".join(filter(None, [given, *(f"no {name}" for name in names if name not in values)])))
+    return f"asked for {sides[0]}, there {sides[1]}" if names else ""
+
+
+def _options_of(command: str) -> dict[str, str]:
+    """{option: value} of a command that `_command` made; of an option that is repeated, all values."""
+    first, *options = command.removeprefix("mlpdata ").split(" --")
+    name, _, value = first.partition(" ")
+    values = {name: value}
+    for option in options:
+        name, _, value = option.partition(" ")
+        values[f"--{name}"] = f"{values[f'--{name}']} --{name} {value}" if f"--{name}" in values else value
+    if int(values.get("--res", "0")) <= EXACT_ABOVE_RES:
+        values.setdefault("--decode", "fast")
+    return values
+
+
 def is_exact(options: Options, res: int) -> bool:
     """Whether JPEGs that are resized are decoded in full."""
     return options.decode == "exact" if options.decode else res > EXACT_ABOVE_RES

@@ -39,7 +39,7 @@ from mlpdata.shards import remote, upload
 from mlpdata.shards.beton import PAGE_SIZE
 from mlpdata.shards.manifest import Fidelity, Manifest
 from mlpdata.sources import NothingLeft
-from mlpdata.system.engines import Engine, LocalEngine
+from mlpdata.system.engines import Engine, LocalEngine, leave_if_imported_by_worker
 from mlpdata.system.format import format_bytes
 from mlpdata.system.threads import cores
 
@@ -53,6 +53,7 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
     say: called with a line at a time for the user. Continues an interrupted run of the same options; a finished one is
     left as it is. Raises Error when the work cannot be done or is incomplete; the directory then has no manifest.
     """
+    leave_if_imported_by_worker()
     if remote.is_remote(options.out):
         if options.sharing or options.engine != "local":
             raise Error(f"--out {options.out}: the work of several machines meets on a disk they share")
@@ -225,8 +226,6 @@ def _say_plan(plan: ConversionPlan, say: Callable[[str], None]) -> None:
 
 
 def _say_done(plan: ConversionPlan, manifest: Manifest, totals: Totals, seconds: float, say) -> None:
-    for warning in plan.source.warnings:
-        say(f"warning: {warning}")
     if manifest.fidelity:
         say(fidelity_line(manifest.fidelity))
     n, skipped, left_out = totals.num_samples, sum(totals.num_skipped.values()), totals.num_left_out

@@ -161,16 +161,22 @@ def clean_up(work: WorkDir, manifest: Manifest, splits: set[str]) -> None:
 
     splits: every name of a split that such files may have.
     """
+    for path in own_files(work.root, splits):
+        if path.name not in manifest.files and path != manifest_path(work.root):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(work.path, ignore_errors=True)
+
+
+def own_files(root: Path, splits: set[str]) -> list[Path]:
+    """What has the name of a file of a shard directory with some of these splits, or of the usual ones."""
     names = "|".join(map(re.escape, splits | {"train", "val", "test"}))
     ours = re.compile(
         rf"(({names})(-\d{{6,}}\.tar|\.beton|\.index\.parquet|\.real\.json)|classes\.txt|skipped\.jsonl|_info\.json"
         r"|README\.md|manifest\.json)(\.tmp)?"
     )
-    for path in work.root.iterdir():
-        if ours.fullmatch(path.name) and path.name not in manifest.files and path != manifest_path(work.root):
-            with contextlib.suppress(OSError):  # a folder, which is nothing of ours
-                path.unlink()
-    shutil.rmtree(work.path, ignore_errors=True)
+    with os.scandir(root) as entries:
+        found = [e.name for e in entries if ours.fullmatch(e.name) and not e.is_dir(follow_symlinks=False)]
+    return [root / name for name in sorted(found)]
 
 
 def check_space(work: WorkDir, needed: int) -> None:

@@ -56,7 +56,8 @@ def staged(url: str, say: Say) -> Iterator[Path]:
     except Error as e:
         if finished:
             shutil.rmtree(folder)
-            raise Error(str(e).replace(str(folder), store.where)) from None
+            said = str(e).replace(str(folder), store.where)
+            raise Error(said.replace(", delete that directory, or say --overwrite", " or delete it")) from None
         raise
     if not finished:
         _upload(store, folder, journal, say)

@@ -17,6 +17,7 @@ from mlpdata.sources.location import Location
 
 CARD = "README.md"
 SUFFIX = ".parquet"
+INDEX = ".index.parquet"  # of a shard directory: see shards.index
 LOOKED_AT = 200  # entries of a folder: it may have millions
 LOOKED_BELOW = 4  # levels: the Hub's cache has data sets at snapshots/COMMIT/data
 
@@ -28,6 +29,15 @@ def is_parquet(path: str) -> bool:
     (True, False, False)
     """
     return path.lower().endswith(SUFFIX) and not is_system(path) and not re.search(r"(^|/)\.", path)
+
+
+def holds_images(path: str) -> bool:
+    """Whether a parquet file makes a data set of the place where it lies; the index of a shard directory does not.
+
+    >>> holds_images("data/train.parquet"), holds_images("train.index.parquet")
+    (True, False)
+    """
+    return is_parquet(path) and not path.lower().endswith(INDEX)
 
 
 def list_files(location: Location) -> dict[str, int]:
@@ -121,7 +131,7 @@ def holds_parquet(folder: Path) -> bool:
             seen = list(islice(entries, LOOKED_AT))
         if any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in seen):
             return False
-        has_parquet = has_parquet or any(is_parquet(entry.name) for entry in seen)
+        has_parquet = has_parquet or any(holds_images(entry.name) for entry in seen)
         below = [Path(e.path) for e in seen if is_folder(e) and not e.name.startswith(".")]
         if level < LOOKED_BELOW and len(below) < LOOKED_AT // 10:
             waiting += [(path, level + 1) for path in below]

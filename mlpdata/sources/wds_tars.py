@@ -115,14 +115,16 @@ def _parse_info(record: object) -> dict[str, tuple[str, int]]:
     for name, split in _field(record, "splits", dict).items():
         files: list = _field(split, "filenames", list)
         lengths: list = _field(split, "shard_lengths", list) if split.get("shard_lengths") else [0] * len(files)
+        seen: set[str] = set()  # of this split: another one may be the same by another name, as val and validation
         if len(lengths) != len(files):
             raise ValueError(f"split {name!r:.80} has {len(files):,} filenames and {len(lengths):,} shard_lengths")
         for file, n in zip(files, lengths, strict=True):
             if not isinstance(file, str) or type(n) is not int or n < 0:
                 raise ValueError(f"split {name!r:.80} has the file {file!r:.80} of {n!r:.40} samples")
-            if file in table:
+            entry = (splits.canonical(name) or splits.checked(name), n)
+            if table.setdefault(file, entry) != entry or file in seen:
                 raise ValueError(f"it lists {file!r:.80} twice")
-            table[file] = (splits.canonical(name) or splits.checked(name), n)
+            seen.add(file)
     return table
 
 

@@ -29,6 +29,11 @@ TICK_S = 1.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 KEEP_BYTES = 1 << 30
+UNGUARDED = 86  # exit status of a worker that ran into the script that started it
+GUARD = (
+    'workers import the script that starts them: put what it does below a line `if __name__ == "__main__":`, '
+    "and run it again"
+)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the parent decides what they mean
 
 # (task, its result) -> what they count for in a progress line: (samples, bytes, skipped), as `Progress.add` takes them.
@@ -107,6 +112,18 @@ def process_context() -> SpawnContext | ForkContext:
     return mp.get_context("fork") if safe else mp.get_context("spawn")
 
 
+def leave_if_imported_by_worker() -> None:
+    """End a spawned process that runs its parent's script again, as the import of an unguarded script does.
+
+    To be called where a script begins to work. The parent says what is wrong: see `LocalEngine`. Raises Error in a
+    process that may have no children.
+    """
+    if getattr(mp.current_process(), "_inheriting", False):
+        os._exit(UNGUARDED)
+    if mp.current_process().daemon:
+        raise Error("a daemonic process, as multiprocessing.Pool has them, can start no workers: convert outside of it")
+
+
 class LocalEngine(Engine):
     """Worker processes on this machine, one task at a time each.
 
@@ -114,6 +131,7 @@ class LocalEngine(Engine):
     """
 
     def __init__(self, num_workers: int, state: Any):
+        leave_if_imported_by_worker()
         context = process_context()
         self._workers = []
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the worker has set its own handlers
@@ -161,6 +179,8 @@ class LocalEngine(Engine):
     def _death(self, worker: _Worker, task: Any) -> Error:
         worker.process.join(5)
         code = worker.process.exitcode
+        if code == UNGUARDED:
+            return Error(GUARD)
         how = f"was killed by signal {-code} (out of memory?)" if code and code < 0 else f"exited with status {code}"
         return Error(f"a worker {how} while at {task}; run the same command again to go on from here")
 

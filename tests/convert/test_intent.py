@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 
 import pytest
@@ -54,7 +55,10 @@ def test_overwrite_replaces_any_conversion_of_ours_and_nothing_else(photos):
     options, root = photos
     convert_quietly(**options)
     (root / "notes.txt").write_text("of the user")
-    with pytest.raises(Error, match=r"holds another conversion \(.*--res 16.*, of photos\).* or say --overwrite"):
+    with pytest.raises(
+        Error,
+        match=r"holds another conversion, of photos: asked for --res 12, there --res 16; .*, or say --overwrite$",
+    ):
         convert_quietly(**{**options, "res": 12})
     manifest, lines = convert_quietly(**{**options, "res": 12}, overwrite=True)
     assert manifest.res == Manifest.load(root).res == 12
@@ -73,6 +77,66 @@ def test_overwrite_replaces_any_conversion_of_ours_and_nothing_else(photos):
         convert_quietly(**options, overwrite=True)
     with pytest.raises(Error, match="--overwrite removes what other machines made"):
         Options(dataset="folder", part=(1, 2), overwrite=True)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_conversion_is_told_by_the_options_that_differ(photos, monkeypatch, finished):
+    options, _ = photos
+    with monkeypatch.context() as stop:
+        if finished:
+            convert_quietly(**options)
+        else:
+            stop.setattr(run, "count_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(Error, match="stopped"):
+                convert_quietly(**options)
+    for changes, differs in (
+        ({"decode": "exact"}, "asked for --decode exact, there --decode fast"),
+        ({"codec": "jpg", "seed": 3}, "asked for --codec jpg --seed 3, there --codec auto --seed 0"),
+        ({"splits": ("val",)}, "asked for --split val, there --split train --split val"),
+        ({"dataset": "shapes", "source": None}, "asked for convert shapes, there convert folder;"),
+    ):
+        with pytest.raises(Error) as caught:
+            convert_quietly(**options | changes)
+        assert "holds another conversion, of photos" in str(caught.value)
+        assert re.search(differs, str(caught.value))
+    other = photos[1].parent / "pictures"
+    make_folder(other, per_class=5)
+    with pytest.raises(Error, match="asked for pictures, there photos"):
+        convert_quietly(**options | {"source": str(other)})
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "of wrong types", "of another version"])
+def test_overwrite_replaces_a_directory_whose_manifest_is_damaged(photos, damage):
+    options, root = photos
+    convert_quietly(**options)
+    before = sums(root)
+    (root / "thesis.tex").write_text("mine")
+    path = root / "manifest.json"
+    text = path.read_text()
+    path.write_text({
+        "cut": text[:900],
+        "emptied": "",
+        "of wrong types": text.replace('"res": 16', '"res": "16"'),
+        "of another version": text.replace('"format_version": 1', '"format_version": 7'),
+    }[damage])  # fmt: skip
+    with pytest.raises(Error, match=r"manifest\.json .*, or say --overwrite$"):
+        convert_quietly(**options)
+    _, lines = convert_quietly(**options, overwrite=True)
+    told = [line for line in lines if "is overwritten" in line]
+    assert len(told) == 1 and "manifest.json" in told[0] and "removed: README.md, " in told[0]
+    assert (root / "thesis.tex").read_text() == "mine"
+    (root / "thesis.tex").unlink()
+    assert sums(root) == before
+
+
+def test_overwrite_deletes_nothing_where_somebody_elses_manifest_stands(photos):
+    options, root = photos
+    root.mkdir()
+    for name in ("manifest.json", "train-000000.tar", "README.md"):
+        (root / name).write_text('{"name": "my page"}')
+    with pytest.raises(Error, match=r"nothing says that .*out is a conversion of ours: delete it, or choose another"):
+        convert_quietly(**options, overwrite=True)
+    assert {p.read_text() for p in root.iterdir() if p.is_file()} == {'{"name": "my page"}'}
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -114,7 +178,8 @@ def test_overwrite_removes_unfinished_work(photos, monkeypatch):
         stop.setattr(run, "count_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(Error, match=r"the same command goes on from here$"):
             convert_quietly(**{**options, "res": 12})
-        with pytest.raises(Error, match=r"unfinished conversion with another command \(.*, of photos\).*--overwrite"):
+        differs = "asked for --res 16, there --res 12"
+        with pytest.raises(Error, match=rf"holds another conversion, of photos, unfinished: {differs};.*--overwrite$"):
             convert_quietly(**options)
         with pytest.raises(Error, match=r"goes on from here, without --overwrite$"):
             convert_quietly(**options, overwrite=True)
@@ -175,6 +240,15 @@ def test_a_class_whose_readable_images_are_all_held_out_is_refused(tmp_path):
         convert_quietly(**options, val_per_class=2, max_skipped=0.5)
     assert not (tmp_path / "out").exists()
     convert_quietly(**options, val_per_class=1, max_skipped=0.5)
+
+
+def test_shards_of_ours_are_a_source_again(photos_dir, tmp_path):
+    """A whole directory, or one tar of it: the index beside is no data set, and the table names one split twice."""
+    held_out = Manifest.load(photos_dir).splits["val"]
+    for source, n in ((photos_dir, held_out.num_samples), (photos_dir / "val-000000.tar", held_out.tar_lengths[0])):
+        out = tmp_path / source.name
+        manifest, _ = convert_quietly(dataset="hub", source=str(source), res=32, format="tar", out=out)
+        assert manifest.splits["val"].num_samples == n
 
 
 def test_the_size_of_a_small_beton_is_said_as_it_will_be(photos):

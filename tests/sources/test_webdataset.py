@@ -393,6 +393,14 @@ def test_tables_that_are_none_are_refused(tmp_path, text):
         open_(write(tmp_path, {"0.tar": shard("a"), "_info.json": text}))
 
 
+def test_a_split_may_have_two_names_in_a_table(tmp_path):
+    """As in the tables of our own: timm asks for `validation`."""
+    held_out = {"filenames": ["val-0.tar"], "shard_lengths": [1]}
+    table = info(train={"filenames": ["train-0.tar"], "shard_lengths": [1]}, val=held_out, validation=held_out)
+    files = {"train-0.tar": shard("a"), "val-0.tar": shard("b"), "_info.json": table}
+    assert splits_of(open_(write(tmp_path, files))) == {"train": ["a"], "val": ["b"]}
+
+
 def test_a_table_decides_and_what_does_not_fit_it_is_told(tmp_path):
     table = info(
         Training={"filenames": ["0.tar", "gone.tar"], "shard_lengths": [1, 4]},

@@ -35,6 +35,36 @@ def test_every_task_once_whatever_the_workers():
             assert list(engine.map(double, [])) == []
 
 
+def test_a_script_without_a_guard_is_told_what_to_write(tmp_path):
+    """Its workers import it, and with it the call that starts them; torch has them started so."""
+    script = tmp_path / "script.py"
+    work = 'convert(Options(dataset="shapes", res=8, limit=20, out="out", workers=2, quiet=True))'
+    head = "import torch\nfrom mlpdata.convert import Options, convert\n"
+    script.write_text(f"{head}{work}\n")
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and done.stderr.count("Traceback") == 1 and "bootstrapping" not in done.stderr
+    assert 'put what it does below a line `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    assert done.stdout.count("Shapes, made on the spot") == 1
+    script.write_text(f'{head}if __name__ == "__main__":\n    {work}\n')
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def in_a_pool(out):
+    from mlpdata.convert import Options, convert
+
+    try:
+        convert(Options(dataset="shapes", res=8, limit=20, out=out, quiet=True))
+    except Error as e:
+        return str(e)
+
+
+def test_a_daemonic_process_is_told_that_it_cannot_convert(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert "can start no workers" in pool.apply(in_a_pool, (tmp_path / "out",))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("task", "kind", "message"),
     [

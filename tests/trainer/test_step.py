@@ -224,12 +224,12 @@ def test_a_compiled_step_is_one_graph_that_is_compiled_once(recipe, words, monke
 
 def test_a_compiler_that_fails_is_a_warning_and_the_run_is_the_same(recipe, monkeypatch):
     def broken(graph, inputs):
-        raise RuntimeError("no C++ compiler\nand more")
+        raise RuntimeError("C++ compile error\n\nCommand:\ng++ x.cpp\n\nOutput:\nx.cpp:2: error: no C++ compiler\nmore")
 
     plain = run(recipe, ["train.record_steps=true"], runs=recipe.parent, quiet=True)
     compile_with(monkeypatch, broken)
     torch._dynamo.reset()
-    with pytest.warns(UserWarning, match=r"train.compile: .* runs uncompiled, which is slower: .*no C\+\+ compiler"):
+    with pytest.warns(UserWarning, match=r"train.compile: .* uncompiled, which is slower: .*error: no C\+\+ compiler$"):
         folder = run(recipe, ["train.record_steps=true", "train.compile=true"], runs=recipe.parent, quiet=True)
     assert read_jsonl(folder / "steps.jsonl") == read_jsonl(plain / "steps.jsonl")
 

@@ -243,6 +243,11 @@ def test_a_resume_says_where_it_goes_on_and_what_force_changes(recipe, other_sha
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     with pytest.raises(Error, match="--force goes with --resume"):
         go(recipe, force=True)
+    with pytest.raises(
+        Error, match=r"has taken 25 steps of 15 an epoch, more than train.epochs=1 asks for: .*least 2$"
+    ):
+        go(recipe, *SAME, "train.epochs=1", resume=True, force=True)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     words = ["train.epochs=2", "optim.lr=1e-12", f"data.shards={other_shards / 'pictures'}"]
     run(recipe, [*SAME, *words], resume=True, force=True, runs=runs)
     out = capsys.readouterr().out
