@@ -21,8 +21,8 @@ from mlpdata.augment.batch import Batch
 from mlpdata.augment.settings import Augmentation
 from mlpdata.errors import Error
 from mlpdata.loader.loader import Loader
-from mlpdata.shards import card, index
-from mlpdata.shards.classes import read_classes, read_real
+from mlpdata.shards import index
+from mlpdata.shards.classes import distinct_names, read_classes, read_real
 from mlpdata.shards.manifest import Manifest
 from mlpdata.splits import find
 from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of
@@ -245,7 +245,7 @@ def write_predictions(path: Path, result: EvalResult, keys: Sequence[str], label
 
 
 def _report(options: EvalOptions, ckpt: Checkpoint, manifest: Manifest, loader: Loader, result: EvalResult) -> str:
-    names = card.distinct_names(read_classes(options.shards, manifest))
+    names = distinct_names(read_classes(options.shards, manifest))
     counts = zip(names, result.class_right.tolist(), result.class_total.tolist(), strict=True)
     per_class = {name: right / total for name, right, total in counts if total}
     if options.as_json:

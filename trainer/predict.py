@@ -20,8 +20,7 @@ from mlpdata.augment.augment import Augment
 from mlpdata.augment.batch import Batch
 from mlpdata.errors import Error, reading
 from mlpdata.image import Resize
-from mlpdata.shards.card import distinct_names
-from mlpdata.shards.classes import read_classes
+from mlpdata.shards.classes import distinct_names, read_classes
 from mlpdata.shards.manifest import Manifest, manifest_path
 from mlpdata.shards.text import open_file, shown
 from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of

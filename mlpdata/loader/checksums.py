@@ -18,11 +18,13 @@ from mlpdata.shards.text import open_file
 ROWS = 4096  # compared at a time
 
 
-def check_files(root: Path, manifest: Manifest, split: str, reader: Reader) -> None:
+def check_files(root: Path, manifest: Manifest | None, split: str, reader: Reader) -> None:
     """Raise Error naming the first file of the reader whose SHA-256 is not the manifest's.
 
     Where pixels are stored raw, the error also names the first sample that differs from the index.
     """
+    if manifest is None:
+        raise Error(f"{root} has no manifest to check against")
     with ThreadPoolExecutor(reader.num_threads) as pool:
         differences = pool.map(lambda path: _difference(path, manifest.files[path.name]), reader.index.files)
         for number, (path, wrong) in enumerate(zip(reader.index.files, differences, strict=True)):

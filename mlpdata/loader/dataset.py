@@ -26,7 +26,9 @@ class TorchDataset(Dataset):
     transform is called with an RGB PIL image, as torchvision's own data sets do, and what it returns takes the image's
     place: transforms of torchvision (v1 and v2) and of timm work unchanged.
 
-    labels: int64 (n,), read-only. Pickles are small: each worker of a DataLoader opens the files for itself. Raises
+    labels, targets: int64 (n,), read-only. classes: a name for each label. class_to_idx: the label of each name.
+
+    Pickles are small: each worker of a DataLoader opens the files for itself. Raises
     mlpdata.Error as the Loader does, and if the shards have changed since; IndexError beyond the end; TypeError for an
     index that is no whole number.
     """
@@ -38,6 +40,7 @@ class TorchDataset(Dataset):
         fingerprint: tuple[str, list[tuple[int, int]]],
         ids: np.ndarray | None,
         labels: np.ndarray,
+        classes: list[str],
         transform: Callable[[Image.Image], Any] | None = None,
     ):
         """Loader.dataset calls this. source: the arguments of open_split. res: as of the Loader.
@@ -47,7 +50,7 @@ class TorchDataset(Dataset):
         if transform is not None and not callable(transform):
             raise Error(f"transform {shown(transform)} cannot be called")
         self._source, self._res, self._fingerprint, self._ids = source, res, fingerprint, ids
-        self.labels, self.transform = labels, transform
+        self.labels, self.classes, self.transform = labels, classes, transform
         self._reader: Reader | None = None
         self._pid = 0
 
@@ -57,6 +60,16 @@ class TorchDataset(Dataset):
     def __setstate__(self, state):
         self.__dict__.update(state)
         self.labels.flags.writeable = False  # pickles do not keep this flag
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The labels, by the name that torchvision's data sets have for them."""
+        return self.labels
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """{name of a class: its label}."""
+        return {name: label for label, name in enumerate(self.classes)}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,6 +109,7 @@ class TorchDataset(Dataset):
             opened = open_split(*self._source)
             reader = Reader(opened.index, 1, self._res)
             if (opened.digest, reader.stamps) != self._fingerprint:
-                raise Error(f"{self._source[0]} changed since it was loaded; load it again")
+                where = self._source[0][0] if isinstance(self._source[0], list) else self._source[0]
+                raise Error(f"{where} changed since it was loaded; load it again")
             self._reader, self._pid = reader, os.getpid()
         return self._reader

@@ -7,7 +7,6 @@ of ranks.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 from collections.abc import Iterator, Sequence
@@ -26,13 +25,13 @@ from mlpdata.loader import state
 from mlpdata.loader.checksums import check_files
 from mlpdata.loader.dataset import TorchDataset
 from mlpdata.loader.options import LoadOptions, check_flag, merge, shown, whole
-from mlpdata.loader.order import EpochOrder, EpochSteps
+from mlpdata.loader.order import EpochOrder, EpochSteps, warn_of_others
 from mlpdata.loader.reader import Reader, mapped_pixels
 from mlpdata.loader.resident import Resident, load_pixels
 from mlpdata.loader.subset import ids_of, select
 from mlpdata.loader.tiers import open_tier
 from mlpdata.shards import remote
-from mlpdata.shards.classes import read_classes
+from mlpdata.shards.classes import distinct_names, read_classes
 from mlpdata.shards.open import open_split
 from mlpdata.system.threads import WaitClock, cores
 
@@ -40,14 +39,15 @@ from mlpdata.system.threads import WaitClock, cores
 class Loader:
     """Open a split of a shard directory, a `.beton` file or WebDataset tars. `mlpdata.load(...)` is the same call.
 
-    Iterating it is one epoch of Batches; `len` is their number. Every `iter` begins the next epoch, however far the one
-    before it went, unless a state was just loaded. Iterations that run side by side do not disturb each other; `epoch`
-    and `state_dict` say where the one that began last is.
+    Iterating it is one epoch of Batches; `len` is their number. Every iteration is of the next epoch, however far the
+    one before it went, unless a state was just loaded. Iterations that run side by side do not disturb each other;
+    `epoch` and `state_dict` say where the one that began last is.
 
     root:        shard directory, also as hf:OWNER/NAME or a URL, of which a verified copy is made in the cache; or a
-                 `.beton` file of ours or of ffcv's own writer; or a WebDataset tar, a pattern of tars, or a directory
-                 of nothing but tars.
-    split:       its name; `val` and `test` stand for each other. Without meaning for single files.
+                 `.beton` file of ours or of ffcv's own writer; or a WebDataset tar, a pattern of tars such as
+                 `train-*.tar` and `train-{000..012}.tar`, a list of those, or a directory of nothing but tars.
+    split:       its name; `val` and `test` stand for each other, and for the Hub's `validation`. Without meaning for
+                 single files.
     batch_size:  samples in a global batch.
     device:      where batches are wanted: "cpu", "cuda", "cuda:1", ...
     format:      "beton" or "tar"; None takes the beton where there is one.
@@ -73,7 +73,7 @@ class Loader:
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | Sequence[str | Path],
         split: str = "train",
         batch_size: int = 1024,
         device: str | torch.device = "cpu",
@@ -93,16 +93,19 @@ class Loader:
         self.batch_size, self.seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
         self.shuffle, self.drop_last, self.infinite = bool(shuffle), bool(drop_last), bool(infinite)
         options = merge(options, more, KEYWORDS)
-        self.rank, self.world_size = options.rank, options.world_size
+        self.rank, self.world_size, self._is_split = (
+            options.rank,
+            options.world_size or 1,
+            options.world_size is not None,
+        )
         if batch_size % self.world_size:
             raise Error(f"batch size {batch_size} is not divisible by the {self.world_size} processes")
         if augment is not None and not isinstance(augment, Augment):
-            raise Error(
-                f"augment is an mlpdata.Augment, not {shown(augment)}; dataset(transform) takes other transforms"
-            )
+            raise Error(f"augment is an mlpdata.Augment, not {shown(augment)}; dataset(transform) takes others")
         self.augment, self.wait_s = augment, 0.0
-        self.root, self.device = _local_path(root), _device(device)
-        self._source = (self.root.absolute(), split, format, options.image_column, options.label_column)
+        paths = [_local_path(path) for path in root] if isinstance(root, (list, tuple)) and root else _local_path(root)
+        self.root, self.device = paths[0] if isinstance(paths, list) else paths, _device(device)
+        self._source = (paths, split, format, options.image_column, options.label_column)
         self._opened = open_split(*self._source)
         self.manifest, self.split, self.index = self._opened.manifest, self._opened.split, self._opened.index
         self._selection = select(self._opened, self.root, subset, options.classes, options.relabel, self.seed)
@@ -114,8 +117,6 @@ class Loader:
         self._reader = Reader(self.index, self.num_threads, options.res)
         self.shape = self._reader.shape
         if options.check:
-            if self.manifest is None:
-                raise Error(f"{root} has no manifest to check against")
             check_files(self.root, self.manifest, self.split, self._reader)
         self._tier, plan, self.tier_reason = open_tier(self._reader, self._selection, self.device, options)
         self.tier, self.pixels = plan.tier, plan.pixels
@@ -130,10 +131,15 @@ class Loader:
         )
 
     @cached_property
-    def class_names(self) -> list[str]:
-        """The readable name of each label; empty where there is no list of classes. Raises Error for a damaged one."""
-        names = [readable for _, readable in read_classes(self.root, self.manifest)] if self.manifest else []
-        return names if self._selection.numbers is None or not names else [names[k] for k in self._selection.numbers]
+    def classes(self) -> list[str]:
+        """A readable name for each label, no name twice; the numbers as text where nothing names the classes.
+
+        Raises Error for a damaged list of classes.
+        """
+        if self.manifest is None:
+            return [str(label) for label in range(self.num_classes)]
+        names = distinct_names(read_classes(self.root, self.manifest))
+        return names if self._selection.numbers is None else [names[k] for k in self._selection.numbers]
 
     @property
     def ids(self) -> np.ndarray:
@@ -170,9 +176,9 @@ class Loader:
         return out
 
     def dataset(self, transform=None) -> TorchDataset:
-        """The same samples as a torch Dataset, for a DataLoader of your own."""
-        fingerprint = self._opened.digest, self._reader.stamps
-        return TorchDataset(self._source, self._res, fingerprint, self._selection.ids, self.labels, transform)
+        """The same samples as a torch Dataset, for a DataLoader of your own: all of them, whatever the rank."""
+        source, fingerprint = (self._source, self._res), (self._opened.digest, self._reader.stamps)
+        return TorchDataset(*source, fingerprint, self._selection.ids, self.labels, self.classes, transform)
 
     # -------------------------------------------------------------------------------------------------- iterating
 
@@ -187,28 +193,36 @@ class Loader:
             for e, b in ((epoch, blocks), (epoch + 1, self._tier.blocks))
         )
         return EpochSteps(
-            order=order,
-            following=following,
-            row_at=self._storage_order if blocks and self.shuffle else None,
-            batch_size=self.batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            range=steps,
-        )
+            order=order, following=following, row_at=self._storage_order if blocks and self.shuffle else None,
+            batch_size=self.batch_size, rank=self.rank, world_size=self.world_size, range=steps,
+        )  # fmt: skip
 
     @cached_property
     def _storage_order(self) -> np.ndarray | None:
         """Blocks are of neighbours in the files: the rows as they lie there; None if that is their own order."""
         return self._reader.storage_order(self._selection.ids)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Have the next iteration be this epoch. In the middle of it, as after loading a state, it goes on there."""
+        epoch = whole("epoch", epoch, 0, state.MAX_EPOCH)
+        if self._position.begun or self._position.epoch != epoch:
+            self._position = state.Position(epoch, 0, self._tier.blocks)
+
     def __iter__(self) -> Iterator[Batch]:
-        """Begin the next epoch, or go on from the state that was just loaded."""
+        """The next epoch, or the rest of the one whose state was just loaded; it begins with the first batch."""
+        if not self._is_split:
+            warn_of_others()
+        return self._iterate(self._unbegun())
+
+    def _unbegun(self) -> state.Position:
         if self._position.begun:
             self._position = state.Position(self._position.epoch + 1, 0, self._tier.blocks)
-        self._position.begun = True
-        return self._iterate(self._position)
+        return self._position
 
     def _iterate(self, position: state.Position) -> Iterator[Batch]:
+        if position.begun:  # by an iterator that was made beside this one
+            position = self._unbegun()
+        position.begun = True
         while True:
             epoch, clock = position.epoch, WaitClock()
             batches = self._tier.batches(self._steps(epoch, position.blocks, range(position.step, len(self))), clock)
@@ -242,22 +256,8 @@ class Loader:
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
-        """What the sequence of batches follows from, the number of processes aside."""
-
-        def digest(array: np.ndarray | None) -> str | None:
-            return None if array is None else hashlib.sha256(array.tobytes()).hexdigest()[:16]
-
-        return {
-            "data": self._opened.digest,
-            "classes": digest(self._selection.classes),
-            "subset": digest(self._selection.ids),
-            "num_samples": self.num_samples,
-            "size": "x".join(map(str, self.shape)),
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "batch_size": self.batch_size,
-            "drop_last": self.drop_last,
-        }
+        settings = {name: getattr(self, name) for name in ("seed", "shuffle", "batch_size", "drop_last")}
+        return state.facts_of(self._opened.digest, self._selection, self.shape, **settings)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is: numbers, strings and lists. Taken while a batch is in use, it goes on with the next one.
@@ -295,15 +295,15 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def _local_path(root) -> Path:
-    """The path of what is to be opened: a verified copy of what is elsewhere."""
+def _local_path(root: Any) -> Path:
+    """The absolute path of what is to be opened: a verified copy of what is elsewhere."""
     try:
         text = os.fsdecode(root)
     except TypeError:
         text = ""
     if not text or "\0" in text:
         raise Error(f"{shown(root)} is no path of a shard directory, a beton or tars")
-    return remote.local_copy(text)
+    return remote.local_copy(text).absolute()
 
 
 def _device(name: str | torch.device) -> torch.device:

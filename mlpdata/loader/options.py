@@ -50,7 +50,8 @@ class LoadOptions:
                  and core).
     num_threads: threads that read and decode; None: as many as there are cores.
     rank, world_size: this process takes its slice of every global batch; batch_size must be divisible by world_size. In
-                 the stream tier every rank reads all blocks and decodes only its own samples.
+                 the stream tier every rank reads all blocks and decodes only its own samples. None: a single process;
+                 where torch.distributed runs several, each of them gets every sample, and a warning says so.
 
     >>> LoadOptions(tier="stream").num_threads is None
     True
@@ -67,7 +68,7 @@ class LoadOptions:
     check: bool = False
     num_threads: int | None = None
     rank: int = 0
-    world_size: int = 1
+    world_size: int | None = None
 
     def __post_init__(self):
         for name in ("relabel", "check"):
@@ -82,15 +83,15 @@ class LoadOptions:
             ("res", 1, MAX_RES), ("num_threads", 1, MAX_THREADS), ("rank", 0, MAX_SEED), ("world_size", 1, MAX_SEED)
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None or name in ("rank", "world_size"):
+            if value is not None or name == "rank":
                 object.__setattr__(self, name, whole(name, value, least, most))
         if self.needs is not None:
             from mlpdata.loader.memory_plan import Needs  # which takes the lists from here
 
             if not isinstance(self.needs, Needs):
                 raise Error(f"needs is an mlpdata.loader.memory_plan.Needs, not {shown(self.needs)}")
-        if self.rank >= self.world_size:
-            raise Error(f"rank {self.rank} is not one of {self.world_size} processes, which count from 0")
+        if self.rank >= (self.world_size or 1):
+            raise Error(f"rank {self.rank} is not one of {self.world_size or 1} processes, which count from 0")
         if self.relabel and self.classes is None:
             raise Error("relabel numbers the labels by the list of classes; give classes too")
 

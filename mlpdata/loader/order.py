@@ -7,6 +7,7 @@ is a position in the order, a `row` one of the loaded samples, an `id` a positio
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,6 +128,21 @@ def rank_share(start: int, stop: int, rank: int, world_size: int) -> tuple[int, 
     each, more = divmod(stop - start, world_size)
     begin = start + rank * each + min(rank, more)
     return begin, begin + each + (rank < more)
+
+
+def warn_of_others() -> None:
+    """Warn where several processes train together, and a loader that knows nothing of them gives each all samples."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        count = torch.distributed.get_world_size()
+        if count > 1:
+            warnings.warn(
+                f"{count} processes train together, and this loader gives each of them every sample: load with rank= "
+                f"and world_size={count}, or with world_size=1 if that is meant",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

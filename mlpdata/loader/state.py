@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mlpdata.errors import Error
 from mlpdata.loader.options import shown
+from mlpdata.loader.subset import Selection
 
 MAX_EPOCH = 1 << 31
 MAX_BLOCKS = 1 << 16  # a window
@@ -26,6 +30,22 @@ class Position:
     step: int
     blocks: tuple[int, int] | None
     begun: bool = False
+
+
+def facts_of(data: str, selection: Selection, shape: tuple[int, ...], **settings: Any) -> dict[str, Any]:
+    """What a sequence of batches follows from, the number of processes aside. data: the digest of the split."""
+
+    def digest(array: np.ndarray | None) -> str | None:
+        return None if array is None else hashlib.sha256(array.tobytes()).hexdigest()[:16]
+
+    return {
+        "data": data,
+        "classes": digest(selection.classes),
+        "subset": digest(selection.ids),
+        "num_samples": len(selection.labels),
+        "size": "x".join(map(str, shape)),
+        **settings,
+    }
 
 
 def pack(position: Position, facts: dict[str, Any]) -> dict[str, Any]:

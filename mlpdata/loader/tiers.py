@@ -47,7 +47,7 @@ def open_tier(
 ) -> tuple[AnyTier, MemoryPlan, str]:
     """(tier, its plan, why it was chosen). Raises Error where the memory turns out not to be enough."""
     size = split_size(reader, len(selection.labels), options.pixels)
-    machine = this_machine(device, options.world_size)
+    machine = this_machine(device, options.world_size or 1)
     plan = plan_memory(size, machine, options.needs, options.tier or "auto", options.pixels)
     reason = plan.reason
     if plan.pixels == "ycc420":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,12 +11,11 @@ import yaml
 
 from mlpdata import labels
 from mlpdata.labels import WNID
-from mlpdata.shards.classes import classes_text
+from mlpdata.shards.classes import classes_text, distinct_names
 from mlpdata.shards.index import keys_just_written
 from mlpdata.shards.manifest import Manifest, SplitInfo, card_path, classes_path, info_path
 from mlpdata.shards.tar import EXTENSIONS
 from mlpdata.shards.text import json_text, printable, rounded
-from mlpdata.sources import keys
 from mlpdata.splits import on_hub
 from mlpdata.system.files import replacing
 
@@ -56,20 +54,6 @@ def write_documents(root: Path, manifest: Manifest, title: str, classes: list[tu
     if manifest.tar_codec:
         written.append(_write(info_path(root), json_text(timm_info(manifest), indent=1)))
     return written
-
-
-def distinct_names(classes: list[tuple[str, str]]) -> list[str]:
-    """A readable name for each class, no name twice: Hugging Face datasets wants that, and ImageNet has two cranes.
-
-    Unprintable characters are escaped.
-
-    >>> distinct_names([("n02012849", "crane"), ("n03126707", "crane"), ("a\\n", "a\\n")])
-    ['crane (n02012849)', 'crane (n03126707)', 'a\\\\n']
-    """
-    counts = Counter(readable for _, readable in classes)
-    return keys.distinct(
-        printable(readable if counts[readable] == 1 else f"{readable} ({name})") for name, readable in classes
-    )
 
 
 def timm_info(manifest: Manifest) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from mlpdata.errors import Error
 from mlpdata.shards.files import Count
 from mlpdata.shards.manifest import Manifest, classes_path, real_path
 from mlpdata.shards.text import damaged, parse_json, printable, read_text, shown, unreadable
+from mlpdata.sources import keys
 
 MAX_REAL = 1000  # true labels of one image; ReaL's have at most 9
 ESCAPE = re.compile(r"\\(?:\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
@@ -61,6 +63,20 @@ def read_real(root: str | Path, manifest: Manifest, split: str) -> dict[str, lis
     if any(label >= manifest.num_classes for labels in real.values() for label in labels):
         raise damaged(path, f"it has labels of more than {manifest.num_classes:,} classes")
     return real
+
+
+def distinct_names(classes: list[tuple[str, str]]) -> list[str]:
+    """A readable name for each class, no name twice: Hugging Face datasets wants that, and ImageNet has two cranes.
+
+    Unprintable characters are escaped.
+
+    >>> distinct_names([("n02012849", "crane"), ("n03126707", "crane"), ("a\\n", "a\\n")])
+    ['crane (n02012849)', 'crane (n03126707)', 'a\\\\n']
+    """
+    counts = Counter(readable for _, readable in classes)
+    return keys.distinct(
+        printable(readable if counts[readable] == 1 else f"{readable} ({name})") for name, readable in classes
+    )
 
 
 def short_names(classes: list[tuple[str, str]]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,14 @@ SAMPLE = {"offset": "<i8", "num_bytes": "<i8", "codec": "u1", "width": "<i4", "h
 COLUMNS = {"file": "<i4", **SAMPLE}
 
 
-def find_tars(path: Path, split: str) -> tuple[list[Path], str]:
+def find_tars(path: Path | list[Path], split: str) -> tuple[list[Path], str]:
     """Find the tars of a split. Returns them and the name that they have for the split.
 
-    path: a tar, a pattern of tars, or a directory. None are found in a shard directory, finished or not, and where
-    nothing is. Raises Error where there are tars but none of that split.
+    path: a tar, a pattern of tars, a list of those, or a directory. None are found in a shard directory, finished or
+    not, and where nothing is. Raises Error where there are tars but none of that split.
     """
+    if isinstance(path, list):
+        return _listed_tars(path), split
     is_directory = path.is_dir()
     if is_directory:
         shard_files = (manifest_path(path), work_path(path), *path.glob("*.index.parquet"), *path.glob("*.beton"))
@@ -50,6 +53,8 @@ def find_tars(path: Path, split: str) -> tuple[list[Path], str]:
             raise Error(f"{path} matches {others[0]}, not a tar")
         return tars, split
     if not tars:
+        if listing.warnings:
+            raise Error(listing.warnings[0])
         return [], split
     tell_splits(listing)
     canonical = splits.our_names(sorted({tar.split or "train" for tar in listing.tars}))
@@ -65,6 +70,19 @@ def find_tars(path: Path, split: str) -> tuple[list[Path], str]:
     for line in listing.warnings:
         warnings.warn(line, RuntimeWarning, stacklevel=2)
     return of_split[name], name
+
+
+def _listed_tars(paths: list[Path]) -> list[Path]:
+    """The tars of a list of tars and of patterns."""
+    tars: list[Path] = []
+    for path in paths:
+        found = [] if path.is_dir() else find_tars(path, "train")[0]
+        if not found:
+            raise Error(f"{path} is no tar; a list names WebDataset tars or patterns of them")
+        tars += found
+    if twice := [tar for tar, count in Counter(tars).items() if count > 1]:
+        raise Error(f"{twice[0]} is listed twice")
+    return tars
 
 
 def scan_tars(paths: list[Path]) -> ShardIndex:

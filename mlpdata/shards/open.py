@@ -7,6 +7,7 @@ afterwards every payload lies inside its file, and every size and label in its b
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from mlpdata.image.limits import MAX_PIXELS
 from mlpdata.shards import beton, foreign, tar
 from mlpdata.shards.manifest import Manifest, beton_path, index_path
 from mlpdata.shards.shard_index import ShardIndex
+from mlpdata.sources.wds_tars import PACKED
 
 FORMATS = ("beton", "tar")
 RAW = CODECS.index("raw")
@@ -52,7 +54,7 @@ class DataSplit:
 
 
 def open_split(
-    path: str | Path,
+    path: str | Path | list[Path],
     split: str = "train",
     format: str | None = None,
     image_column: str | None = None,
@@ -60,8 +62,8 @@ def open_split(
 ) -> DataSplit:
     """Find a split and check that every payload lies inside its file.
 
-    path: a shard directory; a `.beton` file; a tar, a pattern of tars, or a directory of nothing but tars (the names
-    of files and folders there say their splits). split and format choose inside a shard directory;
+    path: a shard directory; a `.beton` file; a tar, a pattern of tars, a list of those, or a directory of nothing but
+    tars (the names of files and folders there say their splits). split and format choose inside a shard directory;
     image_column and label_column among the fields of a `.beton` file of others (None: see beton.open_index).
     Raises Error where there is nothing to open, and for what is unfinished, cut short or damaged.
     """
@@ -69,22 +71,30 @@ def open_split(
         raise Error(f"format {format!r:.80} is neither 'beton' nor 'tar'")
     if not isinstance(split, str):
         raise Error(f"split {split!r:.80} is no name of a split")
+    if re.search(r"[][+%:]", split):
+        raise Error(
+            f"split {split!r:.80} is a slice or a sum as datasets has them; load one split: subset=slice(0, 100) takes "
+            f"its first 100 samples, subset=0.1 a tenth of them at random"
+        )
+    where = path[0] if isinstance(path, list) else Path(path)
     try:
-        data = _open(Path(path), split, format, image_column, label_column)
+        data = _open(path if isinstance(path, list) else where, split, format, image_column, label_column)
     except OSError as e:
-        raise Error(f"cannot read {e.filename or path}: {e.strerror or first_line(e)}") from None
+        raise Error(f"cannot read {e.filename or where}: {e.strerror or first_line(e)}") from None
     if not len(data.index):
-        raise Error(f"{path}: split {data.split!r} has no samples")
+        raise Error(f"{where}: split {data.split!r} has no samples")
     return data
 
 
-def _open(path: Path, split: str, format: str | None, image_column: str | None, label_column: str | None) -> DataSplit:
-    if path.is_file() and path.suffix.lower() != ".tar":
+def _open(
+    path: Path | list[Path], split: str, format: str | None, image_column: str | None, label_column: str | None
+) -> DataSplit:
+    if isinstance(path, Path) and path.is_file() and not path.name.lower().endswith((".tar", *PACKED)):
         return _foreign_split(beton.open_index(path, image_column, label_column), split)
     if image_column or label_column:
         raise Error(f"image_column and label_column are for .beton files of others; {path} is none")
     tars, name = foreign.find_tars(path, split)
-    if tars:
+    if isinstance(path, list) or tars:
         return _foreign_split(foreign.scan_tars(tars), name)
     return _own_split(path, split, format)
 

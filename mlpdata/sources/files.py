@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import glob
+import itertools
+import math
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import xxhash
@@ -20,6 +23,7 @@ from mlpdata.errors import Error, first_line, reading
 from mlpdata.image.limits import MAX_IMAGE_BYTES
 
 KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+MAX_EXPANDED = 100_000  # files that a pattern's braces stand for
 MAX_LINKS = 1_000  # to one folder; folders of links to folders of links are 2^n paths
 
 JPEG_SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif")
@@ -141,17 +145,49 @@ def read_file(path: str) -> bytes | str:
 
 
 def matching(path: Path) -> tuple[Path, list[Path]]:
-    """(folder, sorted paths) that a path or a pattern such as `data/*/train-*.tar` stands for.
+    """(folder, paths in order) that a path or a pattern such as `data/*/train-*.tar` stands for.
 
     A path that exists literally is no pattern. The leading folders of a pattern that exist are taken literally too,
-    whatever their names contain.
+    whatever their names contain. Braces stand for several paths, as in a shell and in webdataset: see expanded.
+    Raises Error where one of those is not there.
     """
     if os.path.lexists(path):
         return path.parent, [path]
     parts, root, n = path.parts, Path(), 0
     while n < len(parts) - 1 and os.path.isdir(root / parts[n]):
         root, n = root / parts[n], n + 1
-    return root, sorted(root / name for name in glob.glob("/".join(parts[n:]), root_dir=root))
+    pattern = "/".join(parts[n:])
+    files = sorted(glob.glob(pattern, root_dir=root))
+    if not files and (names := expanded(pattern)) != [pattern]:
+        for name in names:
+            some = [name] if os.path.lexists(root / name) else glob.glob(name, root_dir=root)
+            if not some:
+                raise Error(f"{root / name} is not there, which {path} lists")
+            files += sorted(some)
+    return root, [root / name for name in dict.fromkeys(files)]
+
+
+def expanded(pattern: str) -> list[str]:
+    """What a text with braces stands for: `{a,b}` are alternatives, `{08..11}` counts. Raises Error for too many.
+
+    >>> expanded("{train,val}-{09..10}.tar")
+    ['train-09.tar', 'train-10.tar', 'val-09.tar', 'val-10.tar']
+    >>> expanded("{a}.tar")
+    ['{a}.tar']
+    """
+    parts = [_alternatives(part) for part in re.split(r"(\{[^{}]*\})", pattern)]
+    if math.prod(map(len, parts)) > MAX_EXPANDED:
+        raise Error(f"{pattern} stands for more than {MAX_EXPANDED:,} files; give a directory or a pattern with *")
+    return ["".join(words) for words in itertools.product(*parts)]
+
+
+def _alternatives(part: str) -> Sequence[str]:
+    """What a part of a pattern stands for; itself where it is no braces with a list or a range in them."""
+    if count := re.fullmatch(r"\{(\d{1,18})\.\.(\d{1,18})\}", part):
+        first, last = map(int, count.groups())
+        step = 1 if first <= last else -1
+        return [f"{k:0{len(count[1])}}" for k in range(first, last + step, step)[: MAX_EXPANDED + 1]]
+    return part[1:-1].split(",") if part.startswith("{") and "," in part else [part]
 
 
 def stamp(path: str, without: str = "") -> str:

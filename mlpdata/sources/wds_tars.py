@@ -50,6 +50,8 @@ def list_tars(path: Location) -> TarList:
     """
     if isinstance(path, Path) and not os.path.isdir(path):
         root, matches = matching(path)
+        if packed := [p for p in matches if p.name.lower().endswith(PACKED)]:
+            raise Error(f"{packed[0]} is a packed tar, in which no image can be read by itself; unpack it to a .tar")
         return TarList(root, [SourceTar(p.relative_to(root).as_posix()) for p in matches if p.is_file()])
     names = sorted(path.files) if isinstance(path, Repository) else _names_below(path)
     tars = TarList(path, [SourceTar(name) for name in names if name.lower().endswith(".tar") and not is_system(name)])

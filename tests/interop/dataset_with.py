@@ -27,7 +27,7 @@ class Reader:
 
 
 def samples(transform=None):
-    made = TorchDataset((), None, (), None, np.arange(6), transform)
+    made = TorchDataset((), None, (), None, np.arange(6), [], transform)
     made._reader, made._pid = Reader(), os.getpid()
     return made
 

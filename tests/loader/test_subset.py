@@ -206,12 +206,12 @@ def test_paths_that_cannot_be(root):
 
 def test_class_names_follow_the_labels(shapes_dir):
     loader = mlpdata.load(shapes_dir, batch_size=64)
-    names = loader.class_names
+    names = loader.classes
     assert len(names) == loader.num_classes and "1,500 samples of 'train'" in repr(loader)
     turned = mlpdata.load(shapes_dir, batch_size=64, classes=range(loader.num_classes)[::-1], relabel=True)
-    assert turned.class_names == names[::-1]
-    assert mlpdata.load(shapes_dir, batch_size=64, classes=[2]).class_names == names
-    assert mlpdata.load(shapes_dir / "train.beton", batch_size=64).class_names == []
+    assert turned.classes == names[::-1]
+    assert mlpdata.load(shapes_dir, batch_size=64, classes=[2]).classes == names
+    assert mlpdata.load(shapes_dir / "train.beton", batch_size=64).classes == [str(k) for k in range(10)]
 
 
 def test_less_common_options_come_in_a_record_or_by_name(shapes_dir):

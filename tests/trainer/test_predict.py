@@ -11,8 +11,7 @@ from PIL import Image
 import mlpdata
 import trainer
 from mlpdata.errors import Error
-from mlpdata.shards.card import distinct_names
-from mlpdata.shards.classes import read_classes
+from mlpdata.shards.classes import distinct_names, read_classes
 from mlpdata.shards.manifest import Manifest
 from trainer import checkpoint
 from trainer.evaluate import EvalOptions
