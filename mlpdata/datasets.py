@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import glob
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +14,9 @@ from mlpdata.errors import Error, UsageError
 from mlpdata.fetch import http, hub
 from mlpdata.fetch.download import fetch
 from mlpdata.fetch.official import ACCOUNT, Archive, download_folder, fetch_url, how_to_get
+from mlpdata.shards.manifest import is_shard_directory
 from mlpdata.sources import ClassFilter, Source
+from mlpdata.sources.files import matching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class DatasetSpec:
     takes_filter: bool = False  # whether class filters apply
     class_filter: ClassFilter = field(default_factory=ClassFilter)  # its sizes apply where none are asked for
     has_real_labels: bool = False  # whether its val images have ReaL labels
+    reads_parquet: bool = True  # whether a folder or repository of parquet files may stand for it
+    takes_columns: bool = False  # whether `open` takes image_column and label_column
     reads_urls: bool = False  # whether `open` takes the URL of an archive, to read it in place
     repository: str | None = None  # a copy on the Hugging Face Hub
     source_hint: str = "DIRECTORY"  # what --source wants where there are no archives
@@ -103,6 +106,18 @@ def _hub(path, *, class_filter, res, **_):
     raise Error(f"{path} holds neither parquet files nor WebDataset tars of images{hint}")
 
 
+def _beton(path, *, class_filter, res, image_column, label_column, **_):
+    from mlpdata.derive.beton_source import BetonSource
+
+    return BetonSource(path, class_filter, res, image_column, label_column)
+
+
+def _wds(path, *, class_filter, res, **_):
+    from mlpdata.sources import webdataset
+
+    return webdataset.open_tars(path, class_filter, res)
+
+
 def _shapes(path, *, res, seed, **_):
     from mlpdata.sources.shapes import Shapes
 
@@ -119,13 +134,10 @@ SPECS = {
             samples={"train": 50_000, "val": 10_000},
             res=32,
             archives=(
-                Archive(
-                    name="cifar-10-python.tar.gz",
-                    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-                    mirrors=("https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",),
-                    num_bytes=170_498_071,
-                    md5="c58f30108f718f92721af3b95e74349a",
-                ),
+                Archive(name="cifar-10-python.tar.gz",
+                        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                        mirrors=("https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",),
+                        num_bytes=170_498_071, md5="c58f30108f718f92721af3b95e74349a"),
             ),
             open=_cifar("CIFAR10"),
             repository="uoft-cs/cifar10",
@@ -138,13 +150,10 @@ SPECS = {
             samples={"train": 50_000, "val": 10_000},
             res=32,
             archives=(
-                Archive(
-                    name="cifar-100-python.tar.gz",
-                    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-                    mirrors=("https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",),
-                    num_bytes=169_001_437,
-                    md5="eb9058c3a382ffc7106e4002c42a8d85",
-                ),
+                Archive(name="cifar-100-python.tar.gz",
+                        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+                        mirrors=("https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",),
+                        num_bytes=169_001_437, md5="eb9058c3a382ffc7106e4002c42a8d85"),
             ),
             open=_cifar("CIFAR100"),
             repository="uoft-cs/cifar100",
@@ -156,12 +165,8 @@ SPECS = {
             num_classes=200,
             samples={"train": 100_000, "val": 10_000},
             archives=(
-                Archive(
-                    name="tiny-imagenet-200.zip",
-                    url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-                    num_bytes=248_100_043,
-                    md5="90528d7ca1a48142e341f4ef8d21d0de",
-                ),
+                Archive(name="tiny-imagenet-200.zip", url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                        num_bytes=248_100_043, md5="90528d7ca1a48142e341f4ef8d21d0de"),
             ),
             open=_tinyimagenet,
             repository="zh-plus/tiny-imagenet",
@@ -172,12 +177,9 @@ SPECS = {
             num_classes=10,
             samples={"train": 5_000, "val": 8_000},
             archives=(
-                Archive(
-                    name="stl10_binary.tar.gz",
-                    url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
-                    num_bytes=2_640_397_119,
-                    md5="91f7769df0f17e558f3565bffb0c7dfb",
-                ),
+                Archive(name="stl10_binary.tar.gz",
+                        url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz", num_bytes=2_640_397_119,
+                        md5="91f7769df0f17e558f3565bffb0c7dfb"),
             ),
             open=_stl10,
         ),
@@ -194,19 +196,10 @@ SPECS = {
                     md5="1d675b47d978889d74fa0da5fadfb00e",
                     login=True,
                     beside=(
-                        Archive(
-                            name="ILSVRC2012_img_val.tar",
-                            url=f"{ILSVRC}ILSVRC2012_img_val.tar",
-                            num_bytes=6_744_924_160,
-                            md5="29b22e2961454d5413ddabcf34fc5622",
-                            login=True,
-                        ),
-                        Archive(
-                            name="ILSVRC2012_devkit_t12.tar.gz",
-                            url=f"{ILSVRC}ILSVRC2012_devkit_t12.tar.gz",
-                            md5="fa75699e90414af021442c21a62c3abf",
-                            login=True,
-                        ),
+                        Archive(name="ILSVRC2012_img_val.tar", url=f"{ILSVRC}ILSVRC2012_img_val.tar",
+                                num_bytes=6_744_924_160, md5="29b22e2961454d5413ddabcf34fc5622", login=True),
+                        Archive(name="ILSVRC2012_devkit_t12.tar.gz", url=f"{ILSVRC}ILSVRC2012_devkit_t12.tar.gz",
+                                md5="fa75699e90414af021442c21a62c3abf", login=True),
                         Archive(name="real.json", url=REAL),
                     ),
                 ),
@@ -225,12 +218,8 @@ SPECS = {
             samples={"train": 14_197_122},
             archives=(
                 Archive(name="fall11_whole.tar", num_bytes=1_310_000_000_000, note=ACCOUNT),
-                Archive(
-                    name="winter21_whole.tar.gz",
-                    url="https://image-net.org/data/winter21_whole.tar.gz",
-                    num_bytes=1_100_000_000_000,
-                    login=True,
-                ),
+                Archive(name="winter21_whole.tar.gz", url="https://image-net.org/data/winter21_whole.tar.gz",
+                        num_bytes=1_100_000_000_000, login=True),
                 Archive(name="imagenet21k_resized.tar.gz", note=ACCOUNT),
             ),
             open=_imagenet("open_imagenet21k"),
@@ -241,6 +230,10 @@ SPECS = {
         ),
         DatasetSpec(name="folder", title="Folder of class sub-folders", open=_folder, takes_filter=True),
         DatasetSpec(name="hub", title="Data set of the Hugging Face Hub", open=_hub, source_hint="hf:OWNER/NAME"),
+        DatasetSpec(name="beton", title="FFCV beton files", open=_beton, takes_filter=True, takes_columns=True,
+                    reads_parquet=False, source_hint="FILE|FOLDER|'PATTERN'"),
+        DatasetSpec(name="wds", title="WebDataset tars", open=_wds, takes_filter=True,
+                    reads_parquet=False, source_hint="FILE|FOLDER|'PATTERN'|hf:OWNER/NAME"),
         DatasetSpec(
             name="shapes",
             title="Shapes, made on the spot",
@@ -251,7 +244,7 @@ SPECS = {
             wants_path=False,
         ),
     )
-}
+}  # fmt: skip
 
 
 def get(name: str) -> DatasetSpec:
@@ -285,30 +278,34 @@ def open_source(
     given: a file, a directory that holds the official file, a pattern of files, a URL, or hf:OWNER/NAME[@REVISION].
     splits: names of those that are wanted, as the user spells them; (): all. limit: so many samples of each split are
     wanted. Both let a source leave unread what nobody asked for; the caller cuts what it gets to the exact number.
-    image_column, label_column: of parquet files. say, quiet: of a fetch. Raises Error that says what to get, and where
-    to put it.
+    image_column, label_column: of parquet files and of betons. say, quiet: of a fetch. Raises Error that says what to
+    get, and where to put it.
     """
     if class_filter and not spec.takes_filter:
         raise Error(f"{spec.name} does not take --min-class-size, --val-per-class or --classes")
     if not spec.wants_path and given:
         raise Error(f"{spec.name} is made on the spot and takes no --source")
     path = _locate(spec, given, say, quiet) if spec.wants_path else None
-    if isinstance(path, hub.Repository) or (isinstance(path, Path) and path.is_dir()):
+    is_repository = isinstance(path, hub.Repository)
+    if spec.reads_parquet and (is_repository or (isinstance(path, Path) and path.is_dir())):
         from mlpdata.sources.parquet import Parquet, ParquetHints
         from mlpdata.sources.parquet_splits import holds_images, holds_parquet
 
-        repository = isinstance(path, hub.Repository)
-        if any(map(holds_images, path.files)) if repository else holds_parquet(path):
+        if any(map(holds_images, path.files)) if is_repository else holds_parquet(path):
             if class_filter.beside_splits():
                 raise Error(f"class filters do not apply to {path}: it has splits and classes of its own")
             hints = {**spec.hints(), **({"image": image_column} if image_column else {})}
             hints |= {"label": label_column} if label_column else {}
             return Parquet(path, ParquetHints(**hints), splits=splits, limit=limit)
-        if repository and not (spec.reads_urls or spec.open is _hub):
+        if is_repository and not (spec.reads_urls or spec.open is _hub):
             raise Error(f"{path} holds no parquet files of {spec.title}")
-    if image_column or label_column:
-        raise Error(f"--image-column and --label-column are for parquet files; {path} is none")
-    return spec.open(path, res=res, seed=seed, class_filter=class_filter, splits=splits, limit=limit)
+    if isinstance(path, Path) and not spec.reads_parquet and is_shard_directory(path):
+        others = "`mlpdata resize` and `mlpdata subset` make others of it, with its class names and keys"
+        raise Error(f"{path} is a shard directory of mlpdata: {others}")
+    columns = {"image_column": image_column, "label_column": label_column} if spec.takes_columns else {}
+    if (image_column or label_column) and not columns:
+        raise Error(f"--image-column and --label-column are for parquet files and betons; {path} is none")
+    return spec.open(path, res=res, seed=seed, class_filter=class_filter, splits=splits, limit=limit, **columns)
 
 
 def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | str | hub.Repository:
@@ -322,7 +319,7 @@ def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | st
         raise Error(f"cannot read {given}: expected a path, http(s)://... or hf:OWNER/NAME")
     if given:
         path = Path(given)
-        if not path.exists() and not glob.glob(given):
+        if not path.exists() and not matching(path)[1]:
             is_name = spec.open is _hub and re.fullmatch(r"[\w.-]+/[\w.-]+(@\S+)?", given)
             hint = f"; for the repository on the Hub say --source {hub.PREFIX}{given}" if is_name else ""
             raise Error(f"no such file or directory: {given} (given as --source){hint}")

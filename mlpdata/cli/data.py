@@ -121,7 +121,7 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.option(
     "--classes",
     type=click.Path(path_type=Path),
-    help="File that lists the classes to take, one a line, in label order.",
+    help="File that lists the classes to take, one a line, in label order; of betons, it names the labels 0, 1, ....",
 )
 @click.option(
     "--engine",
@@ -135,8 +135,12 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
     help="Convert only share K of N: run one share on each of N machines, with the same --out on a shared disk.",
 )
 @click.option("--assemble", is_flag=True, help="When every --part is done: write the shards.")
-@click.option("--image-column", help="Image column of parquet files.  [default: found by its type]")
-@click.option("--label-column", help="Label column of parquet files.  [default: found by its type]")
+@click.option(
+    "--image-column", help="Image column of parquet files, image field of betons.  [default: found by its type]"
+)
+@click.option(
+    "--label-column", help="Label column of parquet files, label field of betons.  [default: found by its type]"
+)
 @quiet_option
 def convert(dataset, source, res, format_, codec, quality, resize, filter_, decode, out, overwrite, splits, workers,
             seed, shard_size, limit, max_skipped, min_class_size, val_per_class, classes, image_column, label_column,
@@ -156,6 +160,8 @@ def convert(dataset, source, res, format_, codec, quality, resize, filter_, deco
     mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --engine ray
     mlpdata convert imagenet21k --source /shared/fall11_whole.tar --out /shared/in21k --part 1/4
     mlpdata convert hub --source hf:uoft-cs/cifar10@main --res 32
+    mlpdata convert beton --source 'ffcv/*.beton' --image-column img --res 32
+    mlpdata convert wds --source 'tars/train-{000000..000099}.tar' --res 64
     """
     from mlpdata.convert.options import Options
     from mlpdata.convert.run import convert as run

@@ -74,6 +74,11 @@ def work_path(root: Path) -> Path:
     return Path(root) / ".convert"
 
 
+def is_shard_directory(root: Path) -> bool:
+    """Whether a folder is a shard directory, finished or not."""
+    return work_path(root).is_dir() or (manifest_path(root).is_file() and classes_path(root).is_file())
+
+
 # ------------------------------------------------------------------------------------------------------- manifest
 
 

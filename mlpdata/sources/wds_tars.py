@@ -53,7 +53,7 @@ def list_tars(path: Location) -> TarList:
         if packed := [p for p in matches if p.name.lower().endswith(PACKED)]:
             raise Error(f"{packed[0]} is a packed tar, in which no image can be read by itself; unpack it to a .tar")
         return TarList(root, [SourceTar(p.relative_to(root).as_posix()) for p in matches if p.is_file()])
-    names = sorted(path.files) if isinstance(path, Repository) else _names_below(path)
+    names = sorted(path.files) if isinstance(path, Repository) else names_below(path)
     tars = TarList(path, [SourceTar(name) for name in names if name.lower().endswith(".tar") and not is_system(name)])
     if packed := sorted(name for name in names if name.lower().endswith(PACKED)):
         packed_names = listed(packed, 1, "others")
@@ -61,7 +61,7 @@ def list_tars(path: Location) -> TarList:
     return tars
 
 
-def _names_below(root: Path) -> list[str]:
+def names_below(root: Path) -> list[str]:
     """Files of a directory and of its folders with a split's name; class folders are not entered."""
     names = []
     try:

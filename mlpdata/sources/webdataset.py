@@ -6,6 +6,7 @@ their splits. Which classes there are, and what is made of each sample, is here.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -46,6 +47,26 @@ def find(path: Location) -> TarList | None:
         if is_webdataset:
             return found
     return None
+
+
+def open_tars(path: Location, class_filter: ClassFilter, res: int) -> WebDataset:
+    """The source of what has to be WebDataset tars. Raises Error that says why it is none."""
+    if tars := find(path):
+        return WebDataset(path, tars, class_filter, res, ())
+    found = list_tars(path)
+    if not found.tars:
+        raise Error(found.warnings[0] if found.warnings else f"{path} holds no .tar files")
+    with contextlib.closing(open_file(found.location, found.tars[0].name)) as blob:
+        samples = (sample for sample in islice(iter_samples(blob), PEEK) if isinstance(sample, TarSample))
+        first = next(samples, None)
+    name = f"{path}: {found.tars[0].name}"
+    if first is None:
+        raise Error(f"{name} is no tar of samples")
+    members = ", ".join(map(keys.shown, first.members))
+    raise Error(
+        f"{name} has samples of {members or 'no files'}: wanted are an image (jpg, png, webp) and a class beside it "
+        "(cls, or label in a json)"
+    )
 
 
 def _has_label(sample: TarSample) -> bool:

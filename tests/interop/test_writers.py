@@ -11,6 +11,9 @@ from environment import PYTHON, ROOT, TIMEOUT_S, need
 
 import mlpdata
 from mlpdata import Error
+from mlpdata.convert import Options, convert
+from mlpdata.inspect.verify import verify
+from mlpdata.shards import index
 
 pytestmark = pytest.mark.interop
 N = 300
@@ -59,3 +62,35 @@ def test_ffcv_betons_of_many_sizes_need_a_size(written):
     small, labels = mlpdata.load(out / "sizes.beton", res=32).arrays()
     assert small.shape == (N, 32, 32, 3) and np.array_equal(labels, np.arange(N) % 10)
     assert np.abs(small.mean((1, 2, 3)) - images.mean((1, 2, 3))).max() < 8
+
+
+@pytest.mark.parametrize("name", ["raw", "jpg", "mixed", "sizes", "smart"])
+def test_ffcv_betons_become_shard_directories(written, name, tmp_path):
+    out, images = written
+    columns = {"image_column": "photo", "label_column": "target"} if name == "smart" else {}
+    said = []
+    options = Options(
+        dataset="beton",
+        source=str(out / f"{name}.beton"),
+        res=40,
+        out=tmp_path / "out",
+        workers=2,
+        quiet=True,
+        **columns,
+    )
+    manifest = convert(options, say=said.append)
+    assert not verify(tmp_path / "out")[1].problems
+    assert any("JPEGs, the others are raw" in line for line in said) == (name in ("mixed", "smart"))
+    left_out = {"mixed": "fields left out: note, weight, bytes, vector", "smart": "fields left out: row"}.get(name)
+    assert any("left out:" in line for line in said) == bool(left_out) and (
+        left_out is None or any(left_out in line for line in said)
+    )
+    rows = np.array([int(key.rpartition("_")[2]) for key in index.keys(tmp_path / "out", manifest, "train")])
+    assert np.array_equal(np.sort(rows), np.arange(N))
+    for format in ("beton", "tar"):
+        got, labels = mlpdata.load(tmp_path / "out", "train", 64, format=format).arrays()
+        assert np.array_equal(labels, rows % 10)
+        error = np.abs(got.astype(int) - images[rows]).mean((1, 2, 3))
+        if name in ("sizes", "smart"):  # those of other sizes were resized
+            error = error[rows % 8 == 0]
+        assert error.max() < 8 and (name not in ("raw", "sizes") or error.max() == 0)

@@ -3,7 +3,8 @@
 Usage: write_ffcv.py IMAGES.npz OUT            IMAGES.npz: `images` (N, H, W, 3) uint8
 
 Runs in the interop environment, where mlpdata is not installed. Makes raw.beton, jpg.beton, mixed.beton (JPEG and raw,
-with JSON, float, bytes and array fields before, between and behind) and sizes.beton (every image one row shorter).
+with JSON, float, bytes and array fields before, between and behind), sizes.beton (every image one row shorter) and
+smart.beton (fields `row`, `photo` and `target`; a JPEG where raw pixels take more than 4,000 bytes, of sizes' images).
 """
 
 import os
@@ -50,9 +51,13 @@ if __name__ == "__main__":
         },
         lambda i: ({"i": i}, i / 2, images[i], np.arange(i + 1, dtype=np.uint8), i % 10, np.zeros(3, np.float32)),
     )
+    shorter = lambda i: np.ascontiguousarray(images[i][: images.shape[1] - i % 8])  # noqa: E731
     write(
-        "sizes.beton",
-        {"image": RGBImageField(write_mode="raw"), "label": IntField()},
-        lambda i: (np.ascontiguousarray(images[i][: images.shape[1] - i % 8]), i % 10),
+        "sizes.beton", {"image": RGBImageField(write_mode="raw"), "label": IntField()}, lambda i: (shorter(i), i % 10)
+    )
+    write(
+        "smart.beton",
+        {"row": IntField(), "photo": RGBImageField(write_mode="smart", smart_threshold=4000), "target": IntField()},
+        lambda i: (i, shorter(i), i % 10),
     )
     os._exit(0)  # all is written; on one core a thread that upstream leaves behind keeps Python from ending
