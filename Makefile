@@ -7,7 +7,7 @@ INTEROP_TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 INTEROP := .venv-interop/bin
 
-.PHONY: bench setup interop demo test test-slow coverage lint gpu gpu-wheels clean
+.PHONY: bench setup interop demo test test-slow test-versions coverage lint gpu gpu-wheels clean
 
 setup: .venv/installed
 
@@ -40,6 +40,10 @@ test: setup interop
 
 test-slow: setup interop
 	$(BIN)/python -m pytest -m slow
+
+# By hand: the oldest and the newest versions that pyproject.toml admits, and every Python that is here; several GB a row.
+test-versions:
+	$(PYTHON) tests/versions.py
 
 lint: setup
 	$(BIN)/ruff check .

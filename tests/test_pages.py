@@ -7,6 +7,7 @@ import statistics
 
 import pages
 import pytest
+import versions
 from archives import make_folder
 from conftest import convert_quietly
 
@@ -14,7 +15,8 @@ import trainer.recipe
 from mlpdata.augment.settings import Augmentation
 from mlpdata.cli import main
 
-PAGES = [path for path in pages.ROOT.rglob("*.md") if ".venv" not in str(path) and "/." not in str(path)]
+FOLDERS = (".", "mlpdata", "recipes", "tests", "trainer")  # others are made, such as environments
+PAGES = [path for folder in FOLDERS for path in (pages.ROOT / folder).glob("*.md" if folder == "." else "**/*.md")]
 
 
 @pytest.mark.parametrize(("page", "name"), [(page, name) for page, parts in pages.PARTS.items() for name in parts])
@@ -77,3 +79,11 @@ def test_the_cnn_of_the_main_page_trains(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(code, {"__name__": "__main__"})
     assert re.fullmatch(r"(epoch \d: loss \d\.\d+\n){2}", capsys.readouterr().out)
+
+
+def test_every_requirement_has_one_lower_bound():
+    pins = versions.oldest(versions.required())
+    assert len(pins) == len(versions.PROJECT["dependencies"]) + len(versions.FOR_TESTS)
+    assert {"torch==2.6", "click==8.1"} <= set(pins)
+    with pytest.raises(ValueError, match="torch"):
+        versions.oldest(["torch"])

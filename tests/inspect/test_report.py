@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from archives import encoded, picture
 from conftest import change_manifest, convert_quietly, run_cli
+from PIL import Image
 
 from mlpdata import image
 from mlpdata.errors import Error
@@ -179,3 +180,17 @@ def test_a_browser_shows_it_without_a_complaint(page, tmp_path):
     bad = tmp_path / "bad.html"
     bad.write_text("<script>throw new Error('seen')</script>")
     assert "CONSOLE" in dump(bad).stderr  # where there is a complaint, it is seen
+
+
+@pytest.mark.skipif(not BROWSER, reason="there is no Chromium here: apt install chromium-headless-shell")
+def test_the_page_fits_a_phone_and_follows_dark_mode(page, tmp_path):
+    def screenshot(name, *options):
+        words = [BROWSER, "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=400,6000"]
+        words += [f"--user-data-dir={tmp_path / name}", f"--screenshot={tmp_path / name}.png", *options, page.as_uri()]
+        subprocess.run(words, capture_output=True, timeout=120, check=True)
+        return np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"))
+
+    light = screenshot("light")
+    assert light.shape[1] == 400 and light[:, :8].min() == 255 == light[:, -8:].min()  # margins: nothing is cut off
+    dark = screenshot("dark", "--blink-settings=preferredColorScheme=0")
+    assert dark[:, :8].max() < 60 < 200 < dark.max()
