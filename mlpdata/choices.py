@@ -16,5 +16,7 @@ Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 DECODES = ("fast", "exact")  # how JPEGs that are resized are decoded: see image.codec
 ENGINES = ("local", "ray")
+EXPORTS = ("folder", "parquet", "npz", "arrow", "mds", "litdata", "tfrecord")  # what `mlpdata export` writes
+EXPORT_CODECS = ("stored", "jpg", "png")  # of exported images; stored: as they are, and PNG for raw pixels
 LIBRARIES = ("ffcv", "webdataset", "datasets", "timm", "torch", "numpy")  # that `mlpdata snippet` writes code for
 MAX_RES = 1024  # pixels a side

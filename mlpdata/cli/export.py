@@ -1,0 +1,49 @@
+"""The command that turns shard directories into what other libraries read: export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mlpdata.choices import EXPORT_CODECS, EXPORTS, FORMATS
+from mlpdata.cli.group import main
+from mlpdata.cli.parameters import SHARDS, quiet_option
+
+
+@main.command()
+@click.argument("directory", type=SHARDS)
+@click.option("--to", type=click.Choice(EXPORTS), required=True, help="The format to write.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write to.")
+@click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
+@click.option("--codec", type=click.Choice(EXPORT_CODECS), default="stored",
+              help="Of the images. stored: as they are, and PNG for raw pixels.")  # fmt: skip
+@click.option("--quality", type=click.IntRange(1, 100), default=90, help="Of JPEGs that are encoded.")
+@click.option("--format", "format_", type=click.Choice(FORMATS["both"]),
+              help="Which of the directory's formats to read.  [default: the one that needs least coding]")  # fmt: skip
+@click.option("--file-mb", type=click.FloatRange(0, min_open=True),
+              help="Size of a file, about.  [default: by format]")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes.  [default: the cores]")
+@quiet_option
+def export(directory, to, out, splits, codec, quality, format_, file_mb, workers, quiet):
+    """Write a shard directory in another format.
+
+    folder: SPLIT/CLASS/KEY.png, for torchvision's ImageFolder. parquet: the layout of the Hugging Face Hub, for
+    load_dataset and `mlpdata push`. arrow: for load_from_disk of Hugging Face's datasets. npz: arrays of pixels, for
+    numpy. mds: for MosaicML's StreamingDataset. litdata: for Lightning's StreamingDataset. tfrecord: for tf.data and
+    TensorFlow Datasets.
+
+    If interrupted, run the same command again: it continues. export.json is written last.
+
+    \b
+    mlpdata export shards/cifar10-32 --to parquet -o cifar10-parquet
+    mlpdata export shards/imagenet1k-64 --to folder -o imagenet-64 --split val
+    """
+    from mlpdata.export.options import ExportOptions
+    from mlpdata.export.run import export as run
+
+    run(
+        ExportOptions(root=directory, to=to, out=out, splits=splits, codec=codec, quality=quality, format=format_,
+                      file_bytes=round(file_mb * 1e6) or 1 if file_mb else None, workers=workers, quiet=quiet),
+        say=click.echo,
+    )  # fmt: skip
