@@ -190,11 +190,11 @@ def test_names_of_data_sets_stand_in_one_module():
     for path in [*(ROOT / "mlpdata").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
         if path.name == "datasets.py" or path.parent.name == "cli":
             continue  # the command line has them in its examples
+        others = {"folder"} if path.name == "choices.py" or path.parent.name == "export" else set()  # a format there
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                assert node.value not in ("cifar10", "cifar100", "tinyimagenet", "shapes", "folder", "stl10", "hub"), (
-                    path
-                )
+                names = {"cifar10", "cifar100", "tinyimagenet", "shapes", "folder", "stl10", "hub"} - others
+                assert node.value not in names, path
 
 
 @pytest.mark.parametrize("closed", [(2,), (1,), (0, 1, 2)])

@@ -10,6 +10,7 @@ import pyarrow as pa
 from mlpdata.export import hub
 from mlpdata.export.samples import Block
 from mlpdata.export.writer import Piece, Say, Writer, Written, entry, one_file
+from mlpdata.shards.files import FileEntry
 from mlpdata.shards.text import json_text
 from mlpdata.splits import on_hub
 from mlpdata.system.files import replacing, write_atomic
@@ -27,17 +28,18 @@ class ArrowWriter(Writer):
                 stream.write_batch(hub.record_batch(block, schema))
         return one_file(folder, path, piece)
 
-    def finish(self, folder: Path, written: dict[str, list[Written]], say: Say) -> dict[str, dict]:
-        exported, files = self.exported, {"dataset_dict.json": {"splits": [on_hub(split) for split in written]}}
+    def finish(self, folder: Path, written: dict[str, list[Written]], say: Say) -> dict[str, FileEntry]:
+        exported = self.exported
+        files: dict[str, dict] = {"dataset_dict.json": {"splits": [on_hub(split) for split in written]}}
         for split, pieces in written.items():
             names = [Path(name).name for piece in pieces for name in piece.files]
             # The fingerprint names caches of what is computed from the data set: it has to differ where the data do.
-            state = {"_data_files": [{"filename": name} for name in names], "_split": on_hub(split)}
+            state: dict = {"_data_files": [{"filename": name} for name in names], "_split": on_hub(split)}
             state["_fingerprint"] = next(iter(pieces[0].files.values()))["sha256"][:16]
             state |= {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
             files[f"{on_hub(split)}/state.json"] = state
             files[f"{on_hub(split)}/dataset_info.json"] = {"features": hub.features(exported)}
-        listings = {}
+        listings: dict[str, FileEntry] = {}
         for name, content in files.items():
             write_atomic(folder / name, json_text(content, indent=1).encode())
             listings |= entry(folder, folder / name)

@@ -18,6 +18,7 @@ from mlpdata.export.samples import KEY_ROWS, Block
 from mlpdata.export.writer import Exported, Piece, Say, Writer, Written, entry
 from mlpdata.shards import index
 from mlpdata.shards.classes import classes_text
+from mlpdata.shards.files import FileEntry
 from mlpdata.shards.manifest import classes_path
 from mlpdata.shards.shard_index import ShardIndex
 from mlpdata.shards.tar import EXTENSIONS
@@ -77,7 +78,7 @@ class FolderWriter(Writer):
                 num_bytes += len(block.images[i])
         return Written(num_samples=len(piece.rows), num_bytes=num_bytes, files={}, facts={"num_files": len(piece.rows)})
 
-    def finish(self, folder: Path, written: dict[str, list[Written]], say: Say) -> dict[str, dict]:
+    def finish(self, folder: Path, written: dict[str, list[Written]], say: Say) -> dict[str, FileEntry]:
         path = classes_path(folder)
         write_atomic(path, classes_text(self.exported.classes).encode())
         return entry(folder, path)

@@ -19,12 +19,19 @@ from mlpdata.export.samples import Block
 from mlpdata.export.writer import Piece, Say, Writer, Written, entry, one_file
 from mlpdata.shards.card import MAX_CARD_CLASSES, distinct_names
 from mlpdata.shards.classes import classes_text
+from mlpdata.shards.files import FileEntry
 from mlpdata.shards.manifest import card_path, classes_path
 from mlpdata.shards.text import printable
 from mlpdata.sources.credits import credits_of
 from mlpdata.splits import on_hub
 from mlpdata.system.files import replacing, write_atomic
 
+# Images are compressed already.
+COLUMN_OPTIONS: dict[str, Any] = {
+    "compression": {"image.bytes": "none", "image.path": "snappy", "label": "snappy"},
+    "use_dictionary": ["label"],
+    "write_statistics": ["image.path", "label"],
+}
 SIZE_CATEGORIES = (  # the Hub's own, by the number of samples below which each ends
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -47,10 +54,8 @@ class ParquetWriter(Writer):
             pq.ParquetWriter(
                 f,
                 schema,
-                compression={"image.bytes": "none", "image.path": "snappy", "label": "snappy"},
-                use_dictionary=["label"],
-                write_statistics=["image.path", "label"],
                 write_page_index=True,
+                **COLUMN_OPTIONS,
             ) as writer,
         ):
             for block in blocks:
@@ -59,7 +64,7 @@ class ParquetWriter(Writer):
                 num_bytes += batch.nbytes
         return one_file(folder, path, piece, num_bytes=num_bytes)
 
-    def finish(self, folder: Path, written: dict[str, list[Written]], say: Say) -> dict[str, dict]:
+    def finish(self, folder: Path, written: dict[str, list[Written]], say: Say) -> dict[str, FileEntry]:
         classes = classes_path(folder)
         write_atomic(classes, classes_text(self.exported.classes).encode())
         write_atomic(card_path(folder), card_text(self, written).encode())
@@ -70,8 +75,8 @@ def card_text(writer: ParquetWriter, written: dict[str, list[Written]]) -> str:
     """The card: a YAML header with what the Hub and its libraries read, then the same for people."""
     exported, manifest = writer.exported, writer.exported.manifest
     spec = datasets.SPECS.get(manifest.dataset)
-    known = credits_of(manifest.dataset)
     title, total = spec.title if spec else manifest.dataset, sum(exported.splits.values())
+    known = credits_of(title)
     sizes = {split: sum(piece.num_bytes for piece in pieces) for split, pieces in written.items()}
     in_memory = {split: sum(piece.facts["num_bytes"] for piece in pieces) for split, pieces in written.items()}
     header: dict[str, Any] = dict(known.license)

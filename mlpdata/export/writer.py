@@ -14,6 +14,7 @@ import numpy as np
 
 from mlpdata.export.options import ExportOptions
 from mlpdata.export.samples import Block, Rows
+from mlpdata.shards.files import FileEntry
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.shard_index import ShardIndex
 
@@ -55,7 +56,7 @@ class Written:
 
     num_samples: int
     num_bytes: int
-    files: dict[str, dict]  # path below the export -> bytes and SHA-256; {} where there are too many to list
+    files: dict[str, FileEntry]  # path below the export -> bytes and SHA-256; {} where there are too many to list
     facts: dict[str, Any]  # what the format's listing has to say of it; JSON
 
 
@@ -91,7 +92,7 @@ class Writer(ABC):
     def write(self, folder: Path, piece: Piece, blocks: Iterator[Block]) -> Written:
         """Write a piece below `folder`, each file whole or not at all."""
 
-    def finish(self, folder: Path, written: dict[str, list[Written]], say: Say) -> dict[str, dict]:
+    def finish(self, folder: Path, written: dict[str, list[Written]], say: Say) -> dict[str, FileEntry]:
         """Write the listings that readers begin with. Returns their bytes and SHA-256, by path."""
         return {}
 
@@ -102,7 +103,7 @@ class Writer(ABC):
                 os.fsync(f.fileno())
 
 
-def entry(folder: Path, path: Path) -> dict[str, dict]:
+def entry(folder: Path, path: Path) -> dict[str, FileEntry]:
     """{path below the export: bytes and SHA-256} of a file that was just written."""
     with open(path, "rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()

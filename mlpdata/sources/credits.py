@@ -80,20 +80,20 @@ IMAGENET = Credits(
 """,
 )
 CREDITS = {
-    "cifar10": CIFAR,
-    "cifar100": CIFAR,
-    "tinyimagenet": TINYIMAGENET,
-    "stl10": STL10,
-    "imagenet1k": ILSVRC,
-    "imagenet21k": IMAGENET,
-    "shapes": Credits({"license": "mit"}),  # made by this package
+    "CIFAR-10": CIFAR,
+    "CIFAR-100": CIFAR,
+    "TinyImageNet": TINYIMAGENET,
+    "STL-10": STL10,
+    "ImageNet-1k": ILSVRC,
+    "ImageNet-21k": IMAGENET,
+    "Shapes, made on the spot": Credits({"license": "mit"}),  # by this package
 }
 
 
-def credits_of(dataset: str) -> Credits:
-    """The credits of a data set by its name in `mlpdata.datasets`; for other people's folders nothing is known.
+def credits_of(title: str) -> Credits:
+    """The credits of a data set by its title in `mlpdata.datasets`; of other people's folders nothing is known.
 
-    >>> credits_of("imagenet1k").license["license_name"], credits_of("folder").license
+    >>> credits_of("ImageNet-1k").license["license_name"], credits_of("Folder of class sub-folders").license
     ('imagenet-agreement', {'license': 'unknown'})
     """
-    return CREDITS.get(dataset, Credits())
+    return CREDITS.get(title, Credits())
