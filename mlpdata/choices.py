@@ -10,6 +10,22 @@ from typing import Literal, get_args
 FORMATS = {"beton": ["beton"], "tar": ["tar"], "both": ["beton", "tar"]}  # what `--format` asks for -> what is written
 Codec = Literal["raw", "jpg", "png"]
 CODECS: tuple[Codec, ...] = get_args(Codec)  # how images are stored; raw is uint8 RGB, rows top to bottom
+
+
+def stored_codecs(format: str, codec: str, from_jpegs: bool) -> tuple[str | None, str | None]:
+    """What `--format` and `--codec` mean: the codecs of the beton and of the tars; None where a format is not wanted.
+
+    from_jpegs: whether the source has JPEGs, of which "auto" makes JPEGs.
+
+    >>> stored_codecs("both", "auto", True), stored_codecs("tar", "auto", False)
+    (('raw', 'jpg'), (None, 'png'))
+    """
+    in_tars = codec if codec != "auto" else "jpg" if from_jpegs else "png"
+    in_beton = "jpg" if codec == "jpg" else "raw"
+    formats = FORMATS[format]
+    return in_beton if "beton" in formats else None, in_tars if "tar" in formats else None
+
+
 Resize = Literal["squash", "crop", "longest"]
 RESIZES: tuple[Resize, ...] = get_args(Resize)
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]

@@ -71,6 +71,11 @@ def _own_manifest(plan: ConversionPlan) -> Manifest:
         raise Error(
             f"{plan.root} holds another conversion{made_from(there)}: {differs}; choose another --out, {OR_REPLACE}"
         )
+    if plan.draft.parents and not _same_parents(manifest, plan.draft):
+        raise Error(
+            f"{plan.root} holds the same of other shard directories, or of another choice of their samples; choose "
+            f"another --out, {OR_REPLACE}"
+        )
     if not _same_files(there, asked):
         raise Error(
             f"{plan.root} holds a conversion of another source: {_other_source(asked, there)}; choose another --out, "
@@ -83,6 +88,11 @@ def _other_source(asked: dict[str, dict], there: dict[str, dict]) -> str:
     """How the files of a source differ from those on record."""
     new, old = (made_from(files).removeprefix(", of ") for files in (asked, there))
     return f"asked for {new}, there {old}" if new != old else f"{new} was another one, or has changed since"
+
+
+def _same_parents(manifest: Manifest, draft: Manifest) -> bool:
+    """Whether two derived directories are of the same ones, and of the same of their samples."""
+    return (manifest.parents, manifest.source_filter) == (draft.parents, draft.source_filter)
 
 
 def _same_files(recorded: dict[str, dict], now: dict[str, dict]) -> bool:

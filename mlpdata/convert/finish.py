@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from mlpdata import labels
 from mlpdata.convert.plan import ConversionPlan
 from mlpdata.convert.stage_parts import Totals, iter_skipped
 from mlpdata.convert.stage_shards import WrittenShards
 from mlpdata.convert.worker import WorkerContext
+from mlpdata.derive.source import ShardSource
 from mlpdata.shards import card
 from mlpdata.shards.manifest import Manifest, SplitInfo, beton_path, index_path, real_path, skipped_path
 from mlpdata.system.engines import Engine
@@ -65,24 +68,30 @@ def finish(
         for record in records:
             totals.summary.add(record.summary)
     mean, std = totals.summary.mean_std()
+    quality = settings.quality if totals.summary.num_encoded_here else None
+    fidelity, source = totals.summary.fidelity(), plan.source
+    if isinstance(source, ShardSource):
+        quality, fidelity = quality or source.stored_quality, fidelity or source.fidelity()
+        if source.keeps_sums:
+            mean, std = source.parents[0].manifest.mean, source.parents[0].manifest.std
     classes = [plan.source.classes[i] for i in np.flatnonzero(totals.label_map >= 0)]
     source_filter = plan.draft.source_filter
-    if "classes_kept" in source_filter:
+    if plan.class_filter.min_class_size:
         source_filter = {**source_filter, "classes_kept": len(classes)}
     manifest = replace(
         plan.draft,
         source_filter=source_filter,
         num_classes=len(classes),
         classes_sha256=card.write_classes(root, classes),
-        quality=settings.quality if totals.summary.num_encoded_here else None,
-        fidelity=totals.summary.fidelity(),
+        quality=quality,
+        fidelity=fidelity,
         mean=mean,
         std=std,
         splits=splits,
     )
     paths += card.write_documents(root, manifest, plan.spec.title, classes)
-    if plan.spec.has_real_labels:
-        written = [card.write_real(real_path(root, s), index_path(root, s), classes) for s in plan.splits]
+    if real := _real_labels(plan, classes):
+        written = [card.write_real(real_path(root, s), index_path(root, s), real) for s in plan.splits]
         paths += [path for path in written if path]
     paths.append(card.write_skipped(skipped_path(root), iter_skipped(context)))
     # The large files are synced and hashed by the workers, side by side.
@@ -96,3 +105,12 @@ def finish(
     manifest = replace(manifest, files=dict(sorted(files.items())))
     manifest.save(root)
     return manifest
+
+
+def _real_labels(plan: ConversionPlan, classes: list[tuple[str, str]]) -> Callable[[list[str]], dict] | None:
+    """What finds the ReaL labels of some keys; None where the data set has none."""
+    if isinstance(plan.source, ShardSource):
+        known = plan.source.real()
+        return (lambda keys: {key: known[key] for key in keys if key in known}) if known else None
+    names = [name for name, _ in classes]
+    return (lambda keys: labels.real(keys, names)) if plan.spec.has_real_labels else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlpdata.choices import CODECS, DECODES, ENGINES, FILTERS, FORMATS, MAX_RES, RESIZES
+from mlpdata.derive.derivation import Derivation
 from mlpdata.errors import Error
 
 __all__ = ["CODECS", "DECODES", "ENGINES", "FILTERS", "FORMATS", "MAX_RES", "RESIZES", "Options"]
@@ -50,6 +51,7 @@ class Options:
     classes: Path | None = None  # file whose lines begin with the names of the classes to take, in label order
     image_column: str | None = None  # of parquet files and betons; None: found from their types
     label_column: str | None = None
+    derivation: Derivation | None = None  # the source is shard directories: see derived.py
     engine: str = "local"
     part: tuple[int, int] | None = None  # (K, N): convert only the K-th of N shares of the units, and stop there
     assemble: bool = False  # go on only if all shares are there

@@ -17,10 +17,12 @@ from pathlib import Path
 import xxhash
 
 from mlpdata import datasets, image
-from mlpdata.convert.options import FORMATS, Options
-from mlpdata.convert.record import draft_manifest, is_exact
+from mlpdata.choices import stored_codecs
+from mlpdata.convert.options import Options
+from mlpdata.convert.record import draft_manifest, is_exact, spec_of
 from mlpdata.convert.workdir import WorkDir
 from mlpdata.convert.worker import ImageSettings, UnitTask
+from mlpdata.derive.source import ShardSource
 from mlpdata.errors import Error
 from mlpdata.shards import beton
 from mlpdata.shards.manifest import Manifest
@@ -112,8 +114,14 @@ def _default_root(spec: datasets.DatasetSpec, source: str | None, res: int) -> P
     return Path("shards") / "-".join([*names, str(res)])
 
 
-def make_plan(options: Options, say: Callable[[str], None] = print) -> ConversionPlan:
-    """Open the source, list its units and make every choice. Raises Error for a bad source or impossible options."""
+def _opened(options: Options, say: Callable[[str], None]) -> tuple[datasets.DatasetSpec, Source, ClassFilter, Path]:
+    """The data set, its source, the class filter that was asked for, and where shards go."""
+    if options.derivation is not None:
+        assert options.res is not None and options.out is not None
+        resize = image.Resize(options.res, options.resize, options.filter)
+        out = Path(options.out)
+        source = ShardSource(options.derivation, out, resize, options.format, options.codec, options.seed)
+        return spec_of(source.parents), source, ClassFilter(), out
     spec = datasets.get(options.dataset)
     res = options.res or spec.res
     asked = _asked_filter(options, spec)
@@ -134,6 +142,13 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Conversio
         say=say,
         quiet=options.quiet,
     )
+    return spec, source, asked, root
+
+
+def make_plan(options: Options, say: Callable[[str], None] = print) -> ConversionPlan:
+    """Open the source, list its units and make every choice. Raises Error for a bad source or impossible options."""
+    spec, source, asked, root = _opened(options, say)
+    res = options.res or spec.res
     stamps = source.stamps(str(root))
     class_filter, filter_note = _applied_filter(asked, source, spec.name)
     units = _checked_units(source)
@@ -145,7 +160,7 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Conversio
     if not units:
         raise Error(f"{spec.name}: nothing to convert; the source has no images")
     num_expected = _num_expected(units, options.limit, len(splits))
-    beton_codec, tar_codec = _codecs(options, source)
+    beton_codec, tar_codec = stored_codecs(options.format, options.codec, source.codec == "jpg")
     settings = ImageSettings(
         resize=image.Resize(res, options.resize, options.filter),
         beton_codec=beton_codec,
@@ -156,7 +171,7 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Conversio
         measure_one_in=max(1, num_expected // min(max(num_expected // 256, MEASURED[0]), MEASURED[1])),
         durable=is_large(sum(estimated_bytes(num_expected, res, beton_codec, tar_codec))),
         splits=tuple(splits),
-        training_split="train" if "train" in splits else splits[0],
+        training_split=_training_split(source, splits),
     )
     draft = draft_manifest(options, spec, source, settings, splits, class_filter, stamps)
     recorded = ("format_version", "tool_version", "command", "release", "source_files", "image_library")
@@ -165,6 +180,8 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Conversio
         "units": xxhash.xxh3_64_hexdigest("".join(map(repr, units)).encode()),
         "classes": xxhash.xxh3_64_hexdigest(repr(source.classes).encode()),
     }
+    if draft.parents:
+        identity |= {"parents": draft.parents, "source_filter": draft.source_filter}
     return ConversionPlan(
         spec=spec,
         source=source,
@@ -223,20 +240,18 @@ def _asked_splits(names: tuple[str, ...], available: list[str], dataset: str) ->
     return list(dict.fromkeys(splits)) or available
 
 
+def _training_split(source: Source, splits: list[str]) -> str | None:
+    """The split whose mean and standard deviation are taken; None where they are known."""
+    if isinstance(source, ShardSource) and source.keeps_sums:
+        return None
+    return "train" if "train" in splits else splits[0]
+
+
 def _num_expected(units: list[Unit], limit: int | None, num_splits: int) -> int:
     expected = sum(unit.num_samples for unit in units)
     if limit is None:
         return expected
     return min(expected, limit * num_splits) if all(unit.num_samples for unit in units) else limit * num_splits
-
-
-def _codecs(options: Options, source: Source) -> tuple[str | None, str | None]:
-    """The codecs of the beton and of the tars; None where that format is not wanted."""
-    formats, tar_codec = FORMATS[options.format], options.codec
-    if options.codec == "auto":
-        tar_codec = "jpg" if source.codec == "jpg" else "png"
-    beton_codec = "jpg" if options.codec == "jpg" else "raw"
-    return beton_codec if "beton" in formats else None, tar_codec if "tar" in formats else None
 
 
 # ----------------------------------------------------------------------------------------------------- class filter

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import mlpdata
 from mlpdata import image
 from mlpdata.archive.blob import fingerprint
 from mlpdata.convert.options import EXACT_ABOVE_RES, FORMATS, Options
 from mlpdata.convert.worker import ImageSettings
-from mlpdata.datasets import DatasetSpec
+from mlpdata.datasets import SPECS, DatasetSpec
+from mlpdata.derive.parents import Parent
+from mlpdata.derive.source import ShardSource
 from mlpdata.fetch import http
 from mlpdata.shards.manifest import FORMAT_VERSION, Manifest
 from mlpdata.sources import ClassFilter, Source, keys
@@ -27,32 +30,76 @@ def draft_manifest(
 ) -> Manifest:
     """The manifest without counts, sums and files, which `finish` fills in."""
     res = settings.resize.res
+    if isinstance(source, ShardSource):
+        return _derived_draft(options, spec, source, settings)
     return Manifest(
         format_version=FORMAT_VERSION,
         dataset=spec.name,
         release=source.release,
         source_files=_source_files(source, stamps),
         source_filter=_filter_record(options, class_filter, len(source.classes)),
+        image_library=image.library_versions(),
+        command=_command(spec, options, res, splits, class_filter),
+        **_common(options, settings),
+    )
+
+
+def _common(options: Options, settings: ImageSettings) -> dict[str, Any]:
+    """What is on record alike of every conversion."""
+    return dict(
         num_classes=0,
         classes_sha256="",
-        res=res,
-        resize=options.resize,  # pyright: ignore[reportArgumentType] - Options holds these to the same lists
-        filter=options.filter,  # pyright: ignore[reportArgumentType]
-        formats=FORMATS[options.format],  # pyright: ignore[reportArgumentType]
-        codec=options.codec,  # pyright: ignore[reportArgumentType]
-        beton_codec=settings.beton_codec,  # pyright: ignore[reportArgumentType]
-        tar_codec=settings.tar_codec,  # pyright: ignore[reportArgumentType]
+        res=settings.resize.res,
+        resize=options.resize,
+        filter=options.filter,
+        formats=FORMATS[options.format],
+        codec=options.codec,
+        beton_codec=settings.beton_codec,
+        tar_codec=settings.tar_codec,
         quality=None,
         seed=options.seed,
         shard_size=options.shard_size,
-        image_library=image.library_versions(),
         fidelity=None,
         mean=[],
         std=[],
         splits={},
         files={},
         tool_version=mlpdata.__version__,
-        command=_command(spec, options, res, splits, class_filter),
+    )
+
+
+def spec_of(parents: list[Parent]) -> DatasetSpec:
+    """The data set that shard directories are of: its name, and what people call it."""
+    names = list(dict.fromkeys(parent.manifest.dataset for parent in parents))
+    titles = [SPECS[name].title if name in SPECS else name for name in names]
+    return DatasetSpec(name="+".join(names), title=" + ".join(titles), open=ShardSource)
+
+
+def _derived_draft(options: Options, spec: DatasetSpec, source: ShardSource, settings: ImageSettings) -> Manifest:
+    """The draft of what is made of shard directories: its parents, and what they say of the archives."""
+    assert options.derivation is not None
+    first, keeps = source.parents[0].manifest, source.keeps_pixels
+    files: dict[str, dict] = {}
+    for parent in source.parents:
+        for name, entry in parent.manifest.source_files.items():
+            files[name if files.get(name, entry) == entry else f"{parent.name}/{name}"] = entry
+    words = options.derivation.words([parent.name for parent in source.parents])
+    if not keeps:
+        words += [f"--res {options.res}", f"--resize {options.resize}", f"--filter {options.filter}"]
+        words.append(f"--decode {'exact' if is_exact(options, settings.resize.res) else 'fast'}")
+    words += [f"--format {options.format}", f"--codec {options.codec}", f"--quality {options.quality}"]
+    words += [f"--seed {options.seed}", f"--shard-size {options.shard_size}"]
+    carried = first.source_filter if len(source.parents) == 1 else {}
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        dataset=spec.name,
+        release=source.release,
+        source_files=files,
+        source_filter={**carried, "derived": source.choice_digest},
+        image_library=source.libraries(image.library_versions()),
+        command=" ".join(words),
+        parents=[parent.record for parent in source.parents],
+        **_common(options, settings),
     )
 
 

@@ -221,6 +221,8 @@ def _say_plan(plan: ConversionPlan, say: Callable[[str], None]) -> None:
     )
     if plan.filter_note:
         say(plan.filter_note)
+    for note in plan.source.notes:
+        say(note)
     for warning in plan.source.warnings:
         say(f"warning: {warning}")
 

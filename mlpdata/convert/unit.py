@@ -17,7 +17,7 @@ from mlpdata.convert.part import ROW, PartRecord, PayloadStore, check_part, writ
 from mlpdata.convert.sums import PixelSums, Summary
 from mlpdata.convert.worker import ImageSettings, UnitTask, WorkerContext
 from mlpdata.errors import Error
-from mlpdata.sources import Broken, Sample, TooSmall
+from mlpdata.sources import Broken, Sample, Stored, TooSmall
 
 # Of a row, in this order; the last two are added by convert_unit.
 COLUMNS = ("hash", "digest", "label", "source_width", "source_height", "width", "height", "pixels_bytes",
@@ -74,8 +74,16 @@ def convert_unit(context: WorkerContext, task: UnitTask) -> PartCounts:
             try:
                 if isinstance(sample, Broken):
                     raise image.ImageError(sample.reason)
-                row, pixels, encoded = _convert_sample(sample, settings, is_deferring, summary)
+                if sample.stored is None:
+                    row, pixels, encoded = _convert_sample(sample, settings, is_deferring, summary)
+                else:
+                    needs_pixels = settings.keeps_pixels or split == settings.training_split
+                    row, pixels, encoded = _take_stored(sample, sample.stored, settings, needs_pixels, summary)
             except image.ImageError as e:
+                if source.is_whole and not isinstance(sample, Broken):
+                    raise Error(
+                        f"sample {sample.key} of a shard directory {e}: `mlpdata verify` lists all damage"
+                    ) from None
                 is_data = not isinstance(sample, Broken) or sample.is_data
                 skip = {"split": split, "source": _readable(sample.origin), "reason": _readable(str(e))}
                 skipped.append(skip if is_data else {**skip, "is_data": False})
@@ -176,6 +184,49 @@ def _convert_sample(
     pixels_bytes = pixels.nbytes if settings.keeps_pixels else 0
     sizes = (source_width, source_height, width, height, pixels_bytes, int(settings.keeps_pixels), len(encoded))
     return (key_hash, xxhash.xxh3_64_intdigest(pixels.data), sample.label, *sizes), pixels, encoded
+
+
+def _take_stored(
+    sample: Sample, stored: Stored, settings: ImageSettings, needs_pixels: bool, summary: Summary
+) -> tuple[tuple, np.ndarray | None, bytes]:
+    """As `_convert_sample`, of a sample of a shard directory: what is there already is not made again."""
+    if not stored.is_final:
+        row, pixels, encoded = _convert_sample(sample, settings, False, summary)
+        return (*row[:3], *stored.source_size, *row[5:]), pixels, encoded
+    data, pixels, digest, encoded = sample.data, stored.pixels, stored.digest, b""
+    if isinstance(data, np.ndarray):
+        pixels = data
+    elif stored.codec == settings.encoding:
+        encoded = data
+    if pixels is None and (needs_pixels or (settings.encoding and not encoded)):
+        pixels, of_pixels = _decode_stored(sample, stored)
+        if stored.codec == "jpg":
+            digest = of_pixels if settings.keeps_pixels or settings.encoding == "png" else digest
+        elif of_pixels != digest:
+            raise image.ImageError("has other pixels than its index says")
+    if settings.encoding and not encoded:
+        assert pixels is not None
+        encoded = (
+            image.encode_png(pixels) if settings.encoding == "png" else image.encode_jpeg(pixels, settings.quality)
+        )
+        summary.num_encoded_here += settings.encoding == "jpg"
+    width, height = stored.size
+    pixels_bytes = 3 * width * height if settings.keeps_pixels else 0
+    key_hash = xxhash.xxh3_64_intdigest(sample.key.encode(), settings.seed)
+    sizes = (*stored.source_size, width, height, pixels_bytes, int(settings.keeps_pixels), len(encoded))
+    return (key_hash, digest, sample.label, *sizes), pixels, encoded
+
+
+def _decode_stored(sample: Sample, stored: Stored) -> tuple[np.ndarray, int]:
+    """The pixels of an encoding, (H, W, 3) uint8, and their digest. Raises ImageError."""
+    assert isinstance(sample.data, bytes)
+    width, height = stored.size
+    if stored.codec == "jpg":
+        pixels = np.empty((height, width, 3), np.uint8)
+        image.decode_kept(sample.data, pixels)
+    else:
+        pixels = image.decode_exact(sample.data, stored.size)
+    return pixels, xxhash.xxh3_64_intdigest(pixels.data)
 
 
 def _measure(data: bytes, pixels: np.ndarray, resize: image.Resize, summary: Summary) -> None:

@@ -32,7 +32,7 @@ class ImageSettings:
     measure_one_in: int  # fidelity is measured on one sample in so many
     durable: bool  # sync parts to disk before they count as done
     splits: tuple[str, ...]  # samples of other splits are left out
-    training_split: str  # whose pixels make mean and standard deviation
+    training_split: str | None  # whose pixels make mean and standard deviation; None where these are known
 
     @property
     def codecs(self) -> tuple[str | None, str | None]:

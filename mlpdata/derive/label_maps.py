@@ -52,17 +52,19 @@ class LabelMap:
     left_out: tuple[str, ...] = ()  # old names that are not in the published list, in the old label order
 
 
-def read_label_map(given: str | Path, classes: Sequence[str]) -> LabelMap:
+def read_label_map(given: str | Path, classes: Sequence[str], may_lack: bool = False) -> LabelMap:
     """The map that `--map` names.
 
     given:   one of NAMES, or a file: a JSON object {"old": "new"}, or lines of old name, TAB (or comma, with quotes as
              in CSV) and new name. A file named like one of NAMES is given as `./NAME`.
     classes: the directory's, by their names in the source, in label order.
-    Raises Error for a file that cannot be read as a map, names a class twice, an unknown one, or not all of them.
+    may_lack: a class that the map lacks is left out.
+    Raises Error for a file that cannot be read as a map, names a class twice or an unknown one, and for a map that
+    lacks classes or has none of them.
 
     >>> read_label_map("cifar100-coarse", ["apple", "wolf", "pear"]).names
     {'apple': 'fruit_and_vegetables', 'wolf': 'large_carnivores', 'pear': 'fruit_and_vegetables'}
-    >>> read_label_map("fall11-p", ["n00005787", "n00004475"]).left_out
+    >>> read_label_map("fall11-p", ["n00005787", "n00004475"], may_lack=True).left_out
     ('n00004475',)
     """
     if str(given) == COARSE:
@@ -76,12 +78,12 @@ def read_label_map(given: str | Path, classes: Sequence[str]) -> LabelMap:
         names = {name: name for name in classes if name in known}
         if not names:
             raise Error(f"none of the {len(classes):,} classes is in {given}: {given} lists wnids, as {wnids[0]}")
-        return LabelMap(names=names, classes=wnids, left_out=tuple(name for name in classes if name not in known))
+        return LabelMap(names=names, classes=wnids, left_out=_left_out(given, names, classes, may_lack))
     path = Path(given)
     if not path.exists():
         raise Error(f"no such map: {path} is no file, and none of {', '.join(NAMES)}")
     pairs = _pairs(path, read_text(path))
-    return _checked(path, pairs, classes)
+    return _checked(path, pairs, classes, may_lack)
 
 
 def _pairs(path: Path, data: bytes) -> list[tuple[str, str]]:
@@ -107,7 +109,18 @@ def _pairs(path: Path, data: bytes) -> list[tuple[str, str]]:
     return pairs
 
 
-def _checked(path: Path, pairs: list[tuple[str, str]], classes: Sequence[str]) -> LabelMap:
+def _left_out(given: object, names: dict[str, str], classes: Sequence[str], may_lack: bool) -> tuple[str, ...]:
+    """The classes that a map lacks. Raises Error where that may not be."""
+    missing = tuple(name for name in classes if name not in names)
+    if missing and not may_lack:
+        raise Error(
+            f"{given} does not map {len(missing):,} of the {len(classes):,} classes: {listed(missing, 3)}; add "
+            "them, or leave their images out with --drop-unmapped"
+        )
+    return missing
+
+
+def _checked(path: Path, pairs: list[tuple[str, str]], classes: Sequence[str], may_lack: bool) -> LabelMap:
     known, names = set(classes), {}
     for old, new in pairs:
         if old not in known:
@@ -118,9 +131,8 @@ def _checked(path: Path, pairs: list[tuple[str, str]], classes: Sequence[str]) -
         if not new or not new.isprintable():
             raise Error(f"{path} maps {shown(old)!r} to {shown(new)!r}, which is no name for a class")
         names[old] = new
-    if missing := [name for name in classes if name not in names]:
-        raise Error(
-            f"{path} does not map {len(missing):,} of the {len(classes):,} classes: {listed(missing, 3)}; add lines "
-            "for them, or leave them out first with `mlpdata subset --classes`"
-        )
-    return LabelMap(names={name: names[name] for name in classes}, classes=tuple(dict.fromkeys(names.values())))
+    if not names:
+        raise Error(f"{path} maps no class; write a line for a class: old name, TAB, new name")
+    left_out = _left_out(path, names, classes, may_lack)
+    ordered = {name: names[name] for name in classes if name in names}
+    return LabelMap(names=ordered, classes=tuple(dict.fromkeys(names.values())), left_out=left_out)

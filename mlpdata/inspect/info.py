@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from mlpdata.shards.classes import read_classes
@@ -16,7 +15,7 @@ def info(root: Path, as_json: bool = False) -> str:
     manifest = Manifest.load(root)
     manifest.check_sizes(root)
     if as_json:
-        return json_text(asdict(manifest), indent=1).rstrip()
+        return json_text(manifest.as_dict(), indent=1).rstrip()
     codecs = (("beton", manifest.beton_codec), ("tar", manifest.tar_codec))
     num_bytes = sum(entry["bytes"] for entry in manifest.files.values())
     rows = [
@@ -27,6 +26,7 @@ def info(root: Path, as_json: bool = False) -> str:
         ("size", f"{format_bytes(num_bytes)} in {len(manifest.files)} files"),
         ("mean, std", f"{rounded(manifest.mean)}, {rounded(manifest.std)}"),
         ("made by", manifest.origin),
+        *(("of" if i == 0 else "", line) for i, line in enumerate(manifest.lineage)),
         ("with", ", ".join(manifest.image_library.values())),
     ]
     if f := manifest.fidelity:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import yaml
 
-from mlpdata import labels
 from mlpdata.labels import WNID
 from mlpdata.shards.classes import classes_text, distinct_names
 from mlpdata.shards.index import keys_just_written
@@ -39,12 +38,12 @@ def write_classes(root: Path, classes: list[tuple[str, str]]) -> str:
     return hashlib.sha256(_write(classes_path(root), classes_text(classes)).read_bytes()).hexdigest()
 
 
-def write_real(path: Path, index: Path, classes: list[tuple[str, str]]) -> Path | None:
+def write_real(path: Path, index: Path, find: Callable[[list[str]], dict[str, list[int]]]) -> Path | None:
     """Write the ReaL labels of a split, {key: labels}, in its order and classes; None where its images have none.
 
-    index: of the split, written by this process a moment ago.
+    index: of the split, written by this process a moment ago. find: gives the labels of keys, in their order.
     """
-    real = labels.real(keys_just_written(index), [name for name, _ in classes])
+    real = find(keys_just_written(index))
     return _write(path, json.dumps(real) + "\n") if real else None
 
 
@@ -94,6 +93,12 @@ def card(manifest: Manifest, title: str, classes: list[tuple[str, str]]) -> str:
             f"JPEGs were decoded at reduced scale; against the full decode and the same filter that is "
             f"{f['psnr_db']} dB PSNR, largest difference {f['max_diff']}, on {f['num_samples']} of these images."
         )
+        if manifest.parents:
+            fidelity = fidelity.replace("of these images", "images of this directory or of one it was made of")
+    lineage = ""
+    if manifest.parents:
+        lines = "".join(f"    {printable(line)}\n" for line in manifest.lineage)
+        lineage = f"\nIt was made of other shard directories, not of the archive:\n\n{lines}"
     return f"""---
 {yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=120).strip()}
 ---
@@ -115,7 +120,7 @@ standard deviation {rounded(manifest.std)} of the training pixels are on the sca
 {_synsets(classes)}Made by mlpdata {manifest.tool_version}:
 
     {printable(manifest.command)}
-"""
+{lineage}"""
 
 
 def _synsets(classes: list[tuple[str, str]]) -> str:

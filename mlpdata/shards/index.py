@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from mlpdata.choices import CODECS
 from mlpdata.shards.files import FileEntry, difference
@@ -39,18 +40,22 @@ SCHEMA = pa.schema(
     ]
 )
 
-TEXTS, NUMBERS = ("key", "file", "codec"), ("label", "width", "height", "offset", "bytes", "digest")  # of IndexRows
+TEXTS = ("key", "source", "file", "codec")  # this and the next: of IndexRows
+NUMBERS = ("label", "source_width", "source_height", "width", "height", "offset", "bytes", "digest")
 _proven: set[tuple] = set()  # (device, inode, bytes, time of change, SHA-256) of files that had that SHA-256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexRows:
-    """Consecutive rows of an index, as `verify` compares them with the shards."""
+    """Consecutive rows of an index."""
 
     key: list[str]
+    source: list[str]
     file: list[str]
     codec: list[str]
     label: np.ndarray  # this and the next: (n,), typed as in SCHEMA
+    source_width: np.ndarray
+    source_height: np.ndarray
     width: np.ndarray
     height: np.ndarray
     offset: np.ndarray
@@ -101,6 +106,17 @@ def keys(root: Path, manifest: Manifest, split: str, of_rows: np.ndarray | None 
             inside = of_rows[(of_rows >= starts[group]) & (of_rows < ends[group])] - starts[group]
             result += _texts(table.read_row_group(group, columns=["key"]).column("key").take(inside))
         return result
+
+
+def key_hashes(root: Path, manifest: Manifest, split: str, seed: int) -> np.ndarray:
+    """(N,) uint64, XXH3-64 of every key under a seed: what decides the order of a split. Raises Error."""
+    hashes, start = np.empty(manifest.splits[split].num_samples, np.uint64), 0
+    with _open(root, manifest, split) as table:
+        for batch in table.iter_batches(READ_ROWS, columns=["key"]):
+            found = [xxhash.xxh3_64_intdigest(key.encode(), seed) for key in _texts(batch.column("key"))]
+            hashes[start : start + len(found)] = found
+            start += len(found)
+    return hashes
 
 
 def rows(root: Path, manifest: Manifest, split: str, first: int, n: int) -> IndexRows:

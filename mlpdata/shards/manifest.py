@@ -94,6 +94,17 @@ class Fidelity(TypedDict):
     max_diff: Annotated[int, Meta(ge=0, le=255)]
 
 
+class Parent(TypedDict):
+    """A shard directory that another one was made of."""
+
+    name: str  # of the directory, without its path
+    sha256: Sha256  # of its manifest.json
+    command: str  # that made it
+    dataset: str
+    release: str
+    parents: NotRequired[list[Parent]]  # that it was made of in turn
+
+
 class Skipped(TypedDict):
     """A line of `skipped.jsonl`: an image or a file of the source that was left out."""
 
@@ -101,6 +112,14 @@ class Skipped(TypedDict):
     source: str
     reason: str
     is_data: NotRequired[bool]  # False: a file that is none of the data, and not counted as skipped
+
+
+def _lineage(parents: list[Parent], depth: int = 0) -> list[str]:
+    lines = []
+    for parent in parents:
+        lines.append(f"{'  ' * depth}{parent['name']} (manifest {parent['sha256'][:12]}): {parent['command']}")
+        lines += _lineage(parent.get("parents", []), depth + 1)
+    return lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +182,21 @@ class Manifest:
     files: dict[str, FileEntry]  # every file of the directory but the manifest
     tool_version: str
     command: str
+    parents: list[Parent] = field(default_factory=list)  # the shard directories it was made of; left out where none
 
     @property
     def origin(self) -> str:
         """The command that made it, and of which files."""
         return f"{self.command}{made_from(self.source_files)}"
+
+    def as_dict(self) -> dict:
+        """What is written: a conversion of an archive says nothing of parents."""
+        return {name: value for name, value in asdict(self).items() if name != "parents" or value}
+
+    @property
+    def lineage(self) -> list[str]:
+        """The directories it was made of, the nearest first, a line each; those of a parent are indented."""
+        return _lineage(self.parents)
 
     def split(self, name: str) -> str:
         """The directory's own name for a split. `val` and `test` stand for each other where only one exists."""
@@ -200,7 +229,7 @@ class Manifest:
 
     def save(self, root: Path) -> None:
         """Write `manifest.json`: the act that turns unfinished work into a shard directory."""
-        write_atomic(manifest_path(root), json_text(asdict(self), indent=1).encode())
+        write_atomic(manifest_path(root), json_text(self.as_dict(), indent=1).encode())
 
     def check_sizes(self, root: Path, split: str | None = None) -> None:
         """Raise Error where a listed file, of one split or at all, is missing, is no file or has another size."""

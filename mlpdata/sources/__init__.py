@@ -6,9 +6,10 @@ from mlpdata.sources.base import (
     NothingLeft,
     Sample,
     Source,
+    Stored,
     TooSmall,
     Unit,
     most_samples,
 )
 
-__all__ = ["Broken", "ClassFilter", "NothingLeft", "Sample", "Source", "TooSmall", "Unit", "most_samples"]
+__all__ = ["Broken", "ClassFilter", "NothingLeft", "Sample", "Source", "Stored", "TooSmall", "Unit", "most_samples"]

@@ -19,6 +19,18 @@ UNIT_PIXELS_BYTES = 192 << 20  # the pixels of a unit that a worker holds in mem
 
 
 @dataclass(slots=True)  # not frozen: creating a frozen one takes four times as long
+class Stored:
+    """What a shard directory knows of a sample that it holds, whose `data` is at the size of the output or above it."""
+
+    source_size: tuple[int, int]  # (width, height) of the original
+    size: tuple[int, int]  # (width, height) as it is stored
+    is_final: bool  # it stays as it is: nothing is resized
+    digest: int  # XXH3-64 of its pixels, before any lossy encoding
+    codec: str  # of `data`: "jpg", "png", or "raw" for pixels
+    pixels: np.ndarray | None = None  # uint8 (H, W, 3), where they are at hand beside an encoding
+
+
+@dataclass(slots=True)
 class Sample:
     """One labelled image as the archive holds it."""
 
@@ -27,6 +39,7 @@ class Sample:
     label: int  # position in the source's class list
     origin: str  # for people: the member's path inside the archive, with [row] where there are rows
     split: str = ""  # where it differs from the unit's
+    stored: Stored | None = None  # where the source is a shard directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +180,10 @@ class Source(ABC):
     files: list[str]  # the files read, for the record and to notice changes
     splits: tuple[str, ...] = ()  # every split, where samples of one unit go to several
     warnings: tuple[str, ...] = ()  # what the user should know about the archive before the work starts
+    notes: tuple[str, ...] = ()  # what was chosen, for the user; nothing to worry about
     class_filter: ClassFilter = ClassFilter()  # as much of the given filter as is applied
     drops_empty_classes = False  # whether the filter may leave classes without samples, which are then removed
+    is_whole = False  # whether an image that cannot be read is an Error: nothing is skipped
 
     @abstractmethod
     def units(self) -> list[Unit]:

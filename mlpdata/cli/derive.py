@@ -1,0 +1,159 @@
+"""Commands that make shard directories of shard directories: subset, merge, relabel, resize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mlpdata.choices import CODECS, DECODES, FILTERS, FORMATS, MAX_RES, RESIZES
+from mlpdata.cli.group import main
+from mlpdata.cli.parameters import SHARDS, path_or_url, quiet_option
+from mlpdata.derive.derivation import DEDUPES, Derivation, SplitOff
+from mlpdata.errors import Error, UsageError
+
+AS_THERE = "  [default: as it is there]"
+_OUT = (
+    click.option("--out", required=True, help="Shard directory to make, or a URL of an object storage."),
+    click.option("--overwrite", is_flag=True, help="Delete the conversion that --out holds, and start again."),
+    click.option("--format", type=click.Choice(list(FORMATS)), help=f"What is written.{AS_THERE}"),
+    click.option("--codec", type=click.Choice(["auto", *CODECS]), help=f"How images are stored.{AS_THERE}"),
+    click.option(
+        "--quality",
+        type=click.IntRange(1, 100),
+        help="Quality of the JPEGs that are encoded; stored ones stay as they are.  [default: theirs, or 90]",
+    ),
+    click.option("--seed", type=click.IntRange(min=0), help=f"Seed of the shuffle and of every choice.{AS_THERE}"),
+    click.option("--shard-size", type=click.IntRange(min=1), help=f"Samples in a tar.{AS_THERE}"),
+    click.option("--workers", type=click.IntRange(min=1), help="Worker processes.  [default: the cores]"),
+    quiet_option,
+)
+
+
+def output_options(command):
+    """The options of what is written, which all of these commands have."""
+    for option in reversed(_OUT):
+        command = option(command)
+    return command
+
+
+def _run(derivation: Derivation, out: str, **options) -> None:
+    from mlpdata.convert.derived import derive
+
+    derive(derivation, path_or_url(out), **options, say=click.echo)
+
+
+def _class_names(given: str | None) -> tuple[tuple[str, ...] | None, str]:
+    """(the names, the name of the file that lists them) of --classes: a file, one a line, or names with commas."""
+    if given is None:
+        return None, ""
+    path = Path(given)
+    try:
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").split("\n")
+            return tuple(filter(None, (line.split("\t")[0].strip(" \r") for line in lines))), path.name
+    except (OSError, UnicodeDecodeError) as e:
+        raise Error(f"cannot read --classes {given}: {getattr(e, 'strerror', None) or e}") from None
+    return tuple(filter(None, (name.strip() for name in given.split(",")))), ""
+
+
+@main.command()
+@click.argument("directory", type=SHARDS)
+@click.option("--classes", help="Only these: names with commas, or a file, one a line; in label order.")
+@click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
+@click.option("--dedupe", type=click.Choice(DEDUPES), help="Of images with equal pixels keep one, of val before train.")
+@click.option(
+    "--split-off",
+    metavar="NAME=N",
+    help="Hold N images of each class (or P%) out of train as a new split: val=50, val=10%.",
+)
+@click.option("--per-class", type=click.IntRange(min=1), help="At most N samples of each class of each split.")
+@click.option("--fraction", type=float, help="A share of each class of each split, rounded, at least one sample.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most N samples of each split.")
+@output_options
+def subset(directory, classes, splits, dedupe, split_off, per_class, fraction, limit, out, **options):
+    """Make a shard directory of some samples of another.
+
+    The archive is not needed. Choices are made in the order of the options here, each drawn by a hash of the seed and
+    the sample's key. Without any, the whole directory is written, in another --format, --seed or --shard-size.
+    If interrupted, run the same command again: it continues.
+
+    \b
+    mlpdata subset shards/cifar10-32 --classes cat,dog --out shards/cats-dogs
+    mlpdata subset shards/cifar10-32 --fraction 0.1 --out shards/cifar10-tenth
+    mlpdata subset shards/in21k-64 --dedupe exact --split-off val=50 --out shards/in21k-64-clean
+    mlpdata subset shards/cifar10-32 --format beton --out shards/cifar10-32-beton
+    """
+    names, file = _class_names(classes)
+    derivation = Derivation(
+        command="subset", directories=(directory,), classes=names, classes_file=file, splits=splits, dedupe=dedupe,
+        split_off=SplitOff.parse(split_off) if split_off else None, per_class=per_class, fraction=fraction, limit=limit,
+    )  # fmt: skip
+    _run(derivation, out, **options)
+
+
+@main.command()
+@click.argument("directories", type=SHARDS, nargs=-1, required=True)
+@click.option("--classes", type=click.Choice(["union"]), help="union: all classes of all directories, by name.")
+@click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
+@output_options
+def merge(directories, classes, splits, out, **options):
+    """Put shard directories together.
+
+    Splits are put together by name. Class lists and resolutions have to be the same. Where two samples of a split have
+    one key, the name of its directory goes before each. If interrupted, run the same command again: it continues.
+
+    \b
+    mlpdata merge shards/photos-2023 shards/photos-2024 --out shards/photos
+    mlpdata merge shards/cats shards/dogs --classes union --out shards/pets
+    """
+    if len(directories) < 2:
+        raise UsageError("merge wants two directories or more; `mlpdata subset` copies one")
+    _run(Derivation(command="merge", directories=directories, union=classes == "union", splits=splits), out, **options)
+
+
+@main.command()
+@click.argument("directory", type=SHARDS)
+@click.option(
+    "--map",
+    "label_map",
+    required=True,
+    metavar="FILE|LIST",
+    help="Old and new name of each class, TAB or comma between, a class a line; or cifar100-coarse, or a list of "
+    "ImageNet's: fall11, fall11-p, winter21-p, ilsvrc2012, ...",
+)
+@click.option("--drop-unmapped", is_flag=True, help="Leave out classes that the map lacks.")
+@output_options
+def relabel(directory, label_map, drop_unmapped, out, **options):
+    """Give the classes of a shard directory other names, or put several together.
+
+    Labels follow the order of the new names: that of the published list, or that in which they come up in the file.
+    If interrupted, run the same command again: it continues.
+
+    \b
+    mlpdata relabel shards/cifar10-32 --map animals.tsv --out shards/animals-32
+    mlpdata relabel shards/cifar100-32 --map cifar100-coarse --out shards/cifar20-32
+    mlpdata relabel shards/in21k-64 --map fall11-p --drop-unmapped --out shards/in21k-p-64
+    """
+    derivation = Derivation(
+        command="relabel", directories=(directory,), label_map=label_map, drop_unmapped=drop_unmapped
+    )
+    _run(derivation, out, **options)
+
+
+@main.command()
+@click.argument("directory", type=SHARDS)
+@click.option("--res", type=click.IntRange(1, MAX_RES), required=True, help="Pixels a side.")
+@click.option("--resize", "rule", type=click.Choice(RESIZES), help=f"As for convert.{AS_THERE}")
+@click.option("--filter", type=click.Choice(FILTERS), help=f"Of the resizing.{AS_THERE}")
+@click.option("--decode", type=click.Choice(DECODES), help="How JPEGs are decoded where there are no pixels.")
+@output_options
+def resize(directory, rule, out, **options):
+    """Make a shard directory at another resolution, from the stored images.
+
+    If interrupted, run the same command again: it continues.
+
+    \b
+    mlpdata resize shards/tinyimagenet-64 --res 32 --out shards/tinyimagenet-32
+    """
+    _run(Derivation(command="resize", directories=(directory,)), out, resize=rule, **options)

@@ -1,0 +1,244 @@
+"""Which samples of shard directories are taken, and into which split: columns of numbers, no image is read.
+
+A choice is drawn by the hash of (seed, key), the number by which splits are shuffled: the same samples are taken
+wherever they stand, `--per-class 10` takes some of those that `--per-class 20` takes, and of a directory that has the
+same seed `--limit N` takes the first N.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import xxhash
+
+from mlpdata.derive.derivation import Derivation
+from mlpdata.derive.parents import ClassMaps, Parent
+from mlpdata.errors import Error
+from mlpdata.shards import index
+from mlpdata.sources import keys
+
+LEFT_OUT, REMOVED = 0, 255  # of a sample's target: left out unsaid; left out and listed. Else 1 + the split's number
+MAX_SPLITS = 250
+
+
+@dataclass
+class Choice:
+    """Where every sample goes."""
+
+    splits: list[str]  # of the output
+    targets: dict[tuple[int, str], np.ndarray]  # (number of the parent, its split) -> (N,) uint8: see LEFT_OUT
+    removed: dict[tuple[int, str], dict[int, str]] = field(default_factory=dict)  # row -> why it is listed
+    renamed: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)  # (N,) bool: the parent's name goes before
+    notes: list[str] = field(default_factory=list)  # for the user; so are the warnings
+    warnings: list[str] = field(default_factory=list)
+
+    def digest(self, maps: list[np.ndarray]) -> str:
+        """A hash of the choice. maps: the new label of every class of each parent."""
+        check = xxhash.xxh3_128()
+        for label_map in maps:
+            check.update(label_map.tobytes())
+        for key, target in self.targets.items():
+            check.update(f"{key} {self.splits} ".encode())
+            check.update(target.data)
+        return check.hexdigest()
+
+    def takes_all(self, number: int, split: str) -> bool:
+        """Whether a split of a parent is taken whole, as the split that it is."""
+        target = self.targets.get((number, split))
+        return target is not None and split in self.splits and bool((target == 1 + self.splits.index(split)).all())
+
+
+@dataclass
+class _Rows:
+    """The samples of all parents and splits, one after the other."""
+
+    starts: dict[tuple[int, str], slice]
+    target: np.ndarray  # (N,) uint8
+    label: np.ndarray  # (N,) int32, new
+    hash: np.ndarray  # (N,) uint64; empty where nothing is drawn
+    digest: np.ndarray  # (N,) uint64; empty where nothing is compared
+
+    def first(self, of: np.ndarray, by_class: bool, count) -> np.ndarray:
+        """Of the rows `of` ((n,) positions), those with the smallest hashes.
+
+        by_class: of each class. count: of a group's size ((groups,) integers), how many.
+        """
+        group = self.label[of] if by_class else np.zeros(len(of), np.int32)
+        order = np.lexsort((self.hash[of], group))
+        group = group[order]
+        firsts = np.flatnonzero(np.append(True, group[1:] != group[:-1])[: len(group)])
+        sizes = np.diff(np.append(firsts, len(group)))
+        rank = np.arange(len(group)) - np.repeat(firsts, sizes)
+        return of[order[rank < np.repeat(count(sizes), sizes)]]
+
+    def of_split(self, number: int) -> np.ndarray:
+        return np.flatnonzero(self.target == 1 + number)
+
+
+def choose(parents: list[Parent], splits: list[str], classes: ClassMaps, derivation: Derivation, seed: int) -> Choice:
+    """Decide where every sample goes. Raises Error where nothing is left."""
+    rows = _rows(parents, splits, classes, derivation, seed)
+    splits, notes, warnings, removed = list(splits), [], [], {}
+    if derivation.dedupe:
+        removed = _dedupe(parents, splits, rows, notes, warnings)
+    if derivation.split_off:
+        _split_off(splits, rows, classes, derivation, notes)
+    for number in range(len(splits)):
+        for is_asked, by_class, count in (
+            (derivation.per_class, True, lambda sizes: np.full_like(sizes, derivation.per_class)),
+            (derivation.fraction, True, lambda sizes: _share(sizes, derivation.fraction)),
+            (derivation.limit, False, lambda sizes: np.full_like(sizes, derivation.limit)),
+        ):
+            if is_asked:
+                of = rows.of_split(number)
+                taken = rows.first(of, by_class, count)
+                rows.target[of] = LEFT_OUT
+                rows.target[taken] = 1 + number
+    counts = np.bincount(rows.target, minlength=256)[1 : 1 + len(splits)]
+    if not counts.sum():
+        raise Error(f"nothing is left of {' and '.join(str(p.root) for p in parents)}: no sample fits the options")
+    if not counts.all():  # an empty split cannot be written
+        empty = [split for split, n in zip(splits, counts.tolist(), strict=True) if not n]
+        warnings.append(f"nothing is left of split {' and '.join(empty)}: there will be none of that name")
+        number = np.full(256, LEFT_OUT, np.uint8)
+        number[REMOVED] = REMOVED
+        number[1 + np.flatnonzero(counts)] = 1 + np.arange(np.count_nonzero(counts))
+        rows.target = number[rows.target]
+        splits = [split for split, n in zip(splits, counts.tolist(), strict=True) if n]
+    targets = {key: rows.target[part] for key, part in rows.starts.items()}
+    choice = Choice(splits, targets, removed, notes=notes, warnings=warnings)
+    if len(parents) > 1:
+        _rename(parents, choice)
+    return choice
+
+
+def _share(sizes: np.ndarray, fraction: float | None) -> np.ndarray:
+    """So many of each class: its share, rounded, and at least one."""
+    return np.maximum(1, np.floor(sizes * (fraction or 0) + 0.5).astype(np.int64))
+
+
+def _rows(parents: list[Parent], splits: list[str], classes: ClassMaps, derivation: Derivation, seed: int) -> _Rows:
+    if len(splits) + (derivation.split_off is not None) > MAX_SPLITS:
+        raise Error(f"{len(splits)} splits are more than {MAX_SPLITS}; take some with --split")
+    starts, targets, labels, hashes, digests, n = {}, [], [], [], [], 0
+    for p, parent in enumerate(parents):
+        for split in (s for s in splits if s in parent.manifest.splits):
+            of = (parent.root, parent.manifest, split)
+            old = index.columns(*of, ["label"])["label"]
+            if old.min(initial=0) < 0 or old.max(initial=0) >= len(parent.classes):
+                raise parent.damaged(parent.root, f"has labels of more than {len(parent.classes):,} classes")
+            labels.append(classes.maps[p][old])
+            targets.append(np.where(labels[-1] >= 0, np.uint8(1 + splits.index(split)), np.uint8(LEFT_OUT)))
+            if derivation.draws:
+                hashes.append(index.key_hashes(*of, seed))
+            if derivation.dedupe:
+                digests.append(index.columns(*of, ["digest"])["digest"])
+            starts[p, split] = slice(n, n + len(old))
+            n += len(old)
+    none = np.empty(0, np.uint64)
+    return _Rows(starts, np.concatenate(targets), np.concatenate(labels),
+                 np.concatenate(hashes) if hashes else none, np.concatenate(digests) if digests else none)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- dedupe
+
+
+def _dedupe(
+    parents: list[Parent], splits: list[str], rows: _Rows, notes: list[str], warnings: list[str]
+) -> dict[tuple[int, str], dict[int, str]]:
+    """Remove all but one of the samples of equal pixels.
+
+    The one in a split that is held out stays, before those of the training split; among equals the one of the smallest
+    hash. Returns Choice.removed.
+    """
+    of = np.flatnonzero(rows.target)
+    is_training = rows.target[of] == 1 + _training(splits)
+    order = of[np.lexsort((rows.hash[of], is_training, rows.digest[of]))]
+    digests = rows.digest[order]
+    is_first = np.append(True, digests[1:] != digests[:-1])[: len(order)]
+    group = np.cumsum(is_first) - 1
+    kept_of = order[is_first][group]  # for each of `order`, the row that stays
+    gone, kept = order[~is_first], kept_of[~is_first]
+    sorted_by_row = np.argsort(gone)
+    gone, kept = gone[sorted_by_row], kept[sorted_by_row]
+    differing = len(np.unique(kept[rows.label[gone] != rows.label[kept]]))
+    leaks = int((rows.target[gone] != rows.target[kept]).sum())
+    notes.append(
+        f"{len(gone):,} images have the pixels of another and are left out, {leaks:,} of them of another split"
+    )
+    if differing:
+        warnings.append(f"in {differing:,} groups of equal images the labels differ: that of the one kept stays")
+    kept_names = _names(parents, splits, rows, kept)
+    removed: dict[tuple[int, str], dict[int, str]] = {}
+    for key, part in rows.starts.items():
+        a, b = np.searchsorted(gone, [part.start, part.stop])
+        if b > a:
+            reasons = [f"equal pixels to {name}" for name in kept_names[a:b]]
+            removed[key] = dict(zip((gone[a:b] - part.start).tolist(), reasons, strict=True))
+    rows.target[gone] = REMOVED
+    return removed
+
+
+def _training(splits: list[str]) -> int:
+    return splits.index("train") if "train" in splits else 0
+
+
+def _names(parents: list[Parent], splits: list[str], rows: _Rows, wanted: np.ndarray) -> list[str]:
+    """SPLIT/KEY of some rows, in their order."""
+    names: dict[int, str] = {}
+    unique = np.unique(wanted)
+    for (p, split), part in rows.starts.items():
+        inside = unique[(unique >= part.start) & (unique < part.stop)]
+        found = index.keys(parents[p].root, parents[p].manifest, split, inside - part.start) if len(inside) else []
+        names |= {row: f"{split}/{key}" for row, key in zip(inside.tolist(), found, strict=True)}
+    return [names[row] for row in wanted.tolist()]
+
+
+# --------------------------------------------------------------------------------------------------- split off, merge
+
+
+def _split_off(splits: list[str], rows: _Rows, classes: ClassMaps, derivation: Derivation, notes: list[str]) -> None:
+    """Hold a new split out of the training split. Raises Error where a class would be left without training images."""
+    off = derivation.split_off
+    assert off is not None
+    if off.split in splits:
+        raise Error(f"--split-off {off}: there is a split {off.split} already ({', '.join(splits)}); name another one")
+    number = _training(splits)
+    of = rows.of_split(number)
+    sizes = np.bincount(rows.label[of], minlength=len(classes.classes))
+    if off.count is not None and (small := (sizes > 0) & (sizes <= off.count)).any():
+        label = int(small.argmax())
+        raise Error(
+            f"--split-off {off} leaves none of the {int(sizes[label]):,} images of class "
+            f"{keys.shown(classes.classes[label][0])} in {splits[number]}; hold out fewer, as {off.split}=10%"
+        )
+
+    def count(sizes: np.ndarray) -> np.ndarray:
+        if off.count is not None:
+            return np.full_like(sizes, off.count)
+        return np.floor(sizes * off.share + 0.5).astype(np.int64).clip(0, np.maximum(sizes - 1, 0))
+
+    held_out = rows.first(of, True, count)
+    splits.append(off.split)
+    rows.target[held_out] = len(splits)
+    notes.append(f"{len(held_out):,} of {len(of):,} {splits[number]} images are held out as {off.split}")
+
+
+def _rename(parents: list[Parent], choice: Choice) -> None:
+    """Mark the samples whose key another directory has in the same split: each directory's name goes before its own."""
+    total = 0
+    for split in choice.splits:
+        numbers = [p for p in range(len(parents)) if (p, split) in choice.targets]
+        if len(numbers) < 2:
+            continue
+        hashes = [index.key_hashes(parents[p].root, parents[p].manifest, split, 0) for p in numbers]
+        values, counts = np.unique(np.concatenate(hashes), return_counts=True)
+        twice = values[counts > 1]
+        if len(twice):
+            for p, of_parent in zip(numbers, hashes, strict=True):
+                choice.renamed[p, split] = np.isin(of_parent, twice)
+                total += int(choice.renamed[p, split].sum())
+    if total:
+        names = " and ".join(f"{keys.part(parent.name)}/" for parent in parents)
+        choice.notes.append(f"{total:,} images have a key that another directory has too: {names} goes before theirs")
