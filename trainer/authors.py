@@ -12,6 +12,7 @@ import torch
 
 from mlpdata.errors import Error, first_line
 from mlpdata.shards.manifest import MAX_RES
+from mlpdata.system.format import plural
 from trainer.recipe import LIMITS, Model
 
 MAX_CLASSES = 1 << 24
@@ -79,6 +80,6 @@ def infer_config(tensors: dict[str, torch.Tensor], path: Path) -> tuple[Model, i
         if not 1 <= value <= LIMITS[f"model.{name}"][1]:
             raise Error(f"{path} holds no MLP of the paper: its {name} is {value}")
     if not 1 <= num_classes <= MAX_CLASSES:
-        raise Error(f"{path} holds no MLP of the paper: it has {num_classes} classes")
+        raise Error(f"{path} holds no MLP of the paper: it has {plural(num_classes, 'class')}")
     kind = "b_mlp" if is_b else "s_mlp"
     return Model(kind=kind, depth=depth, width=width, expansion=expansion, norm=norm), res, num_classes

@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from trainer.recipe import Recipe
-from trainer.run_directory import write_file
+from trainer.run_directory import CURVE, write_file
 
-CURVE = "curve.png"
 MAX_MARKERS = 60  # of a curve; markers of more points would hide the line
 
 

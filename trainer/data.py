@@ -20,6 +20,7 @@ from mlpdata.loader.resident import Resident
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.remote import local_copy
 from mlpdata.splits import HELD_OUT, canonical, find
+from mlpdata.system.format import plural
 from trainer.model import MLP
 from trainer.recipe import Recipe
 from trainer.world import World
@@ -49,7 +50,7 @@ def find_splits(recipe: Recipe) -> DataSplits:
         raise Error(f"{e}{_how_to_make(data.shards)}") from None
     train = _find_split(manifest, data.train_split, data.shards)
     if (n := manifest.splits[train].num_samples) < batch_size:
-        count = f"{n:,} images" if n else "no images"
+        count = plural(n, "image") if n else "no images"
         raise Error(
             f"split {train!r} of {data.shards} has {count}, fewer than one batch of {batch_size}"
             + ("; lower train.batch_size" if n else "")

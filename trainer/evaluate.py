@@ -25,6 +25,7 @@ from mlpdata.shards import index
 from mlpdata.shards.classes import distinct_names, read_classes, read_real
 from mlpdata.shards.manifest import Manifest
 from mlpdata.splits import find
+from mlpdata.system.format import plural
 from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of
 from trainer.data import make_augment
 from trainer.loss import loss_and_right
@@ -196,7 +197,7 @@ def _check_classes(options: EvalOptions, ckpt: Checkpoint, manifest: Manifest) -
         return
     other = f"{manifest.num_classes}" if n != manifest.num_classes else "as many, but another list of them"
     raise Error(
-        f"{options.checkpoint} knows {n} classes and {options.shards} has {other}; "
+        f"{options.checkpoint} knows {plural(n, 'class')} and {options.shards} has {other}; "
         "the class lists must be equal: fine-tune first, with `init:` in a recipe"
     )
 
@@ -254,7 +255,7 @@ def _report(options: EvalOptions, ckpt: Checkpoint, manifest: Manifest, loader: 
     m = result.metrics
     how = f", {options.tta} crops, {options.average} averaged" if options.tta else ""
     lines = [
-        f"{options.checkpoint} on {loader.num_samples:,} samples of {manifest.dataset} {loader.split}{how}: "
+        f"{options.checkpoint} on {plural(loader.num_samples, 'sample')} of {manifest.dataset} {loader.split}{how}: "
         f"top-1 {m['val_top1']:.2%}  top-5 {m['val_top5']:.2%}  loss {m['val_loss']:.4f}"
         + (f"  ReaL {m['val_real']:.2%}" if "val_real" in m else "")
     ]

@@ -150,6 +150,8 @@ class Trainer:
                 self.save()
                 self.clock.start()
             if stop:
+                if self.world.rank == 0:
+                    self.record.draw()
                 where = f"epoch {epoch + 1}, step {self.step}"
                 raise Error(f"stopped and saved at {where}; the same command with --resume goes on from there")
             if line.due():
@@ -165,6 +167,7 @@ class Trainer:
         self.clock.reset()
         if self.world.rank == 0:
             report.write_metrics(self.record.folder, self.record.rows)
+            self.record.draw_in_time()
         held_out = f"  val top-1 {row['val_top1']:.2%} top-5 {row['val_top5']:.2%}" if "val_top1" in row else ""
         measures, speed = _measures(row["train_loss"], row["train_top1"]), (row["images_per_s"], row["wait_share"])
         line.end(f"{title}  {measures}{held_out}  {self._speed(*speed)}")
@@ -318,7 +321,7 @@ def describe(trainer: Trainer) -> str:
     start = f" from {r.init}" if r.init else ""
     processes = f" in {trainer.world.size} processes" if trainer.world.size > 1 else ""
     lines = [
-        f"{r.name}: {loader.num_samples:,} samples of {trainer.manifest.dataset} at {trainer.res} px, "
+        f"{r.name}: {plural(loader.num_samples, 'sample')} of {trainer.manifest.dataset} at {trainer.res} px, "
         f"{r.model.name or trainer.config.kind} with {num_parameters(trainer.model):,} parameters "
         f"({forward_flops(trainer.model) / 1e6:.1f} MFLOP an image){start}, {r.optim.name}, "
         f"{plural(r.train.epochs, 'epoch')} of {plural(len(loader), 'step')} of {r.train.batch_size} "

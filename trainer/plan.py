@@ -14,7 +14,7 @@ from mlpdata.loader.memory_plan import Machine, MemoryPlan, Needs, SplitSize, im
 from mlpdata.loader.tiers import this_machine
 from mlpdata.shards.manifest import Manifest
 from mlpdata.system.disk import aligned, open_direct, preadv
-from mlpdata.system.format import format_bytes
+from mlpdata.system.format import format_bytes, plural
 from trainer.data import DataSplits, find_splits
 from trainer.flops import executed_flops, peak_flops
 from trainer.model import MLP, build_on_meta, config_of, num_parameters
@@ -192,7 +192,7 @@ def plan(recipe_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     machine = dataclasses.replace(machine, disk=_disk_rate(splits.root / (info.beton or info.tars[0])))
     if device.type == "cuda":
         machine = dataclasses.replace(machine, bus=_bus_rate(device))
-    return f"{recipe.name}: {info.num_samples:,} images\n{plan_splits(recipe, splits, machine).table()}"
+    return f"{recipe.name}: {plural(info.num_samples, 'image')}\n{plan_splits(recipe, splits, machine).table()}"
 
 
 def _disk_rate(path: Path) -> float:

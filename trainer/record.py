@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from mlpdata.shards.manifest import Manifest
 from trainer import report, run_directory, states
 from trainer.checkpoint import BEST, LAST, save_weights
 from trainer.recipe import Model, Recipe
+from trainer.run_directory import CURVE
 from trainer.saturation import Saturation
+
+DRAW_EVERY_S = 60.0  # at most so often, and after as many times the seconds that it took:
+DRAW_PAUSES = 100
 
 
 class RunRecord:
@@ -28,6 +33,7 @@ class RunRecord:
         self.folder: Any = folder  # a Path by the time that anything is written
         self.rows: list[dict[str, Any]] = []
         self.best: float | None = None
+        self._drawn_at, self._drawing_s = time.monotonic(), 0.0
         self._recipe, self._config = recipe, config
         self._best_weights: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None  # not yet on the disk
         self._facts = {
@@ -72,11 +78,25 @@ class RunRecord:
     def _with_row(self, row: dict[str, Any]) -> dict[str, Any]:
         return self._facts | {"epoch": row.get("epoch", 0), "step": row.get("step", 0), "metrics": row}
 
+    def draw_in_time(self) -> None:
+        """Draw the curve so far, where that was not done a while ago: it takes a hundredth of the time at most."""
+        pause = max(DRAW_EVERY_S, DRAW_PAUSES * self._drawing_s)
+        if time.monotonic() - self._drawn_at >= pause:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw the curve of the epochs so far."""
+        if self.rows:
+            from trainer.curve import draw_curve  # matplotlib is slow to import: not before the first step
+
+            started = time.monotonic()
+            draw_curve(self.folder, self._recipe, self.rows)
+            self._drawn_at = time.monotonic()
+            self._drawing_s = self._drawn_at - started
+
     def finish(self, saturation: Saturation) -> str:
         """Write the summary and the curve; returns the lines that a run ends with."""
-        from trainer.curve import draw_curve  # matplotlib is slow to import: not before the first step
-
         report.write_summary(self.folder, {"best_val_top1": self.best, **asdict(saturation)})
-        path = draw_curve(self.folder, self._recipe, self.rows)
+        self.draw()
         best = "nothing held out" if self.best is None else f"best val top-1 {self.best:.2%}"
-        return f"{saturation.sentence()}\n{best}; {self.folder / BEST}, {path}"
+        return f"{saturation.sentence()}\n{best}; {self.folder / BEST}, {self.folder / CURVE}"

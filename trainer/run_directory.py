@@ -12,7 +12,7 @@ from pathlib import Path
 from mlpdata.errors import Error, first_line
 from mlpdata.system.files import replacing
 
-LOCK = "lock"
+LOCK, CURVE = "lock", "curve.png"
 MAX_RUNS = 10_000  # of one name
 
 

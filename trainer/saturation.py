@@ -21,6 +21,7 @@ from trainer.world import World
 
 TURN_S = 0.05  # a turn lasts at least so long, or one step
 LEAST_TURNS = 5
+ENOUGH_S = 1.0  # of shorter measurements, chance decides the second digit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,20 @@ class Saturation:
     loader: float  # augmented batches, no training
     pixels: float  # stored batches, no augmentation
     turns: int
+    seconds: float  # of all turns
+
+    def doubt(self) -> str:
+        """What to say of a measurement that is too short to go by; "" of any other."""
+        if self.seconds >= ENOUGH_S:
+            return ""
+        spread = f"from {self.saturation_min:.2f} to {self.saturation_max:.2f}"
+        return f"too short to go by: turns of {self.seconds:.2g} s in all, {spread}"
 
     def sentence(self) -> str:
+        doubt = f" ({doubt}; --profile measures for longer)" if (doubt := self.doubt()) else ""
         return (
-            f"saturation {self.saturation:.3f}: {self.shards:,.0f} images/s from shards, {self.fixed:,.0f} on one "
-            f"fixed batch, {self.wait_share:.1%} waiting; the loader alone {self.loader:,.0f}"
+            f"saturation {self.saturation:.3f}{doubt}: {self.shards:,.0f} images/s from shards, {self.fixed:,.0f} on "
+            f"one fixed batch, {self.wait_share:.1%} waiting; the loader alone {self.loader:,.0f}"
         )
 
     def table(self) -> str:
@@ -50,6 +60,7 @@ class Saturation:
             f"{self.loader:14,.0f} images/s  loader with augmentation, no training\n"
             f"{self.pixels:14,.0f} images/s  loader alone\n"
             f"{self.saturation:14.3f} saturation, the first over the second; {self.wait_share:.2%} waiting"
+            + (f"\nwarning: {doubt}" if (doubt := self.doubt()) else "")
         )
 
 
@@ -101,6 +112,7 @@ def measure(train_step: Callable[[Batch], None], loader: Loader, world: World, s
         loader=loader.batch_size / augmented,
         pixels=loader.batch_size / stored,
         turns=len(turns),
+        seconds=steps * sum(map(sum, turns)),
     )
 
 

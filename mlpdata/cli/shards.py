@@ -13,6 +13,7 @@ from mlpdata.cli.group import main
 from mlpdata.cli.parameters import SHARDS, json_option, split_option
 from mlpdata.errors import Error
 from mlpdata.loader.options import PIXELS, TIERS
+from mlpdata.system.format import plural
 
 
 @main.command()
@@ -53,7 +54,7 @@ def verify(directory, as_json):
             click.echo(problem)
     if n:
         some = f"{num_listed:,} of them " if n > num_listed else ""
-        listed = f"{n:,} problem{'s' if n > 1 else ''}, {some}listed above"
+        listed = f"{plural(n, 'problem')}, {some}listed above"
         raise Error(f"{directory} is damaged: {listed}; delete it, and get or convert it again")
     if not as_json:
         click.echo(f"{directory} is whole: {checked}")

@@ -28,6 +28,7 @@ from mlpdata.shards import beton
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import ClassFilter, Source, Unit
 from mlpdata.splits import checked, find
+from mlpdata.system.format import plural
 
 DURABLE_FROM_BYTES = 2 << 30  # smaller outputs are not synced part by part: a power cut costs them seconds
 MEASURED = (16, 1024)  # fidelity is measured on one sample in 256, but on about this many at least and at most
@@ -90,6 +91,8 @@ class ConversionPlan:
     @property
     def beton_bytes(self) -> int:
         """About how large the betons will be: tables, and the samples of each split rounded up to whole pages."""
+        if not self.settings.beton_codec:
+            return 0
         payload_bytes = self.estimate[0]
         counts = Counter({split: 1 for split in self.splits})  # none is empty, though a unit may have several splits
         for task in self.tasks:
@@ -97,6 +100,11 @@ class ConversionPlan:
         total = counts.total()
         shares = [(n * self.num_expected // total, n * payload_bytes // total) for n in counts.values()]
         return sum(beton.estimated_bytes(n, num_bytes) for n, num_bytes in shares)
+
+    @property
+    def peak_bytes(self) -> int:
+        """About how much of the disk the work takes at its largest moment. Empty pages count, as `ls` counts them."""
+        return peak_disk_bytes(sum(self.estimate)) + self.beton_bytes - self.estimate[0]
 
 
 def _default_root(spec: datasets.DatasetSpec, source: str | None, res: int) -> Path:
@@ -283,8 +291,8 @@ def _applied_filter(asked: ClassFilter, source: Source, dataset: str) -> tuple[C
         note = f"{dataset}: the source has splits of its own: nothing is held out, no class is left out for its size"
         return asked.beside_splits(), note
     small, held_out = asked.min_class_size, asked.val_per_class
-    words = [f"classes of at least {small} images"] if small else []
-    words += [f"the first {held_out} images by name of each class held out as val"] if held_out else []
+    words = [f"classes of at least {plural(small, 'image')}"] if small else []
+    words += [f"the first {plural(held_out, 'image')} by name of each class held out as val"] if held_out else []
     return asked, f"{dataset}: {', '.join(words)}; --min-class-size 0 --val-per-class 0 takes everything"
 
 

@@ -40,7 +40,7 @@ from mlpdata.shards.beton import PAGE_SIZE
 from mlpdata.shards.manifest import Fidelity, Manifest
 from mlpdata.sources import NothingLeft
 from mlpdata.system.engines import Engine, LocalEngine, leave_if_imported_by_worker
-from mlpdata.system.format import format_bytes
+from mlpdata.system.format import format_bytes, plural
 from mlpdata.system.threads import cores
 
 LOW_FIDELITY_DB = 35.0  # warned of, unless so few images were measured that chance explains it
@@ -80,7 +80,7 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
         check_place(plan)
         manifest = None if plan.overwrite else finished_manifest(plan)
         if manifest is None:
-            check_space(plan.work, peak_disk_bytes(sum(plan.estimate)))
+            check_space(plan.work, plan.peak_bytes)
             check_classes(plan)
             prepare(plan.work)
             with locked(plan.work, plan.share):
@@ -121,7 +121,7 @@ def _convert_locked(plan: ConversionPlan, started: float, say: Callable[[str], N
         raise
     if result is None:
         k, n = plan.share or (1, 1)
-        units = f"{len(plan.own_tasks)} units"
+        units = plural(len(plan.own_tasks), "unit")
         say(f"part {k} of {n} is done, {units}; when all are, finish with --assemble for --part")
         return None
     manifest, totals = result
@@ -175,7 +175,8 @@ def _counted(plan: ConversionPlan, context: WorkerContext, say: Callable[[str], 
         check_source(plan)  # a source that was cut meanwhile holds no damaged images, and no fewer classes
         raise
     if n := totals.summary.num_repaired:
-        say(f"warning: {n:,} JPEGs that libjpeg warns about are stored as Pillow reads them, damage and all")
+        are = "is stored as Pillow reads it" if n == 1 else "are stored as Pillow reads them"
+        say(f"warning: {plural(n, 'JPEG')} that libjpeg warns about {are}, damage and all")
     check_space(plan.work, peak_disk_bytes(totals.payload_bytes))
     return totals
 
@@ -206,7 +207,6 @@ def _decoding_all(plan: ConversionPlan, units: set[str]) -> ConversionPlan:
 
 def _say_plan(plan: ConversionPlan, say: Callable[[str], None]) -> None:
     beton_codec, tar_codec = plan.settings.codecs
-    peak = format_bytes(peak_disk_bytes(sum(plan.estimate)))
     files = []
     if beton_codec:
         is_padded = plan.beton_bytes > 1.5 * plan.estimate[0]
@@ -214,10 +214,10 @@ def _say_plan(plan: ConversionPlan, say: Callable[[str], None]) -> None:
         files.append(f"beton ({beton_codec}, about {format_bytes(plan.beton_bytes)}{pages})")
     if tar_codec:
         files.append(f"tar ({tar_codec}, about {format_bytes(plan.estimate[1])})")
-    count = f"{plan.num_expected:,} images" if plan.num_expected else "an unknown number of images"
+    count = plural(plan.num_expected, "image") if plan.num_expected else "an unknown number of images"
     say(
         f"{plan.spec.title}, {plan.source.release}: {count} to {plan.settings.resize.res} px in {plan.root}: "
-        f"{' and '.join(files)}; the work needs at most about {peak} of disk"
+        f"{' and '.join(files)}; the work needs at most about {format_bytes(plan.peak_bytes)} of disk"
     )
     if plan.filter_note:
         say(plan.filter_note)
@@ -236,9 +236,9 @@ def _say_done(plan: ConversionPlan, manifest: Manifest, totals: Totals, seconds:
     dropped = len(plan.source.classes) - manifest.num_classes if plan.class_filter.min_class_size else 0
     omitted = [f"{dropped:,} of {len(plan.source.classes):,} classes too small"] if dropped else []
     omitted += [f"{skipped:,} skipped"] if skipped or not left_out else []
-    omitted += [f"{left_out:,} {'files' if left_out > 1 else 'file'} left out"] if left_out else []
+    omitted += [f"{plural(left_out, 'file')} left out"] if left_out else []
     say(
-        f"done: {n:,} images ({counts}), {', '.join(omitted)}, {format_bytes(num_bytes)} in {plan.root}, "
+        f"done: {plural(n, 'image')} ({counts}), {', '.join(omitted)}, {format_bytes(num_bytes)} in {plan.root}, "
         f"{seconds:.1f} s, {n / seconds:,.0f} images/s"
     )
 
@@ -246,7 +246,7 @@ def _say_done(plan: ConversionPlan, manifest: Manifest, totals: Totals, seconds:
 def fidelity_line(fidelity: Fidelity) -> str:
     line = (
         f"fidelity of the scaled JPEG decode: {fidelity['psnr_db']} dB PSNR against the exact decode on "
-        f"{fidelity['num_samples']} images, largest difference {fidelity['max_diff']}"
+        f"{plural(fidelity['num_samples'], 'image')}, largest difference {fidelity['max_diff']}"
     )
     if fidelity.get("psnr_db_upper", fidelity["psnr_db"]) < LOW_FIDELITY_DB:
         return (

@@ -18,6 +18,7 @@ from mlpdata.shards import card
 from mlpdata.sources import NothingLeft, Sample, TooSmall
 from mlpdata.system.engines import Engine
 from mlpdata.system.files import sync_dir
+from mlpdata.system.format import plural
 from mlpdata.system.progress import Progress
 
 SMALLEST_UNITS = 20  # whose first class is looked at for one that --val-per-class empties
@@ -68,7 +69,7 @@ def convert_parts(
         raise Error(_missing(plan, todo))
     with _progress(plan, todo if again else plan.own_tasks) as progress:
         if done and not again:
-            say(f"going on: {len(done)} of {len(plan.own_tasks)} units are done")
+            say(f"going on: {len(done):,} of {plural(len(plan.own_tasks), 'unit')} done")
             for task in unknown:
                 if counts := done.get(task.unit.name):
                     progress.resume(*_amount(task, counts))
@@ -118,7 +119,7 @@ def _amount(task: UnitTask, counts: PartCounts) -> tuple[int, int, int]:
 def _missing(plan: ConversionPlan, todo: list[UnitTask]) -> str:
     """Which shares lack units, as far as the lock files of the machines that were at work tell."""
     counts = plan.work.share_counts()
-    text = f"{len(todo)} of {len(plan.tasks)} units are missing, the first is {todo[0].unit.name}"
+    text = f"{len(todo):,} of {plural(len(plan.tasks), 'unit')} missing, the first is {todo[0].unit.name}"
     if len(counts) == 1:
         n, numbers = counts.pop(), {task.unit.name: i for i, task in enumerate(plan.tasks)}
         shares = sorted({numbers[task.unit.name] % n + 1 for task in todo})
@@ -197,8 +198,9 @@ def check_totals(plan: ConversionPlan, context: WorkerContext, totals: Totals) -
             label = int(emptied.argmax())
             name, n = plan.source.classes[label][0], int(totals.class_counts["val"][label])
             raise NothingLeft(
-                f"class {name} has {n:,} images that can be read: --val-per-class {plan.class_filter.val_per_class} "
-                f"leaves none of them for training; hold out fewer, or leave such classes out with --min-class-size"
+                f"class {name} has {plural(n, 'image')} that can be read: "
+                f"--val-per-class {plan.class_filter.val_per_class} leaves none of them for training; hold out fewer, "
+                "or leave such classes out with --min-class-size"
             )
     num_skipped = sum(totals.num_skipped.values())
     total = num_skipped + totals.num_samples

@@ -18,6 +18,7 @@ from mlpdata.convert.sums import PixelSums, Summary
 from mlpdata.convert.worker import ImageSettings, UnitTask, WorkerContext
 from mlpdata.errors import Error
 from mlpdata.sources import Broken, Sample, Stored, TooSmall
+from mlpdata.system.format import plural
 
 # Of a row, in this order; the last two are added by convert_unit.
 COLUMNS = ("hash", "digest", "label", "source_width", "source_height", "width", "height", "pixels_bytes",
@@ -105,8 +106,8 @@ def convert_unit(context: WorkerContext, task: UnitTask) -> PartCounts:
                     break
         if task.unit.exact and task.limits is None and num_listed != task.unit.num_samples:
             raise Error(
-                f"{task} has {num_listed:,} images where {task.unit.num_samples:,} were listed: the source changed "
-                "while it was read; convert again into another --out, or delete this one first"
+                f"{task} has {plural(num_listed, 'image')} where {task.unit.num_samples:,} were listed: the source "
+                "changed while it was read; convert again into another --out, or delete this one first"
             )
         summary.num_samples = len(rows)
         summary.add(sums.result())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ from mlpdata.augment.chroma import to_ycc420
 from mlpdata.choices import CODECS
 from mlpdata.loader import jpeg_batch
 from mlpdata.loader.loader import Loader
+from mlpdata.system.format import plural
 from mlpdata.system.threads import cores
 
+ENOUGH = 20  # batches, of which one more or less changes a rate by 5%
 WARM_UP = 5  # batches: compilation, the first blocks, the allocator
 NEAR = 0.1  # rates that differ by less are the same for people
 
@@ -46,14 +49,16 @@ def bench(
     augment = Augment(res=res, dtype="bfloat16", layout="flat", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
     jpeg_batch.batch_decoder()  # set up now, not while the clock runs
-    alone = rate(iter(loader), wait, seconds)
+    alone, *counts = rate(iter(loader), wait, seconds)
     fixed = next(iter(loader))
     if loader.pixels == "ycc420":
         luma, chroma = to_ycc420(fixed.images)
         fixed = Batch(luma, fixed.labels, fixed.ids, chroma=chroma)
-    augmented = rate((augment.apply(fixed, epoch, 0) for epoch in itertools.count()), wait, seconds)
+    augmented, *more = rate((augment.apply(fixed, epoch, 0) for epoch in itertools.count()), wait, seconds)
+    counts += more
     loader.augment = augment
-    both = rate(iter(loader), wait, seconds)
+    both, *more = rate(iter(loader), wait, seconds)
+    fewest = min(counts + more)
 
     codecs = {CODECS[c] for c in np.unique(loader.index.codec).tolist()}
     row = {
@@ -68,6 +73,8 @@ def bench(
         "augment_images_per_s": round(augmented),
         "overlapped_images_per_s": round(both),
         "bottleneck": bottleneck(loader, codecs, alone, augmented, both),
+        "fewest_batches": fewest,
+        "is_rough": fewest < ENOUGH,
     }
     if as_json:
         return json.dumps(row)
@@ -78,29 +85,38 @@ def bench(
         ("both", f"{both:>12,.0f} images/s"),
         ("bottleneck", row["bottleneck"]),
         ("tier", loader.tier_reason),
-        ("measured on", f"{row['device']}, {row['cores']} cores, batches of {batch_size}, {seconds:g} s each"),
+        (
+            "measured on",
+            f"{row['device']}, {plural(row['cores'], 'core')}, batches of {batch_size}, {seconds:g} s each",
+        ),
     ]
+    if row["is_rough"]:
+        enough = f"--seconds {math.ceil(seconds * ENOUGH / fewest)}, or a smaller --batch-size"
+        lines.append(("warning", f"{plural(fewest, 'batch')} measured: too few to go by; say {enough}"))
     return "\n".join(f"{name:<12} {text}" for name, text in lines)
 
 
-def rate(batches: Iterator[Batch], wait: Callable[[], object], seconds: float) -> float:
-    """Images a second of an endless generator, which is closed. wait: until the device has done what it was given."""
+def rate(batches: Iterator[Batch], wait: Callable[[], object], seconds: float) -> tuple[float, int]:
+    """(images a second of an endless generator, which is closed; batches measured).
+
+    wait: until the device has done what it was given.
+    """
     for _ in range(WARM_UP):
         next(batches)
     wait()
-    started, n = time.perf_counter(), 0
+    started, n, num_batches = time.perf_counter(), 0, 0
     while time.perf_counter() - started < seconds:
-        n += len(next(batches).ids)
+        n, num_batches = n + len(next(batches).ids), num_batches + 1
     wait()
     seconds = time.perf_counter() - started
     batches.close()  # pyright: ignore[reportAttributeAccessIssue] - it is a generator
-    return n / seconds
+    return n / seconds, num_batches
 
 
 def bottleneck(loader: Loader, codecs: set[str], alone: float, augmented: float, both: float) -> str:
     """What to make faster, from three rates."""
     if loader.tier == "stream" and codecs != {"raw"}:
-        feeding = f"decoding {' and '.join(sorted(codecs - {'raw'})).upper()} on {loader.num_threads} threads"
+        feeding = f"decoding {' and '.join(sorted(codecs - {'raw'})).upper()} on {plural(loader.num_threads, 'thread')}"
         if codecs == {"jpg"}:
             decoder, what = jpeg_batch.batch_decoder()
             feeding += "" if decoder else f", image by image: {what}"

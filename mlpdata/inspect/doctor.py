@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from mlpdata import image
 from mlpdata.loader import jpeg_batch
+from mlpdata.system.format import plural
 
 OPTIONAL = {  # package -> what it is for, and how to get it
     "ffcv": "reading betons with FFCV itself: apt install libopencv-dev libturbojpeg0-dev, then "
@@ -35,8 +36,9 @@ NO_COMPILER = "none: augmentation on the CPU runs eagerly, slower (install g++ f
 
 def doctor(as_json: bool = False) -> tuple[str, bool]:
     """Returns (report, whether everything that is required works)."""
+    machine = f"{platform.system()} {platform.machine()}, {plural(os.cpu_count() or 1, 'core')}"
     facts = {
-        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": f"{platform.python_version()} on {machine}",
         "device": _device(),
         "compiler": shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++"),
         "jpeg": image.library_versions()["jpeg"],

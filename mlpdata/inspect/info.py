@@ -7,7 +7,7 @@ from pathlib import Path
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.text import json_text, printable, rounded, shown
-from mlpdata.system.format import format_bytes
+from mlpdata.system.format import format_bytes, plural
 
 
 def info(root: Path, as_json: bool = False) -> str:
@@ -23,20 +23,20 @@ def info(root: Path, as_json: bool = False) -> str:
         ("classes", f"{manifest.num_classes:,}: {_some_classes(root, manifest)}"),
         ("resolution", f"{manifest.res} px, {manifest.resize}, {manifest.filter} filter"),
         ("formats", ", ".join(f"{name} ({codec})" for name, codec in codecs if codec)),
-        ("size", f"{format_bytes(num_bytes)} in {len(manifest.files)} files"),
+        ("size", f"{format_bytes(num_bytes)} in {plural(len(manifest.files), 'file')}"),
         ("mean, std", f"{rounded(manifest.mean)}, {rounded(manifest.std)}"),
         ("made by", manifest.origin),
         *(("of" if i == 0 else "", line) for i, line in enumerate(manifest.lineage)),
         ("with", ", ".join(manifest.image_library.values())),
     ]
     if f := manifest.fidelity:
-        what = f"{f['psnr_db']} dB, largest difference {f['max_diff']}, on {f['num_samples']} images"
+        what = f"{f['psnr_db']} dB, largest difference {f['max_diff']}, on {plural(f['num_samples'], 'image')}"
         rows.append(("fidelity", what))
     for name, split in manifest.splits.items():
-        shards = f", {len(split.tars)} tar shards" if split.tars else ""
+        shards = f", {plural(len(split.tars), 'tar shard')}" if split.tars else ""
         low, high = min(split.class_counts), max(split.class_counts)
         per_class = f"{low:,} to {high:,} a class" if low < high else f"{high:,} a class"
-        counts = f"{split.num_samples:,} samples, {per_class}, {split.num_skipped:,} skipped"
+        counts = f"{plural(split.num_samples, 'sample')}, {per_class}, {split.num_skipped:,} skipped"
         rows.append((f"split {name}", f"{counts}{shards}"))
     return "\n".join(f"{name:<12} {printable(value)}" for name, value in rows)
 

@@ -14,6 +14,7 @@ from mlpdata.inspect.samples import ClassSamples, draw_samples, open_loader
 from mlpdata.loader.loader import Loader
 from mlpdata.loader.subset import class_numbers
 from mlpdata.shards.classes import read_classes
+from mlpdata.system.format import plural
 
 ROWS, COLUMNS = 10, 8
 LEAST_CELL = 64  # pixels a side; smaller images are enlarged by a whole factor, so that every pixel is a square
@@ -47,7 +48,8 @@ def preview(
     except OSError as e:
         raise Error(f"cannot write {out}: {e.strerror or e}") from None
     what = "stored left, augmented right" if augment is not None else "as stored"
-    return f"{out}: {len(samples)} classes of split {loader.split}{which}, {COLUMNS} samples each at most, {what}"
+    shown = plural(len(samples), "class")
+    return f"{out}: {shown} of split {loader.split}{which}, {COLUMNS} samples each at most, {what}"
 
 
 def _choose(loader: Loader, classes: Sequence[str], page: int | None, seed: int) -> tuple[list[int], str]:
@@ -62,15 +64,16 @@ def _choose(loader: Loader, classes: Sequence[str], page: int | None, seed: int)
             return sorted(np.random.default_rng(seed).permutation(numbers)[:ROWS].tolist()), ""
     num_pages, page = -(-len(numbers) // ROWS), page or 1
     if page > num_pages:
-        raise Error(f"there is no page {page}: {len(numbers):,} classes take {num_pages:,} pages of {ROWS}")
+        on_pages = f"{plural(len(numbers), 'class')} on {plural(num_pages, 'page')}"
+        raise Error(f"there is no page {page}: the split has {on_pages} of {ROWS}")
     return numbers[(page - 1) * ROWS : page * ROWS], f", page {page} of {num_pages}" if num_pages > 1 else ""
 
 
 def _title(loader: Loader) -> str:
     name = loader.manifest.dataset if loader.manifest else loader.root.name
     return (
-        f"{name}, split {loader.split}: {loader.num_samples:,} images of {loader.num_classes:,} classes at "
-        f"{loader.shape[0]} px"
+        f"{name}, split {loader.split}: {plural(loader.num_samples, 'image')} of "
+        f"{plural(loader.num_classes, 'class')} at {loader.shape[0]} px"
     )
 
 

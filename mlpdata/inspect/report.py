@@ -33,7 +33,7 @@ from mlpdata.shards.classes import read_classes
 from mlpdata.shards.manifest import Manifest, Skipped, skipped_path
 from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json, printable
 from mlpdata.system.files import write_atomic
-from mlpdata.system.format import format_bytes
+from mlpdata.system.format import format_bytes, plural
 
 CLASSES, PER_CLASS = 10, 7  # pictures of samples
 GROUPS, PER_GROUP = 12, 6  # pictures of duplicates
@@ -103,6 +103,7 @@ def _environment() -> jinja2.Environment:
     )  # fmt: skip
     environment.filters["picture"] = _picture
     environment.filters["bytes"] = format_bytes
+    environment.filters["of"] = plural
     return environment
 
 
@@ -146,7 +147,7 @@ def _findings(
                 f"{_share(n, f'{split} image', manifest.splits[split].num_samples)} repeating another."
             )
     if n := int(duplicates.is_labelled_differently().sum()):
-        found["bad"].append(f"{_plural(n, 'group')} of equal images with more than one label.")
+        found["bad"].append(f"{plural(n, 'group')} of equal images with more than one label.")
     if n := sizes["num_smaller"]:
         what = "keep their size" if manifest.resize == "longest" else "were enlarged"
         found["note"].append(f"{_share(n, 'original', sizes['num_images'])} below {manifest.res} px: they {what}.")
@@ -154,15 +155,15 @@ def _findings(
         found["good"].append("Pixels are those of an exact decode.")
     else:
         psnr_db, n = manifest.fidelity["psnr_db"], manifest.fidelity["num_samples"]
-        measured = f"{psnr_db} dB from an exact decode, on {_plural(n, 'image')}"
+        measured = f"{psnr_db} dB from an exact decode, on {plural(n, 'image')}"
         if psnr_db >= 99:
-            found["good"].append(f"Pixels are those of an exact decode, as measured on {_plural(n, 'image')}.")
+            found["good"].append(f"Pixels are those of an exact decode, as measured on {plural(n, 'image')}.")
         elif psnr_db < LOW_FIDELITY_DB:
             found["bad"].append(f"Fast decode: {measured}. Below {LOW_FIDELITY_DB:g} dB fine detail differs.")
         else:
             found["good"].append(f"Fast decode: {measured}.")
     if compared:
-        against = f"{_plural(len(compared), 'image')} compared with the original for this page"
+        against = f"{plural(len(compared), 'image')} compared with the original for this page"
         if compared[0].max_diff:
             found["note"].append(f"{against}: the worst has {compared[0].psnr_db} dB.")
         else:
@@ -171,16 +172,8 @@ def _findings(
     return [(level, sentence) for level, sentences in found.items() for sentence in sentences]
 
 
-def _plural(n: int, noun: str) -> str:
-    """
-    >>> _plural(1, "class"), _plural(2_000, "class"), _plural(2, "image")
-    ('1 class', '2,000 classes', '2 images')
-    """
-    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}"
-
-
 def _share(n: int, noun: str, total: int) -> str:
-    return f"{_plural(n, noun)} of {total:,} ({n / total:.2%})"
+    return f"{plural(n, noun)} of {total:,} ({n / total:.2%})"
 
 
 # -------------------------------------------------------------------------------------------------------- sections

@@ -18,6 +18,7 @@ from mlpdata.shards import index
 from mlpdata.shards.classes import read_classes, short_names
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.text import json_text, rounded, shown
+from mlpdata.system.format import plural
 
 MAX_SHOWN_GROUPS = 5
 MAX_JSON_GROUPS = 10_000
@@ -111,8 +112,8 @@ def _lines(
     for split, info in manifest.splits.items():
         facts = _class_facts(manifest, split)
         low, median, high = facts["class_counts"].values()
-        classes = f"{facts['num_classes']:,} of {manifest.num_classes:,} classes"
-        yield f"{f'split {split}':<12} {info.num_samples:,} samples of {classes}"
+        classes = f"{facts['num_classes']:,} of {plural(manifest.num_classes, 'class')}"
+        yield f"{f'split {split}':<12} {plural(info.num_samples, 'sample')} of {classes}"
         if low == high:
             yield f"{'':<12} {high:,} a class"
             continue
@@ -124,13 +125,13 @@ def _lines(
     title = "duplicates"
     for split, n in within.items():
         total = manifest.splits[split].num_samples
-        yield f"{title:<12} {split}: {n:,} of {total:,} samples ({n / max(total, 1):.2%}) repeat the pixels of another"
+        yield f"{title:<12} {split}: {n:,} of {total:,} ({n / max(total, 1):.2%}) repeat the pixels of another sample"
         title = ""
     for (split, other), n in across.items():
         if n:
-            yield f"{'':<12} leak: {n:,} {split} {'images' if n > 1 else 'image'} also in {other}"
+            yield f"{'':<12} leak: {plural(n, f'{split} image')} also in {other}"
     if n := int(duplicates.is_labelled_differently().sum()):
-        yield f"{'':<12} {n:,} of {len(duplicates):,} groups of equal images have more than one label"
+        yield f"{'':<12} {plural(n, 'group')} of equal images, of {len(duplicates):,}, with more than one label"
     for group in name_groups(root, manifest, duplicates, range(min(MAX_SHOWN_GROUPS, len(duplicates)))):
         some = ", ".join(f"{s['split']}/{shown(s['key'])} ({names[s['label']]})" for s in group[:4])
         yield f"{'':<12} {len(group):,} times: {some}{', ...' if len(group) > 4 else ''}"

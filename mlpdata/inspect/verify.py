@@ -34,6 +34,7 @@ from mlpdata.shards.manifest import (
 )
 from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json, read_text, shown
 from mlpdata.system.engines import LocalEngine
+from mlpdata.system.format import plural
 from mlpdata.system.progress import Progress
 from mlpdata.system.threads import cores
 
@@ -122,7 +123,7 @@ def verify(root: Path, workers: int | None = None, quiet: bool = False) -> tuple
     num_bytes = sum(entry["bytes"] for entry in manifest.files.values())
     num_samples = sum(info.num_samples for info in manifest.splits.values())
     both = ", equal in both formats" if len(manifest.formats) > 1 else ""
-    return f"{len(manifest.files)} files of {num_bytes:,} bytes, {num_samples:,} samples{both}", total
+    return f"{plural(len(manifest.files), 'file')} of {num_bytes:,} bytes, {plural(num_samples, 'sample')}{both}", total
 
 
 def _num_samples(check: FileCheck | SamplesCheck) -> int:
@@ -187,7 +188,7 @@ def _check_skipped(root: Path, manifest: Manifest, total: Findings) -> None:
             skipped[split] += row.get("is_data", True)
     for split, info in manifest.splits.items():
         if skipped[split] != info.num_skipped:
-            listed = f"{skipped[split]:,} images of split {split}"
+            listed = f"{plural(skipped[split], 'image')} of split {split}"
             total.note(f"{path.name} lists {listed}, the manifest {info.num_skipped:,}")
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from mlpdata.errors import Error
 from mlpdata.loader.options import shown
+from mlpdata.system.format import plural
 
 if TYPE_CHECKING:
     from mlpdata.loader.reader import Reader
@@ -97,7 +98,7 @@ class TorchDataset(Dataset):
         except TypeError:
             raise TypeError(f"{shown(item)} is no number of a sample") from None
         if not -len(self) <= row < len(self):
-            raise IndexError(f"there are {len(self)} samples; asked for {shown(item)}")
+            raise IndexError(f"there are {plural(len(self), 'sample')}; asked for {shown(item)}")
         return row % len(self)
 
     def _open(self) -> Reader:

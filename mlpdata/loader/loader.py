@@ -33,6 +33,7 @@ from mlpdata.loader.tiers import open_tier
 from mlpdata.shards import remote
 from mlpdata.shards.classes import distinct_names, read_classes
 from mlpdata.shards.open import open_split
+from mlpdata.system.format import plural
 from mlpdata.system.threads import WaitClock, cores
 
 
@@ -112,7 +113,9 @@ class Loader:
         self.num_samples, self.num_classes = len(self._selection.labels), self._selection.num_classes
         self.labels = _read_only(self._selection.labels)
         if drop_last and not len(self):
-            raise Error(f"split {self.split!r} has {self.num_samples} samples, fewer than one batch of {batch_size}")
+            raise Error(
+                f"split {self.split!r} has {plural(self.num_samples, 'sample')}, fewer than one batch of {batch_size}"
+            )
         self._res, self.num_threads = options.res, options.num_threads or cores()
         self._reader = Reader(self.index, self.num_threads, options.res)
         self.shape = self._reader.shape
@@ -126,8 +129,9 @@ class Loader:
 
     def __repr__(self) -> str:
         return (
-            f"<Loader of {self.num_samples:,} samples of {self.split!r} in {self.num_classes:,} classes, "
-            f"{len(self):,} batches of {self.batch_size:,} x {self.shape}, {self.tier} on {self.device}>"
+            f"<Loader of {plural(self.num_samples, 'sample')} of {self.split!r} in "
+            f"{plural(self.num_classes, 'class')}, "
+            f"{plural(len(self), 'batch')} of {self.batch_size:,} x {self.shape}, {self.tier} on {self.device}>"
         )
 
     @cached_property

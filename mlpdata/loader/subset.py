@@ -15,6 +15,7 @@ from mlpdata.loader.options import is_whole, shown
 from mlpdata.loader.order import permute
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.open import DataSplit
+from mlpdata.system.format import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def choose(n: int, subset: Any, allowed: np.ndarray | None, seed: int) -> np.nda
     else:
         count = int(subset)
     if not 1 <= count <= available:
-        raise Error(f"subset {shown(subset)} is not a share or count of the {available} samples there are")
+        raise Error(f"subset {shown(subset)} is not a share or count of the {plural(available, 'sample')} there are")
     drawn = np.sort(permute(np.arange(count), available, f"mlpdata subset {seed}"))
     return drawn if allowed is None else allowed[drawn]
 
@@ -135,7 +136,7 @@ def ids_of(subset: Any, n: int) -> np.ndarray:
         raise Error(f"subset {shown(subset)} is no list of ids or mask {what}")
     if array.dtype.kind == "b":
         if len(array) != n:
-            raise Error(f"subset is a mask of {len(array)} entries; the split has {n} samples")
+            raise Error(f"subset is a mask of length {len(array)}; the split has {plural(n, 'sample')}")
         return np.flatnonzero(array)
     if len(array):
         _check_bounds(int(array.min()), int(array.max()), n)
@@ -171,7 +172,7 @@ def class_numbers(classes: Any, num_classes: int, names: Callable[[], list[str]]
         if not is_whole(number):
             raise Error(f"classes holds {shown(c)}, which is no number and no name of a class")
         if not 0 <= number < num_classes:
-            raise Error(f"{where} has no class {shown(c)}; it has {num_classes} classes")
+            raise Error(f"{where} has no class {shown(c)}; it has {plural(num_classes, 'class')}")
         numbers.append(int(number))
     if len(set(numbers)) < len(numbers):
         raise Error("classes names a class twice")

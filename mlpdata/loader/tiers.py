@@ -13,7 +13,7 @@ from mlpdata.loader.reader import Reader
 from mlpdata.loader.resident import Resident, ycc420_psnr
 from mlpdata.loader.stream import Stream
 from mlpdata.loader.subset import Selection
-from mlpdata.system.format import format_bytes
+from mlpdata.system.format import format_bytes, plural
 from mlpdata.system.memory import free_memory
 from mlpdata.system.threads import cores
 
@@ -60,7 +60,7 @@ def open_tier(
         reader.read(selection.all_ids[some], luma, chroma)
         how = "as the JPEGs are coded" if size.has_coded_planes else "at half resolution"
         psnr = ycc420_psnr(images, luma, chroma)
-        reason += f"; chroma {how}, against these pixels: {psnr:.1f} dB on {len(some)} images"
+        reason += f"; chroma {how}, against these pixels: {psnr:.1f} dB on {plural(len(some), 'image')}"
     elif options.pixels == "ycc420":
         reason += "; only JPEGs in 4:2:0 are streamed as ycc420 (with mlpdata[turbo]), these stay RGB"
     try:

@@ -20,6 +20,7 @@ from mlpdata.choices import CODECS
 from mlpdata.errors import Error, cannot_read, reading
 from mlpdata.shards.shard_index import ShardIndex
 from mlpdata.system.disk import pwrite
+from mlpdata.system.format import plural
 
 PAGE_SIZE = 8 << 20  # ffcv's own default; the reader wants a power of two of at least 2 MiB
 
@@ -213,7 +214,7 @@ def _read_index(path: Path, f: BinaryIO, size: int, image: str | None, label: st
     table = np.dtype([(f"f{i}", FIELD_METADATA[kind]) for i, kind in enumerate(types)], align=True)
     end = start + n * table.itemsize
     if end > size or not alloc_ptr <= size or (size - alloc_ptr) // ALLOCATION.itemsize < n:
-        raise Error(f"{path} is cut short: {size} bytes do not hold the {n} samples its header promises")
+        raise Error(f"{path} is cut short: {size} bytes do not hold the {plural(n, 'sample')} its header promises")
     if n == 0:
         raise Error(f"{path} holds no samples")
     num_payloads = n * sum(kind not in (TYPE_FLOAT, TYPE_INT) for kind in types)
@@ -332,11 +333,11 @@ def read_rows(path: Path, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         if not len(header) or (int(header[0]["version"]), int(header[0]["num_fields"])) != (VERSION, 2):
             raise Error(f"{path} is not a beton of this tool: its header is another")
         if fields["type_id"].tolist() != [TYPE_IMAGE, TYPE_INT] or int(header[0]["num_samples"]) < first + n:
-            raise Error(f"{path} is not a beton of this tool with {first + n} samples or more")
+            raise Error(f"{path} is not a beton of this tool with {plural(first + n, 'sample')} or more")
         f.seek(METADATA_START + first * METADATA.itemsize)
         meta = np.fromfile(f, METADATA, n)
         f.seek(min(int(header[0]["alloc_table_ptr"]) + first * ALLOCATION.itemsize, os.fstat(f.fileno()).st_size))
         allocations = np.fromfile(f, ALLOCATION, n)
     if len(meta) < n or len(allocations) < n:
-        raise Error(f"{path} is cut short: it has no tables for {first + n} samples")
+        raise Error(f"{path} is cut short: it has no tables for {plural(first + n, 'sample')}")
     return meta, allocations

@@ -15,6 +15,7 @@ from mlpdata.shards.files import Count
 from mlpdata.shards.manifest import Manifest, classes_path, real_path
 from mlpdata.shards.text import damaged, parse_json, printable, read_text, shown, unreadable
 from mlpdata.sources import keys
+from mlpdata.system.format import plural
 
 MAX_REAL = 1000  # true labels of one image; ReaL's have at most 9
 ESCAPE = re.compile(r"\\(?:\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
@@ -50,7 +51,9 @@ def read_classes(root: str | Path, manifest: Manifest | None = None) -> list[tup
     if manifest is not None and hashlib.sha256(data).hexdigest() != manifest.classes_sha256:
         raise Error(f"{path} is not the class list that the manifest names; get or convert it again")
     if manifest is not None and len(classes) != manifest.num_classes:
-        raise Error(f"{path} lists {len(classes):,} classes, the manifest {manifest.num_classes:,}; convert again")
+        raise Error(
+            f"{path} lists {plural(len(classes), 'class')}, the manifest {manifest.num_classes:,}; convert again"
+        )
     return classes
 
 
@@ -61,7 +64,7 @@ def read_real(root: str | Path, manifest: Manifest, split: str) -> dict[str, lis
         return None
     real = parse_json(read_text(path), path, dict[str, Annotated[list[Count], Meta(max_length=MAX_REAL)]])
     if any(label >= manifest.num_classes for labels in real.values() for label in labels):
-        raise damaged(path, f"it has labels of more than {manifest.num_classes:,} classes")
+        raise damaged(path, f"it has labels of more than {plural(manifest.num_classes, 'class')}")
     return real
 
 

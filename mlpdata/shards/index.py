@@ -21,6 +21,7 @@ from mlpdata.choices import CODECS
 from mlpdata.shards.files import FileEntry, difference
 from mlpdata.shards.manifest import Manifest, index_path
 from mlpdata.shards.text import open_file, unreadable
+from mlpdata.system.format import plural
 
 READ_ROWS = 1 << 17  # at a time
 SCHEMA = pa.schema(
@@ -160,7 +161,7 @@ def _open(root: Path, manifest: Manifest, split: str) -> Iterator[pq.ParquetFile
                 _check_columns(table.schema_arrow)
                 wanted = manifest.splits[split].num_samples
                 if table.metadata.num_rows != wanted:
-                    raise ValueError(f"it lists {table.metadata.num_rows:,} samples, the manifest {wanted:,}")
+                    raise ValueError(f"it lists {plural(table.metadata.num_rows, 'sample')}, the manifest {wanted:,}")
                 yield table
     except (OSError, ValueError, pa.ArrowException) as e:
         raise unreadable(path, e) from None

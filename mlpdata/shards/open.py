@@ -21,6 +21,7 @@ from mlpdata.shards import beton, foreign, tar
 from mlpdata.shards.manifest import Manifest, beton_path, index_path
 from mlpdata.shards.shard_index import ShardIndex
 from mlpdata.sources.wds_tars import PACKED
+from mlpdata.system.format import plural
 
 FORMATS = ("beton", "tar")
 RAW = CODECS.index("raw")
@@ -115,7 +116,9 @@ def _own_split(root: Path, split: str, format: str | None) -> DataSplit:
         if side.min(initial=1) < 1 or side.max(initial=1) > manifest.res:
             raise Error(f"{root}: split {split!r} has images of more than {manifest.res} pixels a side; convert again")
     if index.label.min(initial=0) < 0 or index.label.max(initial=0) >= manifest.num_classes:
-        raise Error(f"{root}: split {split!r} has labels of more than {manifest.num_classes} classes; convert again")
+        raise Error(
+            f"{root}: split {split!r} has labels of more than {plural(manifest.num_classes, 'class')}; convert again"
+        )
     return DataSplit(index=index, split=split, num_classes=manifest.num_classes, manifest=manifest)
 
 

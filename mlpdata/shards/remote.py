@@ -25,7 +25,7 @@ from mlpdata.shards.files import FileEntry, local_sizes
 from mlpdata.shards.manifest import Manifest, manifest_path
 from mlpdata.shards.text import MAX_TEXT_BYTES
 from mlpdata.system.files import replacing, sync_dir
-from mlpdata.system.format import format_bytes
+from mlpdata.system.format import format_bytes, plural
 from mlpdata.system.progress import Progress
 
 BLOCK_BYTES = 8 << 20
@@ -76,7 +76,7 @@ def _copy(store: Store, manifest: bytes, folder: Path, say: Say) -> None:
     need, free = sum(entry["bytes"] for entry in missing.values()), shutil.disk_usage(folder).free
     if need > free:
         raise Error(f"no space for {folder}: {format_bytes(need)} are missing, {format_bytes(free)} free")
-    say(f"copying {store.where} to {folder}: {format_bytes(need)} in {len(missing)} files")
+    say(f"copying {store.where} to {folder}: {format_bytes(need)} in {plural(len(missing), 'file')}")
     for name, entry in missing.items():
         store.fetch(name, entry, folder, say)
     os.replace(manifest_path(aside), manifest_path(folder))

@@ -17,7 +17,7 @@ from mlpdata.fetch.official import download_folder
 from mlpdata.shards.files import check_sizes
 from mlpdata.shards.manifest import Manifest, manifest_path, work_path
 from mlpdata.shards.remote import ObjectStore, Say
-from mlpdata.system.format import format_bytes
+from mlpdata.system.format import format_bytes, plural
 from mlpdata.system.progress import Progress
 
 AGAIN = "run the same command again"
@@ -103,7 +103,7 @@ def _upload(store: ObjectStore, folder: Path, journal: Path, say: Say) -> None:
                 progress.add(entry["bytes"])
         check_sizes(files, store.sizes(), store.where, AGAIN)
         store.put(manifest_path(folder))
-    say(f"uploaded {len(files) + 1} files to {store.where}")
+    say(f"uploaded {plural(len(files) + 1, 'file')} to {store.where}")
 
 
 def push(root: Path, name: str, private: bool = False, say: Say = print) -> str:
@@ -120,7 +120,7 @@ def push(root: Path, name: str, private: bool = False, say: Say = print) -> str:
         raise Error(f"{root} is being converted; wait for it")
     manifest.check_sizes(root)
     num_bytes = sum(entry["bytes"] for entry in manifest.files.values())
-    say(f"uploading {root} to {name}: {format_bytes(num_bytes)} in {len(manifest.files) + 1} files")
+    say(f"uploading {root} to {name}: {format_bytes(num_bytes)} in {plural(len(manifest.files) + 1, 'file')}")
     with hub.hub_errors(name):
         api.create_repo(name, repo_type="dataset", private=private or None, exist_ok=True)
         api.upload_folder(

@@ -13,6 +13,7 @@ from mlpdata.errors import Error
 from mlpdata.sources import keys
 from mlpdata.sources.base import Broken, Sample, Source, Unit, left_out_units, left_out_warnings
 from mlpdata.sources.files import is_system
+from mlpdata.system.format import plural
 
 NOT_READ = "no part of the data set that is read"
 
@@ -58,7 +59,7 @@ class ArrayArchive(Source):
         """Take the names in a member as the classes. Raises Error where they are not so many, or not all different."""
         num_different = len({*names} - {""})
         if len(names) != number or num_different < number:
-            counts = f"{len(names):,} class names, {num_different:,} of them different and not empty"
+            counts = f"{plural(len(names), 'class name')}, {num_different:,} of them different and not empty"
             raise Error(f"{self.path}: {member} has {counts}; {self.folder} has {number}")
         self.classes = [(name, name) for name in names]
 

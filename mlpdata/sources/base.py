@@ -14,6 +14,7 @@ from mlpdata.errors import Error
 from mlpdata.sources import keys
 from mlpdata.sources.files import stamp
 from mlpdata.sources.keys import shown
+from mlpdata.system.format import plural
 
 UNIT_PIXELS_BYTES = 192 << 20  # the pixels of a unit that a worker holds in memory, beside their encoded form
 
@@ -92,7 +93,7 @@ def left_out_warnings(path: Path, left_out: list[Broken]) -> tuple[str, ...]:
     """The warning that names the first of them."""
     names = ", ".join(keys.shown(broken.origin) for broken in left_out[:3])
     more = ", ..." if len(left_out) > 3 else ""
-    return (f"{path}: {len(left_out):,} members left out: {names}{more}",) if left_out else ()
+    return (f"{path}: {plural(len(left_out), 'member')} left out: {names}{more}",) if left_out else ()
 
 
 class NothingLeft(Error):
@@ -148,8 +149,8 @@ class ClassFilter:
             return False
         if 0 < num_images <= self.val_per_class:
             raise NothingLeft(
-                f"class {class_name} has {num_images:,} images: --val-per-class {self.val_per_class} leaves none of "
-                f"them for training; hold out fewer, or leave such classes out with --min-class-size "
+                f"class {class_name} has {plural(num_images, 'image')}: --val-per-class {self.val_per_class} leaves "
+                f"none of them for training; hold out fewer, or leave such classes out with --min-class-size "
                 f"{self.val_per_class + 1}"
             )
         return True
@@ -158,7 +159,7 @@ class ClassFilter:
         """The Error where every class is too small. sizes: number of images by class."""
         largest = max(sizes, key=lambda name: (sizes[name], name), default=None)
         hint = f"the largest is {largest} with {sizes[largest]:,}" if largest else "there is none"
-        return NothingLeft(f"no class has {self.min_class_size:,} images ({hint}); lower --min-class-size")
+        return NothingLeft(f"no class has {plural(self.min_class_size, 'image')} ({hint}); lower --min-class-size")
 
     def split_of(self, class_name: str, names: list[str]) -> dict[str, str]:
         """The split of each image of one class, by file name; {} for a class that is too small. Raises as `takes`."""

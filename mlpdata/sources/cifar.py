@@ -20,6 +20,7 @@ from mlpdata.errors import Error, reading
 from mlpdata.sources import files, keys
 from mlpdata.sources.array_archive import ArrayArchive
 from mlpdata.sources.base import Sample, Unit
+from mlpdata.system.format import plural
 
 HOLD_BYTES = 512 << 20  # the whole content, 184 MB, stays in memory while units are read
 MAX_MEMBER_BYTES = 256 << 20  # the largest real member, CIFAR-100's train, has 155 MB
@@ -196,9 +197,9 @@ class Cifar(ArrayArchive):
             if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
                 raise Error(f"{self.path}: {name} has no uint8 array of shape (N, 3072) under 'data'")
             if not isinstance(labels, list) or len(labels) != len(data) or not all(type(x) is int for x in labels):
-                raise Error(f"{self.path}: {name} has no list of {len(data)} labels under {label_key!r}")
+                raise Error(f"{self.path}: {name} has no list of {plural(len(data), 'label')} under {label_key!r}")
             if len(data) > official or (len(data) < official and not self._is_small(name)):
-                raise Error(f"{self.path}: {name} has {len(data):,} images, not {official:,}; get it again")
+                raise Error(f"{self.path}: {name} has {plural(len(data), 'image')}, not {official:,}; get it again")
             if labels and not 0 <= min(labels) <= max(labels) < len(self.classes):
                 raise Error(f"{self.path}: {name} has labels outside 0 to {len(self.classes) - 1}")
             self._cached = (name, data, np.array(labels))

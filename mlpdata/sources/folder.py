@@ -17,6 +17,7 @@ from mlpdata.sources.files import JPEG_SUFFIXES, is_folder, looks_like_image, re
 from mlpdata.sources.folder_files import FileRange, FolderListing, cut, list_folder, sample_keys
 from mlpdata.sources.folder_layout import LabelledFolder
 from mlpdata.sources.keys import shown
+from mlpdata.system.format import plural
 
 UNITS = 256  # a folder is cut into about so many units, within bounds
 LEAST_IMAGES = 1_000  # in a unit
@@ -181,8 +182,8 @@ class Folder(Source):
         if other and self.class_filter.classes is None:
             classes = {class_of[file] for file in other}
             warnings.append(
-                f"{folder}: {len(other):,} files left out, as their {len(classes):,} classes have no folder: "
-                f"{min(classes)}"
+                f"{folder}: {plural(len(other), 'file')} left out, as there is no folder of their "
+                f"{plural(len(classes), 'class')}: {min(classes)}"
             )
 
     def _refuse_equal_keys(self) -> None:

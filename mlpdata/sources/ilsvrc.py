@@ -19,6 +19,7 @@ from mlpdata.sources.files import is_system
 from mlpdata.sources.imagenet import ImageNetTars
 from mlpdata.sources.imagenet_release import recognise
 from mlpdata.sources.keys import part, text
+from mlpdata.system.format import plural
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 IMAGES_A_UNIT = 1_000
@@ -126,7 +127,8 @@ class ImageNet1k(ImageNetTars):
         if len(seen) < len(kit.wnids):
             self.warnings += (f"{path} lacks {len(kit.wnids) - len(seen):,} of the images with labels",)
         if others and self.class_filter.classes is None:
-            what = f"{others.total():,} images left out, as the train tar lacks their {len(others)} classes"
+            left_out, theirs = plural(others.total(), "image"), plural(len(others), "class")
+            what = f"{left_out} left out, as the train tar lacks their {theirs}"
             self.warnings += (f"{path}: {what}: {min(others)}",)
 
     def units(self) -> list[Unit]:

@@ -346,5 +346,5 @@ def distinct_names(names: Sequence[str]) -> tuple[list[str], str]:
     if not changed:
         return distinct, ""
     i = changed[0]
-    what = f"{len(changed):,} classes have no name or one that is there already, such as class {i}"
+    what = f"{len(changed):,} of the classes' names are empty or there already, such as that of class {i}"
     return distinct, f"{what}: it is called {distinct[i]!r:.60}"

@@ -21,6 +21,7 @@ from mlpdata.errors import Error, cannot_read, first_line
 from mlpdata.sources.keys import shown
 from mlpdata.sources.location import Location, open_file
 from mlpdata.sources.parquet_columns import FileSchema, features, image_bytes, label_values
+from mlpdata.system.format import plural
 
 ROWS_A_UNIT = 10_000
 ROWS_A_BATCH = 64  # images decoded from parquet pages at a time: bounds memory
@@ -61,7 +62,7 @@ class ParquetFile:
         self.group_sizes = [self._footer.row_group(group).num_rows for group in range(self._footer.num_row_groups)]
         if min(self.group_sizes, default=0) < 0 or not sum(self.group_sizes) == self._footer.num_rows <= MAX_ROWS:
             self._file.close()
-            raise Error(f"{name} is damaged: its footer claims {self._footer.num_rows:,} rows")
+            raise Error(f"{name} is damaged: its footer claims {plural(self._footer.num_rows, 'row')}")
 
     def __enter__(self) -> ParquetFile:
         return self

@@ -14,6 +14,7 @@ from mlpdata.sources.files import IMAGE_SUFFIXES, is_folder, is_system, tree, wh
 from mlpdata.sources.hub_card import HubCard
 from mlpdata.sources.keys import listed, shown
 from mlpdata.sources.location import Location
+from mlpdata.system.format import plural
 
 CARD = "README.md"
 SUFFIX = ".parquet"
@@ -70,7 +71,7 @@ def assign_files(location: Location, paths: list[str], card: HubCard, notes: lis
         by_name = _assign_by_names(location, relative, notes)
     assigned = {inside + path for files in by_name.values() for path in files}
     if rest := [path for path in paths if path not in assigned]:
-        notes.append(f"{len(rest):,} parquet files of no split are left out: {listed(rest)}")
+        notes.append(f"left out, as of no split: {plural(len(rest), 'parquet file')}: {listed(rest)}")
     ours = splits.our_names(by_name)
     notes += splits.renames(ours)
     files_of: dict[str, list[str]] = {split: [] for split in ours.values()}

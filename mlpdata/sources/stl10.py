@@ -15,6 +15,7 @@ from mlpdata.errors import Error
 from mlpdata.sources import keys
 from mlpdata.sources.array_archive import ArrayArchive
 from mlpdata.sources.base import Sample, Unit
+from mlpdata.system.format import plural
 
 FOLDER = "stl10_binary"
 SIDE = 96
@@ -49,7 +50,7 @@ class Stl10(ArrayArchive):
         self._leave_out_others({*wanted, *OTHER_MEMBERS})
         for split, labels in self._labels.items():
             if len(labels) != OFFICIAL[split]:
-                counts = f"{len(labels):,} images, the authors' {OFFICIAL[split]:,}"
+                counts = f"{plural(len(labels), 'image')}, the authors' {OFFICIAL[split]:,}"
                 self.warnings += (f"{path}: {split}_X.bin has {counts}",)
         self._blob.close()
 

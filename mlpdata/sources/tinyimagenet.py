@@ -18,6 +18,7 @@ from mlpdata.sources.base import Broken, Sample, Source, Unit, left_out_units, l
 from mlpdata.sources.files import IMAGE_SUFFIXES, is_system
 from mlpdata.sources.folder import Folder
 from mlpdata.sources.folder_layout import ANNOTATIONS, SYSTEM, parse_annotations
+from mlpdata.system.format import plural
 
 ROOT = "tiny-imagenet-200"
 IMAGES_A_UNIT = 2_000
@@ -197,7 +198,7 @@ class TinyImageNet(Source):
         self.warnings = left_out_warnings(self.path, self._left_out)
         if empty := sorted(set(range(len(self.classes))) - set(self._images["train"].labels.tolist())):
             first = self.classes[empty[0]][0]
-            self.warnings += (f"{self.path}: {len(empty):,} classes of wnids.txt have no train images: {first}, ...",)
+            self.warnings += (f"{self.path}: {plural(len(empty), 'class')} of wnids.txt without train images: {first}",)
         files = {name.rpartition("/")[2] for name in self._images["val"].names}
         if missing := len(self._annotations.keys() - files):
             of = f"of the {len(self._annotations):,} val images with labels"

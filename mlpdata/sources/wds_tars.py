@@ -17,6 +17,7 @@ from mlpdata.fetch.hub import Repository
 from mlpdata.sources.files import is_system, matching
 from mlpdata.sources.keys import listed
 from mlpdata.sources.location import Location, has_file, open_file
+from mlpdata.system.format import plural
 
 INFO = "_info.json"  # timm's table of splits
 MAX_INFO_BYTES = 64 << 20
@@ -95,7 +96,9 @@ def tell_splits(found: TarList) -> None:
         tar.is_listed = tar.name in table
         tar.split, tar.num_samples = table.pop(tar.name, None) or (splits.of_path(tar.name), 0)
         if tar.num_samples and tar.num_samples > (size := open_file(location, tar.name).size) // LEAST_SAMPLE_BYTES:
-            raise Error(f"{info} says {tar.num_samples:,} samples of {tar.name}, which has {size:,} bytes; correct it")
+            raise Error(
+                f"{info} says {plural(tar.num_samples, 'sample')} of {tar.name}, which has {size:,} bytes; correct it"
+            )
     if missing := [name for name in table if not has_file(location, name)]:
         found.warnings.append(f"{info} lists files that are not there: {listed(missing, 1, 'others')}")
     found.tars.sort(key=lambda t: (splits.canonical(t.split or "train") != "train", t.split or "train", t.name))

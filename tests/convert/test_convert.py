@@ -313,7 +313,7 @@ def test_several_machines_share_a_plan(tmp_path):
     assert done.returncode == 0 and "part 2 of 3 is done" in done.stdout and "--assemble" in done.stdout
     done = run_cli(*words, "--out", root, "--assemble")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "units are missing" in done.stderr and "--part 1/3, --part 3/3" in done.stderr
+    assert "of 3 units missing, the first is" in done.stderr and "--part 1/3, --part 3/3" in done.stderr
     with pytest.raises(Error, match="did not finish"):
         Manifest.load(root)
     both = [

@@ -14,7 +14,11 @@ from mlpdata import Error
 from mlpdata.convert import run
 from mlpdata.convert.options import Options
 from mlpdata.convert.plan import make_plan
+from mlpdata.inspect import info, preview, report, stats, verify
+from mlpdata.loader.loader import Loader
 from mlpdata.shards.manifest import Manifest
+
+SEVERAL = re.compile(r"(?<![\d.,/-])1 (?!is\b|was\b|has\b|s\b)\w+(?<!s)s\b|(?<![\d.,])1 \w+es\b")
 
 
 @pytest.fixture(autouse=True)
@@ -251,11 +255,30 @@ def test_shards_of_ours_are_a_source_again(photos_dir, tmp_path):
         assert manifest.splits["val"].num_samples == n
 
 
+def test_one_of_something_is_no_several(tmp_path):
+    """Of one image of one class, whatever is said of it."""
+    make_folder(tmp_path / "in", splits=("train",), classes=("cat",), per_class=1)
+    root = tmp_path / "out"
+    _, lines = convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=16, out=root, part=(1, 1))
+    lines += convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=16, out=root)[1]
+    lines += [info.info(root), stats.stats(root), preview.preview(root, tmp_path / "p.png"), repr(Loader(root))]
+    lines += [
+        verify.verify(root, workers=1, quiet=True)[0],
+        report.report(root, tmp_path / "r.html"),
+        *SEVERAL.findall("1 classes"),
+    ]
+    assert SEVERAL.findall("\n".join(lines)) == ["1 classes"]  # the last one shows that they are found
+    assert not SEVERAL.search((tmp_path / "r.html").read_text())
+
+
 def test_the_size_of_a_small_beton_is_said_as_it_will_be(photos):
     options, root = photos
     _, lines = convert_quietly(**options)
     total = sum(path.stat().st_size for path in root.glob("*.beton"))
     assert f"beton (raw, about {total / 1e6:.0f} MB, mostly empty pages of 8 MiB)" in lines[0]
+    sizes = [float(n) for n in re.findall(r"([\d.]+) MB", f"{lines[0]} {lines[-1]} {info.info(root)}")]
+    peak, whole = float(re.search(r"at most about ([\d.]+) MB", lines[0])[1]), total / 1e6
+    assert peak >= whole and all(n in (peak, pytest.approx(whole, rel=0.1)) for n in sizes if n > 1)
 
 
 # -------------------------------------------------------------------------------------------------------- decode

@@ -196,7 +196,7 @@ def test_a_run_that_failed_goes_on_at_the_files_it_had_not(serve, tmp_path):
     server.faults, server.hit, server.sent = [], hit, 0
     manifest, lines = convert_quietly(out=tmp_path / "b", **options)
     assert manifest.files == expected.files
-    assert any("going on: 3 of 4 units are done" in line for line in lines)
+    assert any("going on: 3 of 4 units done" in line for line in lines)
     assert server.sent < needed
 
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from conftest import run_cli
 
+from mlpdata.inspect import bench as module
 from mlpdata.inspect.bench import bench, bottleneck
 from mlpdata.loader import jpeg_batch
 
@@ -18,9 +20,23 @@ def test_bench_measures_all_three_and_names_the_bottleneck(photos_dir, tier):
     assert min(row[f"{name}_images_per_s"] for name in ("loader", "augment", "overlapped")) > 0
     assert row["bottleneck"].startswith(("the loader", "the augmentation", "loader ("))
     text = bench(photos_dir, batch_size=16, seconds=0.1, tier=tier, device="cpu")
-    assert [line.split()[0] for line in text.splitlines()] == [
+    assert [line.split()[0] for line in text.splitlines()][:6] == [
         "loader", "augment", "both", "bottleneck", "tier", "measured"
     ]  # fmt: skip
+
+
+def test_a_measurement_of_few_batches_says_so(photos_dir, monkeypatch):
+    """By a clock that goes on by a second each time that it is read: so long does a batch take."""
+    seconds = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    options = {"batch_size": 16, "tier": "resident", "device": "cpu"}
+    for length, is_rough in ((2.0, True), (50.0, False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "time", clock)
+            row = json.loads(bench(photos_dir, seconds=length, as_json=True, **options))
+            text = bench(photos_dir, seconds=length, **options)
+        assert row["is_rough"] == is_rough == (row["fewest_batches"] < 20)
+        assert ("1 batch measured: too few to go by; say --seconds 40, or a" in text) == is_rough
 
 
 def test_the_bottleneck_is_the_slower_part(monkeypatch):

@@ -43,7 +43,7 @@ def test_pages_are_all_classes_in_their_order(shapes_dir, tmp_path, monkeypatch)
         line = preview.preview(shapes_dir, tmp_path / "a.png", page=page)
         assert f"page {page} of 3" in line
     assert drawn == list(range(10))
-    with pytest.raises(Error, match="there is no page 4: 10 classes take 3 pages of 4"):
+    with pytest.raises(Error, match="there is no page 4: the split has 10 classes on 3 pages of 4"):
         preview.preview(shapes_dir, tmp_path / "b.png", page=4)
     with pytest.raises(Error, match="has no class"):
         preview.preview(shapes_dir, tmp_path / "b.png", classes=["nonsense"])

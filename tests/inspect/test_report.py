@@ -143,7 +143,7 @@ def test_many_classes_are_listed_in_part(made, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "BARS", 2)
     report.report(made[1], tmp_path / "r.html")
     text = Page(tmp_path / "r.html").text
-    assert "1 classes with the fewest images; 2 others are not listed" in text
+    assert "1 class with the fewest images; 2 more not listed" in text
     assert "--source ORIGINALS" in text  # which are not in the download folder
 
 

@@ -56,9 +56,9 @@ def test_the_command_tells_people(twins_dir):
         "split train  20 samples of 3 of 3 classes",
         "6 to 7 a class, median 7",
         "fewest: émeu x 6",
-        "train: 2 of 20 samples (10.00%) repeat the pixels of another",
+        "train: 2 of 20 (10.00%) repeat the pixels of another sample",
         "leak: 2 val images also in train",
-        "1 of 2 groups of equal images have more than one label",
+        "1 group of equal images, of 2, with more than one label",
         "3 times: ",
     ):
         assert part in done.stdout, done.stdout
@@ -116,7 +116,7 @@ def test_a_split_without_samples(photos_dir, tmp_path, monkeypatch):
     change_manifest(root, splits={**raw["splits"], "extra": extra}, files={**raw["files"], **files})
     (root / "_info.json").write_text(json.dumps(card.timm_info(Manifest.load(root))))
     relist(root)
-    assert "extra: 0 of 0 samples (0.00%) repeat" in stats.stats(root)
+    assert "extra: 0 of 0 (0.00%) repeat" in stats.stats(root)
     assert json.loads(stats.stats(root, as_json=True))["across"]["train in extra"] == 0
     assert "split extra  0 samples, 0 a class" in info.info(root)
     monkeypatch.setattr(verify, "LocalEngine", Inline)

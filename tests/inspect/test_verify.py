@@ -295,7 +295,7 @@ DAMAGE = [
     (change_counts, "split val has other class counts"),
     (change_mean, "mean and std of split train"),
     (swap_classes, "classes.txt is not the class list"),
-    (invent_skipped, "skipped.jsonl lists 1 images of split val, the manifest 0"),
+    (invent_skipped, "skipped.jsonl lists 1 image of split val, the manifest 0"),
     (skipped_elsewhere, "skipped.jsonl names the split 'other'"),
     (skipped_number, "skipped.jsonl is damaged"),
     (skipped_deep, "skipped.jsonl is damaged"),

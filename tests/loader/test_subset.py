@@ -50,7 +50,7 @@ def test_masks_are_masks_and_ids_keep_their_order_and_repetitions(subset, ids):
     [
         (True, "no count, share, mask"),
         (np.True_, "one dimension"),
-        (MASK[:-1], "a mask of 19 entries; the split has 20"),
+        (MASK[:-1], "a mask of length 19; the split has 20"),
         ([True, False], "a mask of 2 entries"),
         (MASK.astype(np.uint8), "a mask has to be of booleans"),
         ([1] * N, "a mask has to be of booleans"),

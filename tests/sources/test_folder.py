@@ -374,7 +374,7 @@ def test_labelled_images_of_classes_without_a_folder_are_named(tmp_path):
     source = Folder(tmp_path, labelled=labelled)
     found, listed = read(source)
     assert found["val"] == {"val/a.jpg": "n1"} and not listed
-    assert "1 files left out, as their 1 classes have no folder: n7" in told(source)
+    assert "1 file left out, as there is no folder of their 1 class: n7" in told(source)
     assert "lacks 1 of the 3 files with labels" in told(source)
     assert not Folder(tmp_path, ClassFilter(classes=("n1",)), labelled={"val": {"a.jpg": "n1", "b.jpg": "n7"}}).warnings
 

@@ -198,7 +198,9 @@ def test_names_of_classes_stay_what_they_are(tmp_path):
     opened = Parquet(write(tmp_path, {"train.parquet": table([0, 1, 2, 3, 4], names=names)}))
     assert [name for name, _ in opened.classes] == ["crane", "1", "a\tb", "crane-2", "a b"]
     assert read(opened)[0]["train"][3] == (3, "crane-2")
-    assert any("2 classes have no name or one that is there already, such as class 1" in w for w in opened.warnings)
+    assert any(
+        "2 of the classes' names are empty or there already, such as that of class 1" in w for w in opened.warnings
+    )
     labels = ["b\nc", "b c", "é\u2028", "é"]
     opened = Parquet(write(tmp_path, {"train.parquet": table(labels)}))
     assert read(opened)[0]["train"] == list(enumerate(labels))
@@ -296,7 +298,7 @@ def images_of(root, **options):
         (["train-0", "val/dev-0", "val/dev-1"], {"train": [0], "val": [1, 2]}, None),
         (["s/train", "s/val"], {"train": [0], "val": [1]}, None),
         (["Train0", "TEST-1"], {"train": [0], "val": [1]}, "split 'test' is called 'val'"),
-        (["train", "metadata"], {"train": [0]}, "1 parquet files of no split are left out: metadata.parquet"),
+        (["train", "metadata"], {"train": [0]}, "left out, as of no split: 1 parquet file: metadata.parquet"),
         (["a", "b"], {"train": [0, 1]}, "no file's name says which split"),
         (["train/0000/a", "train/0001/b"], {"train": [0, 1]}, None),
         (["train", "._train", ".cache/train", "__MACOSX/train"], {"train": [0]}, None),
@@ -344,7 +346,7 @@ def test_the_configurations_of_a_card(tmp_path):
     assert read(opened)[0] == {"train": [(2, "0"), (3, "0")], "val": [(4, "0")]}
     said = "; ".join(opened.warnings)
     assert "configuration 'small' is used" in said and "left out: 'large'" in said and "split 'test' of README" in said
-    assert "3 parquet files of no split are left out: large/a-0.parquet, large/a-1.parquet, more.parquet" in said
+    assert "left out, as of no split: 3 parquet files: large/a-0.parquet, large/a-1.parquet, more.parquet" in said
     assert str(tmp_path / "README.md") in opened.files
     twice = (
         "configs:\n- config_name: x\n  data_files:\n  - split: train\n    path: '**'\n  - split: val\n    path: more*\n"

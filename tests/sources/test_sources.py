@@ -258,7 +258,7 @@ def test_tinyimagenet_of_which_something_is_missing_says_so(tmp_path):
 
     zip_as(tmp_path / "t.zip", change=change)
     told = TinyImageNet(tmp_path / "t.zip").warnings
-    assert any("1 classes of wnids.txt have no train images: n04067472" in warning for warning in told)
+    assert any("1 class of wnids.txt without train images: n04067472" in warning for warning in told)
     assert any("lacks 1 of the 5 val images" in warning for warning in told)
 
 

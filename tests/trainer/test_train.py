@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -19,11 +20,12 @@ from conftest import HANG_S, convert_quietly, read_jsonl, until
 import trainer
 from mlpdata import Error
 from mlpdata.loader.loader import Loader
-from trainer import checkpoint, report, run_directory, saturation, states
+from mlpdata.shards.manifest import Manifest
+from trainer import checkpoint, curve, record, report, run_directory, saturation, states
 from trainer.model import BMLP
 from trainer.optim import lr_factor, make_optimizer, set_lr
 from trainer.plan import state_bytes
-from trainer.recipe import Optim, Schedule, load_recipe
+from trainer.recipe import Model, Optim, Schedule, load_recipe
 from trainer.step import WeightAverage
 from trainer.train import Trainer, run
 
@@ -122,6 +124,31 @@ def test_resume_in_the_middle_changes_nothing(recipe, optimizer, stop_at):
     same = ("epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1", "lr")
     a, b = ([{k: r[k] for k in same} for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, cut))
     assert a == b
+
+
+def test_the_curve_is_drawn_as_the_run_goes_and_when_it_is_stopped(recipe, shapes_dir, monkeypatch):
+    drawn = []
+
+    def draw(folder, recipe, rows, original=curve.draw_curve):
+        drawn.append(len(rows))
+        return original(folder, recipe, rows)
+
+    monkeypatch.setattr(curve, "draw_curve", draw)
+    folder = cut_short(recipe)
+    assert drawn == [1] and (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    clock = [0.0]
+    monkeypatch.setattr(record, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    trainer_record = record.RunRecord(folder, load_recipe(recipe, []), Model(), 16, Manifest.load(shapes_dir))
+    trainer_record.rows = read_jsonl(folder / "metrics.jsonl")
+    for now, times in ((59.0, 1), (61.0, 2), (100.0, 2), (122.0, 3)):
+        clock[0] = now
+        trainer_record.draw_in_time()
+        assert len(drawn) == times
+    trainer_record._drawing_s = 2.0  # two seconds are drawn once in 200
+    for now, times in ((300.0, 3), (323.0, 4)):
+        clock[0] = now
+        trainer_record.draw_in_time()
+        assert len(drawn) == times
 
 
 def kill_and_resume(recipe, kills, epochs):
@@ -860,6 +887,10 @@ def test_waiting_for_data_is_seen(recipe, monkeypatch):
     measured = trainer_.measure_saturation(0.1)
     assert measured.saturation == pytest.approx(1 / 3)
     assert (measured.pixels, measured.fixed) == (pytest.approx(1000), pytest.approx(2000))
+    assert measured.seconds == pytest.approx(1.0)
+    for seconds, is_rough in ((0.31, True), (1.1, False)):
+        texts = (m := dataclasses.replace(measured, seconds=seconds)).sentence(), m.table()
+        assert all(("too short to go by: turns of 0.31 s in all, from 0.33 to 0.33" in t) == is_rough for t in texts)
 
 
 def test_states_are_replaced_in_one_piece_and_the_last_ones_kept(tmp_path, monkeypatch):
