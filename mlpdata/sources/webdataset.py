@@ -24,7 +24,7 @@ from mlpdata.sources.location import Location, open_file
 from mlpdata.sources.wds_contents import PEEK, Peek, TarContents, read_through, repeated_keys, wnid_of
 from mlpdata.sources.wds_sample import LABELS, Blob, TarSample, image_of, iter_samples, label_of, other_images
 from mlpdata.sources.wds_splits import SampleSplits
-from mlpdata.sources.wds_tars import TarList, list_tars, tell_splits
+from mlpdata.sources.wds_tars import PACKED, TarList, list_tars, tell_splits
 
 OFFICIAL = re.compile(r"(?:^|/)(n\d{8}_\d+|ILSVRC2012_\w+_\d{8}(_n\d{8})?)$")  # names that no two images have
 LOOK = 4  # tars that are opened; one of them has to hold samples
@@ -38,6 +38,8 @@ def find(path: Location) -> TarList | None:
 
     The first samples of the first tars decide: in a WebDataset the class or the JSON of a sample lies beside its image.
     """
+    if isinstance(path, Path) and path.name.lower().endswith(PACKED) and path.is_file():
+        return None  # an archive of another kind, or what `open_tars` refuses
     found = list_tars(path)
     for tar in found.tars[:LOOK]:
         blob = open_file(found.location, tar.name)

@@ -51,7 +51,7 @@ def test_masks_are_masks_and_ids_keep_their_order_and_repetitions(subset, ids):
         (True, "no count, share, mask"),
         (np.True_, "one dimension"),
         (MASK[:-1], "a mask of length 19; the split has 20"),
-        ([True, False], "a mask of 2 entries"),
+        ([True, False], "a mask of length 2"),
         (MASK.astype(np.uint8), "a mask has to be of booleans"),
         ([1] * N, "a mask has to be of booleans"),
         ([True, 2], "whole numbers or booleans"),
