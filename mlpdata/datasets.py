@@ -112,10 +112,10 @@ def _beton(path, *, class_filter, res, image_column, label_column, **_):
     return BetonSource(path, class_filter, res, image_column, label_column)
 
 
-def _wds(path, *, class_filter, res, **_):
+def _wds(path, *, class_filter, res, image_column, label_column, **_):
     from mlpdata.sources import webdataset
 
-    return webdataset.open_tars(path, class_filter, res)
+    return webdataset.open_tars(path, class_filter, res, image_column, label_column)
 
 
 def _shapes(path, *, res, seed, **_):
@@ -230,9 +230,9 @@ SPECS = {
         ),
         DatasetSpec(name="folder", title="Folder of class sub-folders", open=_folder, takes_filter=True),
         DatasetSpec(name="hub", title="Data set of the Hugging Face Hub", open=_hub, source_hint="hf:OWNER/NAME"),
-        DatasetSpec(name="beton", title="FFCV beton files", open=_beton, takes_filter=True, takes_columns=True,
+        DatasetSpec(name="beton", title="FFCV", open=_beton, takes_filter=True, takes_columns=True,
                     reads_parquet=False, source_hint="FILE|FOLDER|'PATTERN'"),
-        DatasetSpec(name="wds", title="WebDataset tars", open=_wds, takes_filter=True,
+        DatasetSpec(name="wds", title="WebDataset", open=_wds, takes_filter=True, takes_columns=True,
                     reads_parquet=False, source_hint="FILE|FOLDER|'PATTERN'|hf:OWNER/NAME"),
         DatasetSpec(
             name="shapes",
@@ -304,7 +304,9 @@ def open_source(
         raise Error(f"{path} is a shard directory of mlpdata: {others}")
     columns = {"image_column": image_column, "label_column": label_column} if spec.takes_columns else {}
     if (image_column or label_column) and not columns:
-        raise Error(f"--image-column and --label-column are for parquet files and betons; {path} is none")
+        raise Error(
+            f"--image-column and --label-column are for parquet files, `beton` and `wds`; {path} is none of them"
+        )
     return spec.open(path, res=res, seed=seed, class_filter=class_filter, splits=splits, limit=limit, **columns)
 
 

@@ -121,7 +121,8 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.option(
     "--classes",
     type=click.Path(path_type=Path),
-    help="File that lists the classes to take, one a line, in label order; of betons, it names the labels 0, 1, ....",
+    help="File that lists the classes to take, one a line, in label order; where classes are numbers (beton, wds), "
+    "their names.",
 )
 @click.option(
     "--engine",
@@ -136,10 +137,12 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 )
 @click.option("--assemble", is_flag=True, help="When every --part is done: write the shards.")
 @click.option(
-    "--image-column", help="Image column of parquet files, image field of betons.  [default: found by its type]"
+    "--image-column",
+    help="Image column of parquet files, field of betons, member of tars.  [default: found by its type]",
 )
 @click.option(
-    "--label-column", help="Label column of parquet files, label field of betons.  [default: found by its type]"
+    "--label-column",
+    help="Label column of parquet files, field of betons, member of tars.  [default: found by its type]",
 )
 @quiet_option
 def convert(dataset, source, res, format_, codec, quality, resize, filter_, decode, out, overwrite, splits, workers,

@@ -49,7 +49,7 @@ class Options:
     min_class_size: int | None = None  # classes with fewer images are left out
     val_per_class: int | None = None  # images of each class, first by name, that become the split `val`
     classes: Path | None = None  # file whose lines begin with the names of the classes to take, in label order
-    image_column: str | None = None  # of parquet files and betons; None: found from their types
+    image_column: str | None = None  # of parquet files, betons and tars; None: found from their types
     label_column: str | None = None
     derivation: Derivation | None = None  # the source is shard directories: see derived.py
     engine: str = "local"

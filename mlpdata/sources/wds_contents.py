@@ -16,7 +16,17 @@ from mlpdata.archive.tarscan import BLOCK
 from mlpdata.errors import Error
 from mlpdata.sources import keys
 from mlpdata.sources.files import JPEG_SUFFIXES
-from mlpdata.sources.wds_sample import Blob, TarSample, image_of, iter_samples, label_of, other_images, record_of
+from mlpdata.sources.wds_sample import (
+    ANY,
+    Blob,
+    Columns,
+    TarSample,
+    image_of,
+    iter_samples,
+    label_of,
+    other_images,
+    record_of,
+)
 from mlpdata.sources.wds_splits import of_folder
 from mlpdata.sources.wds_tars import SourceTar
 from mlpdata.system.progress import Progress
@@ -68,18 +78,24 @@ class Peek:
     both. contents: of these samples alone. Raises Error where no sample has an image.
     """
 
-    def __init__(self, path: object, tars: list[SourceTar], blobs: dict[str, Blob], notes: list[str]):
+    def __init__(
+        self, path: object, tars: list[SourceTar], blobs: dict[str, Blob], notes: list[str], columns: Columns = ANY
+    ):
         self.contents: list[TarContents] = []
         self.sample_names: list[str] = []
         self.pairs: set[tuple[int, str]] = set()
         extensions, num_bytes = [], 0
-        several = differing = ""  # the first sample of each kind, for a note
+        several = differing = why_none = ""  # the first sample of each kind, for a note
         chosen = tars[:: max(1, len(tars) // PEEK)]
         for tar in chosen:
             blob = blobs[tar.name]
             self.contents.append(TarContents(tar.name))
-            for sample in islice(iter_samples(blob), PEEK):
-                if not isinstance(sample, TarSample) or not (image := image_of(sample)[0]):
+            for sample in islice(iter_samples(blob, columns=columns), PEEK):
+                if not isinstance(sample, TarSample):
+                    continue
+                image, why = image_of(sample)
+                if not image:
+                    why_none = why_none or why
                     continue
                 extensions.append(image.rpartition(".")[2])
                 num_bytes += sample.members[image].size + 3 * BLOCK
@@ -96,7 +112,8 @@ class Peek:
                         differing = differing or f"cls is taken of {keys.line(sample.name)}"
             blob.close()
         if not extensions:
-            raise Error(f"{path}: {chosen[0].name} begins with no sample that has an image")
+            why_none = why_none and f"; the first {why_none}"
+            raise Error(f"{path}: {chosen[0].name} begins with no sample that has an image{why_none}")
         if several:
             notes.append(f"{path}: samples have several images: {several}")
         if differing:
@@ -106,14 +123,16 @@ class Peek:
         self.mean_bytes = num_bytes / len(extensions)
 
 
-def read_through(tars: list[SourceTar], blobs: dict[str, Blob], has_labels: bool) -> list[TarContents]:
+def read_through(
+    tars: list[SourceTar], blobs: dict[str, Blob], has_labels: bool, columns: Columns = ANY
+) -> list[TarContents]:
     """What all tars hold, from every header, and labels where they are asked for; sets the tars' num_samples."""
     progress = Progress("reading headers", sum(blob.size for blob in blobs.values()) // 10**6, unit="MB")
     contents = []
     for tar in tars:
         blob = blobs[tar.name]
         contents.append(TarContents(tar.name))
-        for sample in iter_samples(blob):
+        for sample in iter_samples(blob, columns=columns):
             if isinstance(sample, TarSample):
                 contents[-1].add(blob, sample, has_labels)
         blob.close()

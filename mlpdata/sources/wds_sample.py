@@ -28,6 +28,7 @@ OTHER = {"text", "caption", "yaml", "yml", "xml", "csv", "tsv", "md", "html", "u
          "info", "meta"}  # fmt: skip
 PREFERRED = ("jpg", "jpeg", "png", "webp")  # where a sample has several images
 NUMBER = re.compile(r"([+-]?\d{1,18})(\.0*)?", re.ASCII)
+NUMBERS = re.compile(r"[\[(]?\s*[+-]?\d+(?:[\s,;]+[+-]?\d+)+\s*[\])]?", re.ASCII)
 MAX_LABEL_BYTES = 256
 MAX_JSON_BYTES = 1 << 16
 MAX_DEPTH = 4  # of nested objects of a JSON that are searched for a label
@@ -56,7 +57,33 @@ class TarSample:
         return "/".join(map(keys.part, parts))
 
 
-def iter_samples(blob: Blob, start: int = 0, stop: int | None = None) -> Iterator[TarSample | Broken]:
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which members of samples the user takes for the image and the class, by extension (`input.jpg`); "" for any."""
+
+    image: str = ""
+    label: str = ""
+
+    def choose(self, sample: TarSample) -> TarSample:
+        """The sample without what the user does not take: other images, other members that say a class."""
+        members = sample.members
+        if self.image:
+            for extension in [e for e in members if f".{e}".endswith(IMAGE_SUFFIXES) and e != self.image]:
+                del members[extension]
+        if self.label:
+            for extension in [e for e in members if says_class(e) and e != self.label]:
+                del members[extension]
+            if self.label != "json" and (member := members.pop(self.label, None)):
+                members["cls"] = member
+        return sample
+
+
+ANY = Columns()
+
+
+def iter_samples(
+    blob: Blob, start: int = 0, stop: int | None = None, columns: Columns = ANY
+) -> Iterator[TarSample | Broken]:
     """Samples of a range of bytes of a tar (without one, of the whole tar), and what in it cannot be used.
 
     Adjacent ranges share no sample and omit none. A sample belongs to the range in which it begins; only the first
@@ -81,7 +108,7 @@ def iter_samples(blob: Blob, start: int = 0, stop: int | None = None) -> Iterato
         stem, _, extension = file.partition(".")
         if current is None or stem != current.stem or folder != current.folder:
             if current is not None and not skipping:
-                yield current
+                yield columns.choose(current)
             if last:
                 return
             skipping = skipping and current is None
@@ -96,7 +123,7 @@ def iter_samples(blob: Blob, start: int = 0, stop: int | None = None) -> Iterato
         else:
             current.members[extension] = item
     if current is not None and not skipping:
-        yield current
+        yield columns.choose(current)
 
 
 def image_of(sample: TarSample) -> tuple[str, str]:
@@ -118,9 +145,23 @@ def other_images(sample: TarSample, chosen: str) -> list[Member]:
     return [m for e, m in sample.members.items() if e != chosen and f".{e}".endswith(IMAGE_SUFFIXES)]
 
 
+def says_class(extension: str) -> bool:
+    """Whether an extension is that of a class, by itself or as a part, as webdataset decodes it.
+
+    >>> says_class("cls"), says_class("label.cls"), says_class("y.cls"), says_class("label.txt"), says_class("a.txt")
+    (True, True, True, True, False)
+    """
+    first, _, last = extension.partition(".")
+    return extension in LABELS or last == "cls" or (first in ("cls", "label", "class") and last in ("txt", "id"))
+
+
 def label_of(blob: Blob, sample: TarSample) -> tuple[int | str | None, str]:
     """(number or name of the class, "") of a sample, or (None, why there is none)."""
     extension = next((e for e in LABELS if e in sample.members), None)
+    if extension in (None, "json", "txt") and (dotted := [e for e in sample.members if "." in e and says_class(e)]):
+        if len(dotted) > 1:
+            return None, f"has {len(dotted)} classes, {' and '.join(dotted[:2])}: one has to be chosen"
+        extension = dotted[0]
     if extension is None:
         return None, "has no class"
     member = sample.members[extension]
@@ -129,6 +170,8 @@ def label_of(blob: Blob, sample: TarSample) -> tuple[int | str | None, str]:
     if member.size > MAX_LABEL_BYTES:
         return None, f"has a class of {member.size:,} bytes ({extension})"
     text = blob.read_at(member.offset, member.size).decode("utf-8-sig", "surrogateescape").strip()
+    if NUMBERS.fullmatch(text):
+        return None, f"has several classes ({extension}: {keys.line(text[:40])})"
     return (_value(text), "") if text.strip("\0") else (None, f"has an empty class ({extension})")
 
 

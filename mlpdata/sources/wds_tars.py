@@ -20,6 +20,7 @@ from mlpdata.sources.location import Location, has_file, open_file
 from mlpdata.system.format import plural
 
 INFO = "_info.json"  # timm's table of splits
+DATA = "data"  # the folder that repositories of the Hub have
 MAX_INFO_BYTES = 64 << 20
 LEAST_SAMPLE_BYTES = 1024  # in a tar: two headers
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -63,14 +64,14 @@ def list_tars(path: Location) -> TarList:
 
 
 def names_below(root: Path) -> list[str]:
-    """Files of a directory and of its folders with a split's name; class folders are not entered."""
+    """Files of a directory, of its folders with a split's name and of `data`; class folders are not entered."""
     names = []
     try:
         with os.scandir(root) as entries:
             for entry in sorted(entries, key=lambda e: e.name):
                 if not entry.is_dir():
                     names.append(entry.name)
-                elif _is_split(entry.name):
+                elif entry.name == DATA or _is_split(entry.name):
                     with os.scandir(entry.path) as inner:
                         names += sorted(f"{entry.name}/{e.name}" for e in inner if not e.is_dir())
     except OSError as e:

@@ -20,9 +20,20 @@ from mlpdata.image.limits import MAX_IMAGE_BYTES
 from mlpdata.sources import keys
 from mlpdata.sources.base import Broken, ClassFilter, Sample, Source, Unit, most_samples
 from mlpdata.sources.files import IMAGE_SUFFIXES
-from mlpdata.sources.location import Location, open_file
+from mlpdata.sources.location import Location, has_file, open_file
 from mlpdata.sources.wds_contents import PEEK, Peek, TarContents, read_through, repeated_keys, wnid_of
-from mlpdata.sources.wds_sample import LABELS, Blob, TarSample, image_of, iter_samples, label_of, other_images
+from mlpdata.sources.wds_sample import (
+    ANY,
+    LABELS,
+    Blob,
+    Columns,
+    TarSample,
+    image_of,
+    iter_samples,
+    label_of,
+    other_images,
+    says_class,
+)
 from mlpdata.sources.wds_splits import SampleSplits
 from mlpdata.sources.wds_tars import PACKED, TarList, list_tars, tell_splits
 
@@ -31,9 +42,10 @@ LOOK = 4  # tars that are opened; one of them has to hold samples
 MAX_TEXT_BYTES = 64  # of a .txt that is a class, not a caption
 MAX_NUMBER = 21_841  # number of classes where the tars are not read through first
 MAX_CLASSES = 1 << 20
+CLASS_NAMES = "classnames.txt"
 
 
-def find(path: Location) -> TarList | None:
+def find(path: Location, columns: Columns = ANY) -> TarList | None:
     """The tars of a directory, of a pattern like `imagenet1k-train-*.tar`, or the one at `path`; None if they are none.
 
     The first samples of the first tars decide: in a WebDataset the class or the JSON of a sample lies beside its image.
@@ -43,7 +55,7 @@ def find(path: Location) -> TarList | None:
     found = list_tars(path)
     for tar in found.tars[:LOOK]:
         blob = open_file(found.location, tar.name)
-        first = islice(iter_samples(blob), 4 * PEEK)
+        first = islice(iter_samples(blob, columns=columns), 4 * PEEK)
         is_webdataset = any(isinstance(sample, TarSample) and _has_label(sample) for sample in first)
         blob.close()
         if is_webdataset:
@@ -51,10 +63,20 @@ def find(path: Location) -> TarList | None:
     return None
 
 
-def open_tars(path: Location, class_filter: ClassFilter, res: int) -> WebDataset:
-    """The source of what has to be WebDataset tars. Raises Error that says why it is none."""
-    if tars := find(path):
-        return WebDataset(path, tars, class_filter, res, ())
+def open_tars(
+    path: Location,
+    class_filter: ClassFilter,
+    res: int,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> WebDataset:
+    """The source of what has to be WebDataset tars. Raises Error that says why it is none.
+
+    image_column, label_column: extensions of the members to take, where samples have several; None: any.
+    """
+    columns = Columns(image_column or "", label_column or "")
+    if tars := find(path, columns):
+        return WebDataset(path, tars, class_filter, res, (), columns, _class_names(tars))
     found = list_tars(path)
     if not found.tars:
         raise Error(found.warnings[0] if found.warnings else f"{path} holds no .tar files")
@@ -64,17 +86,37 @@ def open_tars(path: Location, class_filter: ClassFilter, res: int) -> WebDataset
     name = f"{path}: {found.tars[0].name}"
     if first is None:
         raise Error(f"{name} is no tar of samples")
-    members = ", ".join(map(keys.shown, first.members))
     raise Error(
-        f"{name} has samples of {members or 'no files'}: wanted are an image (jpg, png, webp) and a class beside it "
-        "(cls, or label in a json)"
+        f"{name} has samples of {keys.listed(list(first.members), 4) or 'no files'}: wanted are an image and a class "
+        f"beside it (cls, or label in a json); {_hint(first)}"
     )
+
+
+def _hint(sample: TarSample) -> str:
+    """What may be wrong with the first sample of tars that are none of images with classes."""
+    images = [e for e in sample.members if f".{e}".endswith(IMAGE_SUFFIXES)]
+    if len({e.rpartition(".")[2] for e in images}) < len(images):
+        return "names are cut at their first dot: rename the members"
+    if len(images) > 1 or len(sample.members) > len(images) > 0:
+        return "--image-column and --label-column name the members to take"
+    if sample.folder and images:
+        return "of class folders, unpacked, `mlpdata convert folder` makes shards"
+    return "the members of a sample have one name, and follow one another"
+
+
+def _class_names(tars: TarList) -> tuple[str, ...]:
+    """The names in a `classnames.txt` beside the tars, as CLIP benchmark has it; () without one."""
+    if not has_file(tars.location, CLASS_NAMES):
+        return ()
+    with contextlib.closing(open_file(tars.location, CLASS_NAMES)) as blob:
+        names = keys.lines(blob.read_at(0, MAX_CLASSES)) if blob.size <= MAX_CLASSES else []
+    return tuple(names) if len(set(names)) == len(names) else ()
 
 
 def _has_label(sample: TarSample) -> bool:
     text = sample.members.get("txt")
     is_caption = text is not None and text.size > MAX_TEXT_BYTES
-    has_class = any(e in sample.members for e in LABELS if e != "txt" or not is_caption)
+    has_class = any(says_class(e) for e in sample.members if e != "txt" or not is_caption)
     return has_class and any(f".{e}".endswith(IMAGE_SUFFIXES) for e in sample.members)
 
 
@@ -86,18 +128,29 @@ class WebDataset(Source):
     lists: names of the class lists (mlpdata.labels) that `cls` may count in. The list is found by looking at samples
            whose wnid is known, from their key or the `filename` of their JSON. Where none fits, the classes are those
            wnids, and without any wnid the numbers or names that are there.
-    class_filter: only its `classes`; class sizes are not known before everything was read.
+    class_filter: only its `classes`; class sizes are not known before everything was read. Where the labels are numbers
+           and its classes are not, these are their names.
+    columns: the members to take. class_names: of the classes 0, 1, ..., where there are so many.
     """
 
-    def __init__(self, path: Location, tars: TarList, class_filter: ClassFilter, res: int, lists: tuple[str, ...]):
-        self.path, self._most = path, most_samples(res)
+    def __init__(
+        self,
+        path: Location,
+        tars: TarList,
+        class_filter: ClassFilter,
+        res: int,
+        lists: tuple[str, ...],
+        columns: Columns = ANY,
+        class_names: tuple[str, ...] = (),
+    ):
+        self.path, self._most, self._columns = path, most_samples(res), columns
         is_local = isinstance(path, Path)
         self.files = [str(tars.location if is_local and not path.exists() else path)]
         class_filter = class_filter.only_classes(f"{path} holds shuffled WebDataset tars")
         tell_splits(tars)
         self._tars, notes = tars.tars, tars.warnings
         self._blobs: dict[str, Blob] = {tar.name: open_file(tars.location, tar.name) for tar in self._tars}
-        peek = Peek(path, self._tars, self._blobs, notes)
+        peek = Peek(path, self._tars, self._blobs, notes, columns)
         self.codec, self._mean_bytes = peek.codec, peek.mean_bytes
         self._by_wnid = False
         known = self._find_list(peek, lists)
@@ -106,13 +159,14 @@ class WebDataset(Source):
         splits_inside = any(tar.name in unnamed and tar.splits - {""} for tar in peek.contents)
         is_sure = known and not splits_inside and all(map(OFFICIAL.search, peek.sample_names))
         is_all = is_local and not is_sure
-        contents = read_through(self._tars, self._blobs, not known) if is_all else peek.contents
+        contents = read_through(self._tars, self._blobs, not known, columns) if is_all else peek.contents
         self._splits = SampleSplits(path, self._tars, {tar.name: tar.splits for tar in contents}, notes)
         self.splits = self._splits.names
         splits_of = {tar.name: self._splits.of_tar(tar.name) for tar in self._tars}
         self._repeating, self._is_prefixed = repeated_keys(contents, splits_of)
         if not known:
             self._take_values(contents, is_all)
+            class_filter = self._name_numbers(class_filter, class_names, is_all, notes)
         if len(self._list) > MAX_CLASSES:
             raise Error(f"{path} has {len(self._list):,} different classes; at most {MAX_CLASSES:,} are taken")
         names = class_filter.choose(dict.fromkeys(self._list), path)
@@ -173,6 +227,27 @@ class WebDataset(Source):
             self._name_of = {number: str(number) for number in values}
             self._list = list(self._name_of.values())
 
+    def _name_numbers(
+        self, class_filter: ClassFilter, class_names: tuple[str, ...], is_all: bool, notes: list[str]
+    ) -> ClassFilter:
+        """Give names to classes that are numbers; returns the filter that is left. Raises Error for too few names."""
+        given, values = class_filter.classes, list(self._name_of)
+        if not values or any(isinstance(value, str) for value in values):
+            return class_filter
+        last = max(map(int, values)) if is_all else 0
+        if given is not None and not all(map(str.isdecimal, given)):
+            if last >= len(given):
+                raise Error(f"{self.path} has classes from 0 to {last:,}; --classes names {len(given):,} of them")
+            class_names, class_filter = given, ClassFilter()
+        elif given is not None or last >= len(class_names):
+            return class_filter
+        else:
+            notes.append(f"{self.path}: the classes have the names of {CLASS_NAMES}")
+        self._list, self._name_of = list(class_names), dict(enumerate(class_names))
+        self.drops_empty_classes = False
+        self.release = self.release.replace("classes by number", "classes by number, with names")
+        return class_filter
+
     def _label(self, blob: Blob, sample: TarSample) -> tuple[int | None, str]:
         """(label, ""), (None, "") for a class that was not asked for, or (None, why there is none)."""
         value, why = (wnid_of(blob, sample), "has no wnid") if self._by_wnid else label_of(blob, sample)
@@ -208,7 +283,7 @@ class WebDataset(Source):
         tar, start, stop = unit.content
         blob, shown = self._blobs[tar], keys.line(tar)
         blob.will_read(start, stop - start)
-        for sample in iter_samples(blob, start, stop):
+        for sample in iter_samples(blob, start, stop, self._columns):
             if isinstance(sample, TarSample):
                 yield from self._sample(tar, blob, sample)
             else:
