@@ -10,12 +10,14 @@ State dicts have the keys of the authors' checkpoints.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.compiler import is_compiling
 
 from mlpdata.errors import Error
 from mlpdata.system.format import format_bytes
@@ -24,12 +26,19 @@ from trainer.recipe import LIMITS, Model
 
 NORMS = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda width: nn.Identity()}
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
-ALIGNMENT, ALIGNED_DEVICES = 8, ("cuda",)  # columns of the head's product, and where they matter
+GPUS = ("cuda",)  # devices where products are padded and sums cut as below
+ALIGNMENT = 8  # columns of the head's product
+MOST_ROWS, LEAST_ROWS = 128, 4  # of a batch, whose gradients of a bias are summed by one thread
 HEAD = "linear_out"  # the module that fine-tuning replaces and a probe trains
 
 
 class Block(nn.Module):
-    """Expand, activate, contract: (N, m) -> (N, m)."""
+    """Expand, activate, contract: (N, m) -> (N, m).
+
+    Compiled for a GPU, the first bias is added by the activation, anew for each group of rows. Then its gradient is
+    summed over the rows of a group by the kernel that makes the activation's gradient, and over groups afterwards.
+    Where the product adds it, the compiler splits that sum in another way, and reads (N, k m) gradients once more.
+    """
 
     def __init__(self, width: int, expansion: int, activation: str, dropout: float):
         super().__init__()
@@ -38,7 +47,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.block(z))
+        rows = math.gcd(len(z), MOST_ROWS) if is_compiling() and z.device.type in GPUS else 0
+        if rows < LEAST_ROWS:
+            return self.dropout(self.block(z))
+        expand, activation, contract = self.block
+        expanded = F.linear(z, expand.weight)
+        groups = expanded.view(-1, rows, expanded.shape[1])
+        activated = activation(groups + expand.bias.expand(len(groups), 1, -1))
+        return self.dropout(contract(activated.view(expanded.shape)))
 
 
 class Head(nn.Linear):
@@ -49,7 +65,7 @@ class Head(nn.Linear):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        missing = -self.out_features % ALIGNMENT if input.device.type in ALIGNED_DEVICES else 0
+        missing = -self.out_features % ALIGNMENT if input.device.type in GPUS else 0
         if not missing:
             return super().forward(input)
         weight, bias = F.pad(self.weight, (0, 0, 0, missing)), F.pad(self.bias, (0, missing))

@@ -17,7 +17,7 @@ from trainer import loss as loss_module
 from trainer import model as model_module
 from trainer.evaluate import evaluate
 from trainer.loss import ModelWithLoss, loss_and_right
-from trainer.model import Head
+from trainer.model import Block, Head
 from trainer.optim import make_optimizer
 from trainer.recipe import Optim, load_recipe
 from trainer.train import Trainer, run
@@ -109,7 +109,7 @@ def test_of_equal_logits_the_first_counts():
 def test_a_padded_head_computes_the_same(monkeypatch):
     head, x = Head(16, 11), torch.randn(5, 16)
     plain, gradients = head(x), torch.autograd.grad(head(x).square().sum(), head.parameters())
-    monkeypatch.setattr(model_module, "ALIGNED_DEVICES", ("cpu",))
+    monkeypatch.setattr(model_module, "GPUS", ("cpu",))
     padded = head(x)
     assert padded.shape == (5, 11) and padded.stride() == (16, 1)
     assert torch.allclose(padded, plain, atol=1e-6)
@@ -118,6 +118,23 @@ def test_a_padded_head_computes_the_same(monkeypatch):
     with torch.no_grad():
         loss, _ = ModelWithLoss(head, 0.1)(x, *a_batch(5)[1:])
     assert float(loss) == pytest.approx(float(plain_loss_and_right(plain.detach(), *a_batch(5)[1:], 0.1)[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("samples", "group"), [(256, 128), (100, 4), (98, None)])
+def test_a_block_whose_bias_is_summed_by_groups_computes_the_same(samples, group, monkeypatch):
+    block, x = Block(8, 3, "gelu", 0.0), torch.randn(samples, 8, requires_grad=True)
+    weights = [x, *block.parameters()]
+    plain = block(x)
+    gradients = torch.autograd.grad(plain.sin().sum(), weights)
+    monkeypatch.setattr(model_module, "GPUS", ("cpu",))
+    monkeypatch.setattr(model_module, "is_compiling", lambda: True)
+    shapes, gelu = [], F.gelu
+    monkeypatch.setattr(F, "gelu", lambda z, **options: shapes.append(z.shape) or gelu(z, **options))
+    grouped = block(x)
+    assert shapes == [(samples // group, group, 24) if group else (samples, 24)]
+    assert torch.allclose(grouped, plain, atol=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(grouped.sin().sum(), weights), gradients, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("unscaled_first", [False, True], ids=["plain", "clipped"])
