@@ -28,12 +28,6 @@ from mlpdata.augment.chroma import to_ycc420
 from mlpdata.augment.draws import Draws
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.23)
-SETS = {
-    "crop+flip": {},
-    "crop+flip+mixup": {"mixup": 0.8},
-    "pad+flip+cutout": {"crop_scale": None, "pad": 4, "cutout": 16},
-    "everything": {"mixup": 0.8, "cutmix": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "erase": 0.25},
-}
 
 
 def per_image(transform, images, threads):
@@ -186,7 +180,7 @@ def main():
     parser.add_argument("--threads", type=int, default=harness.CORES)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=4, help="for each contestant")
-    parser.add_argument("--augment", nargs="+", default=["crop+flip"], choices=SETS)
+    parser.add_argument("--augment", nargs="+", default=["crop+flip"], choices=harness.AUGMENTATIONS)
     args = parser.parse_args()
     args.repeat = 1 if args.device == "cpu" else 20  # between waits for the device
     torch.set_num_threads(args.threads)
@@ -198,7 +192,7 @@ def main():
     peers |= {f.__name__: lambda f=f: f(on_device, args.res, args.threads) for f in (grid_sample, kornia)}
     num_bytes = images.numel() * 3
     for name in args.augment:
-        options = SETS[name]
+        options = harness.AUGMENTATIONS[name]
         contestants = peers if name == "crop+flip" else {}  # the processes are forked before any thread pool starts
         contestants |= {
             "copy": lambda: copy(num_bytes, args.device),

@@ -17,6 +17,14 @@ try:
 except AttributeError:  # macOS
     CORES = os.cpu_count() or 1
 
+SMOOTHING = 0.3  # of labels; the paper's
+AUGMENTATIONS = {  # options of mlpdata.Augment
+    "crop+flip": {},
+    "crop+flip+mixup": {"mixup": 0.8},
+    "pad+flip+cutout": {"crop_scale": None, "pad": 4, "cutout": 16},
+    "everything": {"mixup": 0.8, "cutmix": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "erase": 0.25},
+}
+
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser whose --help is the text at the head of the script."""

@@ -7,19 +7,16 @@ registers and spills from the code. Prints one JSON row a kernel, option set and
 
 A batch takes both: `geometry` (draws to positions and boxes), then `pixels` (stored pixels, gathered by row, to the
 finished batch). `bytes` is what a kernel has to move, each input and output once. `bytes_ratio` is that over the
-batch's stored pixels and outputs; the two kernels' ratios add up. What training moves besides: step_bytes.py.
+batch's stored pixels and outputs; the two kernels' ratios add up. What training moves besides: step_kernels.py.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import subprocess
-import tempfile
-from pathlib import Path
 
 import harness
 import torch
+from lowering import CHIPS, registers_and_spills
 
 from mlpdata import Augment
 from mlpdata.augment.batch import DTYPES
@@ -34,14 +31,7 @@ try:
 except ImportError:
     triton = None
 
-CHIPS = {"sm_90": 90, "sm_89": 89}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SETS = {
-    "crop, flip": {},
-    "crop, flip, mixup": {"mixup": 0.8},
-    "pad, flip, cutout": {"crop_scale": None, "pad": 4, "cutout": 16},
-    "everything": {"mixup": 0.8, "cutmix": 1.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "erase": 0.25},
-}
 POINTERS = {
     torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64", torch.float32: "*fp32", torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -66,16 +56,6 @@ def compiled(function, arguments: dict, constants: dict, chip: int):
             signature[name] = "fp32" if isinstance(value, float) else "i64" if value >= 1 << 31 else "i32"
     source = ASTSource(function, signature, constexprs, attributes)
     return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
-
-
-def registers_and_spills(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread, and bytes a thread of memory for what the registers do not hold."""
-    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(cubin)
-        text = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    registers, stack, local = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL"))
-    return registers, stack + local
 
 
 def num_bytes(*tensors) -> int:
@@ -122,7 +102,7 @@ def main():
     parser.add_argument("--batch", type=int, default=16_384)
     parser.add_argument("--res", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
-    parser.add_argument("--set", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--set", nargs="+", default=list(harness.AUGMENTATIONS), choices=harness.AUGMENTATIONS)
     parser.add_argument("--chip", nargs="+", default=list(CHIPS), choices=CHIPS)
     args = parser.parse_args()
     if triton is None:
@@ -130,7 +110,7 @@ def main():
     for chip in args.chip:
         for name in args.set:
             for is_ycc in (False, True):
-                a = Augment(**SETS[name], mean=MEAN, std=STD, dtype=args.dtype)
+                a = Augment(**harness.AUGMENTATIONS[name], mean=MEAN, std=STD, dtype=args.dtype)
                 for row in rows(name, a, is_ycc, args.batch, args.res, chip):
                     harness.report(row)
 

@@ -26,20 +26,18 @@ from trainer.recipe import load_recipe
 from trainer.train import Trainer
 from trainer.world import device_of, precision_of
 
-SMOOTHING = 0.3
-
 
 def separate_operations(logits, labels, mix_labels, lam) -> torch.Tensor:
     """Loss and right answers by torch's operations, as the trainer had them: once over the logits for each label."""
-    own = F.cross_entropy(logits, labels, label_smoothing=SMOOTHING, reduction="none")
-    other = F.cross_entropy(logits, mix_labels, label_smoothing=SMOOTHING, reduction="none")
+    own = F.cross_entropy(logits, labels, label_smoothing=harness.SMOOTHING, reduction="none")
+    other = F.cross_entropy(logits, mix_labels, label_smoothing=harness.SMOOTHING, reduction="none")
     best = torch.cat([logits.detach()]).argmax(1)
     (lam * (best == labels) + (1 - lam) * (best == mix_labels)).sum()
     return (lam * own + (1 - lam) * other).mean()
 
 
 def one_pass(logits, labels, mix_labels, lam) -> torch.Tensor:
-    return loss_and_right(logits, labels, mix_labels, lam, SMOOTHING)[0]
+    return loss_and_right(logits, labels, mix_labels, lam, harness.SMOOTHING)[0]
 
 
 def loss_row(samples: int, classes: int, seconds: float) -> dict:
