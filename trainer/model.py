@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ class Block(nn.Module):
         rows = math.gcd(len(z), MOST_ROWS) if is_compiling() and z.device.type in GPUS else 0
         if rows < LEAST_ROWS:
             return self.dropout(self.block(z))
-        expand, activation, contract = self.block
+        expand, activation, contract = cast(tuple[nn.Linear, nn.Module, nn.Linear], tuple(self.block))
         expanded = F.linear(z, expand.weight)
         groups = expanded.view(-1, rows, expanded.shape[1])
         activated = activation(groups + expand.bias.expand(len(groups), 1, -1))

@@ -1,7 +1,7 @@
 """A training step on tensors without memory, and what Inductor makes of it for a GPU that is not there.
 
-It is traced, lowered to kernels, compiled, and never run. Lowering takes a build of torch for CUDA, with its own triton;
-`pretend` comes before anything of Inductor is imported.
+It is traced, lowered to kernels, compiled, and never run. Lowering takes a build of torch for CUDA, with its own
+triton; `pretend` comes before anything of Inductor is imported.
 """
 
 from __future__ import annotations

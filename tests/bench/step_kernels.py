@@ -17,8 +17,8 @@ least_gb         what a step has to move whose products are calls of a library, 
                  block before adds to it; writes both the new stream and what it becomes), 2 k and 3 k for the
                  activation and its gradient, 4 for the norm's gradient (reads the stream, its own and the stream's
                  gradient, writes that). 1 more: the first norm has nothing to add, the head reads a sum that no norm
-                 makes. Loss: logits read, their gradient written, 4 N C bytes. Weights: read as float32, written as bf16,
-                 and their gradients the other way round, 12 bytes a parameter. Lion: 20 bytes a parameter.
+                 makes. Loss: logits read, their gradient written, 4 N C bytes. Weights: float32 read, bf16 written, and
+                 gradients the other way round, 12 bytes a parameter. Lion: 20 bytes a parameter.
 least_share      the share at least_gb. Below that lead only products that take the activations along (2 k + 3 k of
                  the 8 + 5 k): `TORCHINDUCTOR_MAX_AUTOTUNE=1` lets Inductor measure on the card whether its own do.
 """

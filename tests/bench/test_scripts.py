@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = sorted(p for p in Path(__file__).parent.glob("*.py") if "def main(" in p.read_text())
+SCRIPTS = sorted(p for p in Path(__file__).parent.glob("*.py") if "\ndef main(" in p.read_text())
 
 
 def test_every_script_prints_its_help():
