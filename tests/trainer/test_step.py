@@ -228,6 +228,7 @@ def compile_with(monkeypatch, backend):
 )
 def test_a_compiled_step_is_one_graph_that_is_compiled_once(recipe, words, monkeypatch):
     compile_with(monkeypatch, "aot_eager")  # the graphs alone: a C++ compiler takes a minute
+    monkeypatch.setattr(model_module, "GPUS", ("cpu",))
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
