@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing as mp
 import os
 import subprocess
 import sys
@@ -14,9 +15,12 @@ if "OMP_NUM_THREADS" not in os.environ:
 import pytest
 from archives import make_folder
 from hypothesis import HealthCheck, settings
+from servers import HubServer
 
 from mlpdata.convert.options import Options
 from mlpdata.convert.run import convert
+from mlpdata.fetch import http, retry
+from mlpdata.system import engines
 
 # A slow machine is no failure.
 settings.register_profile("mlpdata", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -58,6 +62,63 @@ def recipe(request, tmp_path, shapes_dir):
     path = tmp_path / "tiny.yaml"
     path.write_text(request.module.RECIPE.format(shards=shapes_dir))
     return path
+
+
+@pytest.fixture
+def serve(monkeypatch, tmp_path):
+    """Start a Hub with these repositories, and make huggingface_hub talk to it."""
+    running = []
+
+    def start(repos, gated=()):
+        server = HubServer(repos, gated)
+        running.append(server)
+        server.__enter__()
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        return server
+
+    for name, value in (("STALL_S", 1.5), ("FIRST_PAUSE_S", 0.01)):
+        monkeypatch.setattr(retry if "PAUSE" in name else http, name, value)
+    # Workers take over the shorter pauses only when forked, which the server's thread would speak against.
+    monkeypatch.setattr(engines, "process_context", lambda: mp.get_context("fork"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # of the commands that tests start, and of this process:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # it may have read its variables before
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield start
+    for server in running:
+        server.__exit__()
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """moto's S3 with one empty bucket; the address is in the environment, where every S3 client looks for it."""
+    pytest.importorskip("s3fs", reason="object storage needs s3fs (the extra `remote`)")
+    moto_server = pytest.importorskip("moto.server", reason="the S3 of these tests is moto's")
+    import boto3
+
+    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        yield client
+    server.stop()
 
 
 class Inline:

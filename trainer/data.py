@@ -18,7 +18,8 @@ from mlpdata.loader.loader import Loader
 from mlpdata.loader.memory_plan import Needs
 from mlpdata.loader.resident import Resident
 from mlpdata.shards.manifest import Manifest
-from mlpdata.shards.remote import local_copy
+from mlpdata.shards.streamed import local_directory, open_tars
+from mlpdata.shards.tar_cache import TarCache
 from mlpdata.splits import HELD_OUT, canonical, find
 from mlpdata.system.format import plural
 from trainer.model import MLP
@@ -38,13 +39,14 @@ class DataSplits:
     train_split: str
     eval_split: str | None  # None: there are no held-out images
     warning: str | None  # what the user has to know about eval_split
+    tars: TarCache | None = None  # where the tars come from, if they are streamed
 
 
 def find_splits(recipe: Recipe) -> DataSplits:
     """The splits that a recipe asks for. Raises Error for those that would end the work later."""
     data, batch_size = recipe.data, recipe.train.batch_size
     try:
-        root = Path(local_copy(data.shards))
+        root = local_directory(data.shards, data.tier, data.cache_bytes)
         manifest = Manifest.load(root)
     except Error as e:
         raise Error(f"{e}{_how_to_make(data.shards)}") from None
@@ -55,6 +57,7 @@ def find_splits(recipe: Recipe) -> DataSplits:
             f"split {train!r} of {data.shards} has {count}, fewer than one batch of {batch_size}"
             + ("; lower train.batch_size" if n else "")
         )
+    tars = open_tars(root, manifest, train, data.format, data.cache_bytes)
     others = [split for split, info in manifest.splits.items() if split != train and info.num_samples]
     held_out, warning = None, None
     if find(data.eval_split, [train]) == train:
@@ -65,7 +68,7 @@ def find_splits(recipe: Recipe) -> DataSplits:
             raise Error(f"split {held_out!r} of {data.shards} has no images; data.eval_split chooses another")
     else:
         warning = f"{data.shards} has no held-out images, only {train}: nothing is evaluated, and best is the last"
-    return DataSplits(root=root, manifest=manifest, train_split=train, eval_split=held_out, warning=warning)
+    return DataSplits(root=root, manifest=manifest, train_split=train, eval_split=held_out, warning=warning, tars=tars)
 
 
 def _find_split(manifest: Manifest, name: str, shards: str) -> str:
@@ -122,7 +125,7 @@ def open_loaders(
     def open_loader(split: str, batch_size: int, settings: Augmentation, training: bool) -> Loader:
         return Loader(
             splits.root, split, batch_size, device=device, format=None if data.format == "auto" else data.format,
-            tier=data.tier, pixels=data.pixels, needs=needs[0 if training else 1],
+            tier=data.tier, cache_bytes=data.cache_bytes, pixels=data.pixels, needs=needs[0 if training else 1],
             augment=make_augment(settings, splits.manifest, recipe.train.precision),
             shuffle=training, drop_last=training, seed=recipe.seed, rank=world.rank, world_size=world.size,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from mlpdata.loader import jpeg_batch
 from mlpdata.loader.memory_plan import Machine, MemoryPlan, Needs, SplitSize, image_bytes, plan_memory
 from mlpdata.loader.tiers import this_machine
 from mlpdata.shards.manifest import Manifest
+from mlpdata.shards.tar_cache import TarCache
 from mlpdata.system.disk import aligned, open_direct, preadv
 from mlpdata.system.format import format_bytes, plural
 from trainer.data import DataSplits, find_splits
@@ -103,6 +104,10 @@ class RecipePlan:
             rows += [(f"  {name} pixels, pinned", format_bytes(plan.pinned_bytes)) for name, plan in held]
         every = "read in every epoch" if train.tier == "stream" else "read once"
         rows.append(("files", f"{format_bytes(train.split.file_bytes)}, {every}"))
+        if (fetched := train.split.fetched_share) is not None:
+            first = machine.network * train.split.num_samples / train.split.file_bytes
+            rows.append(("network", f"{machine.network / 1e6:,.0f} MB/s, {first:,.0f} images/s in the first epoch"))
+            rows.append(("  kept on disk", f"{1 - fetched:.0%} of the tars; the others are fetched in every epoch"))
         rows.append(
             ("the model takes", f"{wanted:,.0f} images/s (estimated)" if wanted else "unknown: no peak is known")
         )
@@ -122,6 +127,8 @@ def _rate(plan: MemoryPlan, name: str, wanted: float | None) -> str:
     per_image = plan.image_bytes * plan.host_share
     if name == "the disk":
         per_image = plan.split.file_bytes / plan.split.num_samples
+    if name == "the network":
+        per_image = (plan.split.fetched_share or 0) * plan.split.file_bytes / plan.split.num_samples
     return f"; {wanted * per_image / 1e9:.2f} GB/s needed"
 
 
@@ -160,15 +167,16 @@ def plan_splits(recipe: Recipe, splits: DataSplits, machine: Machine, world_size
     """The plan of a recipe for shards that are there, by their manifest."""
     manifest = splits.manifest
     res = recipe.augment.res or manifest.res
-    held_out = split_size(manifest, splits.eval_split, recipe.data.format) if splits.eval_split else None
-    sizes = split_size(manifest, splits.train_split, recipe.data.format), held_out
-    return plan_recipe(recipe, machine, sizes, manifest.num_classes, res, world_size)
+    names = splits.train_split, splits.eval_split
+    train, held_out = (split_size(manifest, n, recipe.data.format, splits.tars) if n else None for n in names)
+    assert train is not None
+    return plan_recipe(recipe, machine, (train, held_out), manifest.num_classes, res, world_size)
 
 
-def split_size(manifest: Manifest, split: str, format: str) -> SplitSize:
-    """How large a split of a shard directory is. format: the recipe's."""
+def split_size(manifest: Manifest, split: str, format: str, streamed: TarCache | None = None) -> SplitSize:
+    """How large a split of a shard directory is. format: the recipe's. streamed: where its tars come from, if so."""
     info = manifest.splits[split]
-    from_beton = bool(info.beton) and format != "tar"
+    from_beton = bool(info.beton) and format != "tar" and streamed is None
     names = [info.beton] if info.beton and from_beton else info.tars
     codec = manifest.beton_codec if from_beton else manifest.tar_codec
     return SplitSize(
@@ -177,6 +185,7 @@ def split_size(manifest: Manifest, split: str, format: str) -> SplitSize:
         file_bytes=sum(manifest.files[name]["bytes"] for name in names),
         is_coded=codec != "raw",
         has_coded_planes=codec == "jpg" and jpeg_batch.batch_decoder()[0] is not None,
+        fetched_share=streamed.fetched_share if streamed else None,
     )
 
 
@@ -188,8 +197,11 @@ def plan(recipe_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
     splits = find_splits(recipe)
     info = splits.manifest.splits[splits.train_split]
-    machine = this_machine(device)
-    machine = dataclasses.replace(machine, disk=_disk_rate(splits.root / (info.beton or info.tars[0])))
+    machine, first = this_machine(device), info.beton or info.tars[0]
+    if splits.tars is not None:
+        first = info.tars[0]
+        machine = dataclasses.replace(machine, network=_network_rate(splits.tars, first) or machine.network)
+    machine = dataclasses.replace(machine, disk=_disk_rate(splits.root / first))
     if device.type == "cuda":
         machine = dataclasses.replace(machine, bus=_bus_rate(device))
     return f"{recipe.name}: {plural(info.num_samples, 'image')}\n{plan_splits(recipe, splits, machine).table()}"
@@ -209,6 +221,13 @@ def _disk_rate(path: Path) -> float:
         return max(1, done) / max(1e-9, time.perf_counter() - started)
     finally:
         os.close(fd)
+
+
+def _network_rate(tars: TarCache, name: str) -> float | None:
+    """Bytes/s of one tar that is fetched; None where it is here already."""
+    started = time.perf_counter()
+    os.close(tars.open(name))
+    return tars.fetched_bytes / max(1e-9, time.perf_counter() - started) or None
 
 
 def _bus_rate(device: torch.device) -> float:

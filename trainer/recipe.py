@@ -19,7 +19,7 @@ MAX_NAME_BYTES = 200  # of a run; file systems take 255, and a number may follow
 ANY = float("inf")
 # (least, most) of the numbers of a recipe. A greater one would end in an overflow, or after minutes without memory.
 LIMITS = {
-    "seed": (0, (1 << 32) - 1),
+    "seed": (0, (1 << 32) - 1), "data.cache_bytes": (1, 1 << 62),
     "augment.res": (1, MAX_RES), "augment.pad": (-ANY, MAX_RES), "augment.cutout": (-ANY, MAX_RES),
     "augment.mixup": (-ANY, 1e3), "augment.cutmix": (-ANY, 1e3), "augment.brightness": (-ANY, 10),
     "augment.contrast": (-ANY, 10), "augment.saturation": (-ANY, 10),
@@ -39,7 +39,8 @@ class Data:
 
     shards: str  # shard directory
     format: Literal["auto", "beton", "tar"] = "auto"  # to read; auto takes the beton where there is one
-    tier: Tier = "auto"  # where pixels are during an epoch; auto chooses by memory
+    tier: Tier = "auto"  # where pixels are during an epoch; auto chooses by memory; stream fetches from URLs as it goes
+    cache_bytes: int | None = None  # of the disk, for tars streamed from a URL; null: 80% of what is free
     pixels: Pixels = "rgb"  # ycc420: chroma at half resolution, half the memory; auto: that only where rgb does not fit
     train_split: str = "train"  # split to train on
     eval_split: str = "val"  # split to evaluate on

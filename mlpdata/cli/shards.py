@@ -10,7 +10,7 @@ import click
 
 from mlpdata.choices import FORMATS, LIBRARIES, MAX_RES
 from mlpdata.cli.group import main
-from mlpdata.cli.parameters import SHARDS, json_option, split_option
+from mlpdata.cli.parameters import SHARDS, json_option, path_or_url, split_option
 from mlpdata.errors import Error
 from mlpdata.loader.options import PIXELS, TIERS
 from mlpdata.system.format import plural
@@ -181,11 +181,13 @@ def _augmentation(recipe: Path | None):
 
 
 @main.command()
-@click.argument("directory", type=SHARDS)
+@click.argument("directory", type=path_or_url)
 @click.option("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU if there is one.")
 @split_option
 @click.option("--format", "format_", type=click.Choice(FORMATS["both"]), help="[default: the beton if there is one]")
 @click.option("--tier", type=click.Choice([t for t in TIERS if t != "auto"]), help="[default: chosen by size]")
+@click.option("--cache-bytes", type=click.IntRange(min=1),
+              help="Of the local disk, for tars of a directory elsewhere.  [default: 80% of what is free]")  # fmt: skip
 @click.option("--pixels", type=click.Choice(PIXELS), default="rgb",
               help="ycc420 holds chroma at half resolution: half the bytes.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=1024)
@@ -195,18 +197,19 @@ def _augmentation(recipe: Path | None):
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that read and decode.  [default: the cores]")
 @click.option("--seconds", type=click.FloatRange(0.1), default=3.0, help="Length of each measurement.")
 @json_option("One JSON row.")
-def bench(directory, device, split, format_, tier, pixels, batch_size, res, threads, seconds, as_json):
+def bench(directory, device, split, format_, tier, cache_bytes, pixels, batch_size, res, threads, seconds, as_json):
     """Measure images/s of loading and augmentation; name the bottleneck.
 
     \b
     mlpdata bench shards/cifar10-32
     mlpdata bench shards/imagenet21k-64 --device cuda --tier pinned --batch-size 16384
+    mlpdata bench s3://bucket/shards/imagenet21k-64 --tier stream --cache-bytes 50000000000
     """
     from mlpdata.inspect.bench import bench as run
 
     click.echo(
-        run(directory, device=device, split=split, format=format_, tier=tier, pixels=pixels, batch_size=batch_size,
-            res=res, num_threads=threads, seconds=seconds, as_json=as_json)
+        run(directory, device=device, split=split, format=format_, tier=tier, cache_bytes=cache_bytes, pixels=pixels,
+            batch_size=batch_size, res=res, num_threads=threads, seconds=seconds, as_json=as_json)
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlpdata.errors import Error
 from mlpdata.fetch.login import Login
-from mlpdata.fetch.transfer import RemoteFile, forget, part_path, transfer
+from mlpdata.fetch.transfer import Access, RemoteFile, forget, part_path, transfer
 from mlpdata.system.files import sync_dir
 from mlpdata.system.progress import Progress
 
@@ -67,23 +67,23 @@ def exclusive(lock_path: Path, say: Say) -> Generator[None, None, None]:
         lock.release()
 
 
-def fetch_unlocked(file: RemoteFile, path: Path, login: Login, say: Say, quiet: bool = False) -> None:
+def fetch_unlocked(file: RemoteFile, path: Path, access: Access, say: Say, quiet: bool = False) -> None:
     """Fetch a file that is not there yet, for a caller who sees to it that nobody else does."""
     failures: list[Error] = []
     for url in file.urls:
         if failures:
             say(f"{failures[-1]}; trying the next mirror")
         try:
-            _fetch_from(url, file, path, login, say, quiet)
+            _fetch_from(url, file, path, access, say, quiet)
             return
         except Error as e:
             failures.append(e)
     raise Error("; ".join(map(str, failures)))
 
 
-def _fetch_from(url: str, file: RemoteFile, path: Path, login: Login, say: Say, quiet: bool) -> None:
+def _fetch_from(url: str, file: RemoteFile, path: Path, access: Access, say: Say, quiet: bool) -> None:
     for attempt in (1, 2):
-        resumed = transfer(file, url, path, login, say, quiet)
+        resumed = transfer(file, url, path, access, say, quiet)
         try:
             _check(part_path(path), file, f"what {url} gave", quiet)
         except Error as e:

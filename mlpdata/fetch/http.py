@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from mlpdata.errors import Error, first_line
@@ -27,6 +27,7 @@ CONNECT_S, STALL_S = 10.0, 30.0  # until a server answers, and without a byte fr
 CHUNK_BYTES = 1 << 18
 DRIP_BYTES, DRIP_S = 4096, 60.0  # a server that sends fewer bytes in so many seconds has stalled
 MAX_HEADER = 1024  # characters; real headers have a few dozen
+T = TypeVar("T")
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -43,6 +44,11 @@ class Response:
     size: int | None
     tag: str  # a strong ETag or the time of the last change; "" where the server gives neither
     ranges: bool  # whether the server is known to serve ranges
+
+    @property
+    def is_page(self) -> bool:
+        """Whether it is a web page, which may be what a server shows instead of a file."""
+        return self.reply.headers.get("Content-Type", "").startswith("text/html")
 
     def chunks(self) -> Iterator[bytes]:
         """The body. Raises TransientError when it ends early or stalls."""
@@ -78,7 +84,7 @@ def get(session: requests.Session, url: str, start: int = 0, stop: int | None = 
         if tag:
             headers["If-Range"] = tag
     try:
-        response = _in_time(lambda: session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, STALL_S)))
+        response = in_time(lambda: session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, STALL_S)))
     except (requests.ConnectionError, requests.Timeout) as e:
         cause = _innermost(e)
         if isinstance(e, requests.exceptions.SSLError | requests.exceptions.ProxyError) or (
@@ -95,8 +101,8 @@ def get(session: requests.Session, url: str, start: int = 0, stop: int | None = 
         raise
 
 
-def _in_time(ask: Callable[[], requests.Response]) -> requests.Response:
-    """What ask() returns. Raises TransientError where the head of a response does not arrive in time.
+def in_time(ask: Callable[[], T]) -> T:
+    """What ask() returns or raises. Raises TransientError where that takes too long, as the head of a response may.
 
     The timeouts of a connection count from one byte to the next: a server that drips headers, or says "100 Continue"
     for ever, keeps within them. The thread that waits for such a server is given up.
@@ -113,7 +119,7 @@ def _in_time(ask: Callable[[], requests.Response]) -> requests.Response:
         with lock:
             results.append(result)
             if given_up and not isinstance(result, BaseException):
-                result.close()
+                getattr(result, "close", lambda: None)()
 
     thread = threading.Thread(target=run, name="mlpdata-ask", daemon=True)
     thread.start()

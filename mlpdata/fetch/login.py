@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mlpdata.errors import Error, first_line
+from mlpdata.fetch import http
 
 if TYPE_CHECKING:  # importing them takes a tenth of a second, which a conversion of local files need not pay
     from http.cookiejar import MozillaCookieJar
@@ -52,6 +53,12 @@ class Login:
                 session.cookies = jar  # pyright: ignore[reportAttributeAccessIssue] - requests takes any CookieJar
                 session.private.add("Cookie")
         return session
+
+    def get(
+        self, session: requests.Session, url: str, start: int = 0, stop: int | None = None, tag: str = ""
+    ) -> http.Response:
+        """Ask for bytes of a file; see http.get."""
+        return http.get(session, url, start, stop, tag)
 
 
 def _read_cookies(path: Path) -> MozillaCookieJar:

@@ -10,15 +10,15 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 
 from mlpdata.errors import Error
 from mlpdata.fetch import http
-from mlpdata.fetch.login import Login
 from mlpdata.fetch.retry import ATTEMPTS, Backoff, TransientError, retry
 from mlpdata.system.files import write_atomic
 from mlpdata.system.format import format_bytes
@@ -32,6 +32,33 @@ TICK_S = 0.1
 UNKNOWN = 1 << 62
 MAX_JOURNAL_BYTES = 1 << 20
 SPARE_BYTES = 1 << 30  # of the disk, left free by a body that does not say how long it is
+
+
+class Body(Protocol):
+    """A stretch of a file that is still to be read; see http.Response."""
+
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def tag(self) -> str: ...
+    @property
+    def ranges(self) -> bool: ...
+    @property
+    def is_page(self) -> bool: ...
+    def chunks(self) -> Iterator[bytes]: ...
+    def close(self) -> None: ...
+
+
+class Access(Protocol):
+    """How the bytes of a file are asked for: a Login for HTTP, or a StorageFile."""
+
+    def session(self, url: str) -> Any:
+        """A connection of its own for a thread."""
+        ...
+
+    def get(self, session: Any, url: str, start: int = 0, stop: int | None = None, tag: str = "") -> Body:
+        """See http.get."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +122,7 @@ def _journal_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.part.json")
 
 
-def transfer(file: RemoteFile, url: str, path: Path, login: Login, say: Callable[[str], None], quiet: bool) -> bool:
+def transfer(file: RemoteFile, url: str, path: Path, access: Access, say: Callable[[str], None], quiet: bool) -> bool:
     """Fetch what is missing of a file from one URL into `part_path(path)`.
 
     Returns whether some of it had been there before. Raises Error; what has arrived then stays for the next call.
@@ -103,7 +130,7 @@ def transfer(file: RemoteFile, url: str, path: Path, login: Login, say: Callable
     connections = CONNECTIONS
     for _ in range(ATTEMPTS):
         try:
-            return _Transfer(file, url, path, login, say, quiet).run(connections)
+            return _Transfer(file, url, path, access, say, quiet).run(connections)
         except http.FileChangedError as e:
             say(f"{url}: {e}; starting again")
             forget(path)
@@ -121,8 +148,8 @@ class _Transfer:
     other has, and when there is none and one connection was slow, the second half of the largest.
     """
 
-    def __init__(self, file: RemoteFile, url: str, path: Path, login: Login, say: Callable[[str], None], quiet: bool):
-        self._file, self._url, self._login, self._say = file, url, login, say
+    def __init__(self, file: RemoteFile, url: str, path: Path, access: Access, say: Callable[[str], None], quiet: bool):
+        self._file, self._url, self._access, self._say = file, url, access, say
         self._part, self._journal_path = part_path(path), _journal_path(path)
         self._woken = threading.Event()
         self._lock = threading.Lock()  # over everything below
@@ -139,9 +166,9 @@ class _Transfer:
             return True
         first = self._ranges[0]
         resumed = first.start > 0 or len(self._ranges) > 1
-        session = self._login.session(self._url)
+        session = self._access.session(self._url)
         response = retry(
-            self._url, lambda: http.get(session, self._url, first.start, self._end(first), self._tag), self._say
+            self._url, lambda: self._access.get(session, self._url, first.start, self._end(first), self._tag), self._say
         )
         try:
             self._begin(response)
@@ -183,12 +210,11 @@ class _Transfer:
         # Bytes of another mirror are as good, if the checksum will say so.
         return ("", size, ranges) if self._file.checksum is not None and size == self._file.num_bytes else anew
 
-    def _begin(self, response: http.Response) -> None:
+    def _begin(self, response: Body) -> None:
         """Settle size and tag from the first response, and open the part file."""
         wanted = self._file.num_bytes
         if response.size is not None and wanted is not None and response.size != wanted:
-            page = response.reply.headers.get("Content-Type", "").startswith("text/html")
-            hint = ": it is a web page; it seems that the server wants a login" if page else ""
+            hint = ": it is a web page; it seems that the server wants a login" if response.is_page else ""
             raise Error(f"{self._url} has {response.size:,} bytes instead of {wanted:,}{hint}")
         if self._size is not None and response.size not in (None, self._size):
             raise http.FileChangedError("the file has changed on the server")
@@ -235,7 +261,7 @@ class _Transfer:
                     self._say(f"{self._file.name}: this is slow; going on with {1 + more} connections")
                     self._split = True
                     for _ in range(more):
-                        self._connect(self._login.session(self._url))
+                        self._connect(self._access.session(self._url))
 
     def _save(self) -> None:
         """Write the journal, behind the bytes it speaks of. Called with the lock held."""
@@ -245,13 +271,13 @@ class _Transfer:
 
     # -------------------------------------------------------------------------------------------------- connections
 
-    def _connect(self, session, missing: _Range | None = None, response: http.Response | None = None) -> None:
+    def _connect(self, session, missing: _Range | None = None, response: Body | None = None) -> None:
         """Start the thread of one more connection, with a range and its response where they are there already."""
         with self._lock:
             self._num_connections += 1
         threading.Thread(target=self._work, args=(session, missing, response), daemon=True).start()
 
-    def _work(self, session, missing: _Range | None, response: http.Response | None) -> None:
+    def _work(self, session, missing: _Range | None, response: Body | None) -> None:
         """Fetch ranges until none is left. A connection that cannot go on leaves its range to the others."""
         try:
             while missing := missing or self._take_range():
@@ -282,13 +308,13 @@ class _Transfer:
                 missing.taken = True
             return missing
 
-    def _pull(self, session, missing: _Range, response: http.Response | None) -> None:
+    def _pull(self, session, missing: _Range, response: Body | None) -> None:
         """Fetch one range, with as many requests as it takes."""
         backoff = Backoff(self._url, self._say)
         while response is not None or missing.start < missing.stop:
             try:
                 if response is None:
-                    response = http.get(session, self._url, missing.start, self._end(missing), self._tag)
+                    response = self._access.get(session, self._url, missing.start, self._end(missing), self._tag)
                 with contextlib.closing(response):
                     for chunk in response.chunks():
                         if self._write(missing, chunk):

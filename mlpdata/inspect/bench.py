@@ -27,7 +27,7 @@ NEAR = 0.1  # rates that differ by less are the same for people
 
 
 def bench(
-    root: Path,
+    root: Path | str,
     *,
     split: str = "train",
     device: str = "auto",
@@ -49,7 +49,10 @@ def bench(
     augment = Augment(res=res, dtype="bfloat16", layout="flat", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
     jpeg_batch.batch_decoder()  # set up now, not while the clock runs
+    cache = loader.index.cache
+    fetched_before = cache.fetched_bytes if cache else 0
     alone, *counts = rate(iter(loader), wait, seconds)
+    fetches = cache is not None and cache.fetched_bytes > fetched_before
     fixed = next(iter(loader))
     if loader.pixels == "ycc420":
         luma, chroma = to_ycc420(fixed.images)
@@ -72,7 +75,7 @@ def bench(
         "loader_images_per_s": round(alone),
         "augment_images_per_s": round(augmented),
         "overlapped_images_per_s": round(both),
-        "bottleneck": bottleneck(loader, codecs, alone, augmented, both),
+        "bottleneck": bottleneck(loader, codecs, alone, augmented, both, fetches),
         "fewest_batches": fewest,
         "is_rough": fewest < ENOUGH,
     }
@@ -113,9 +116,13 @@ def rate(batches: Iterator[Batch], wait: Callable[[], object], seconds: float) -
     return n / seconds, num_batches
 
 
-def bottleneck(loader: Loader, codecs: set[str], alone: float, augmented: float, both: float) -> str:
-    """What to make faster, from three rates."""
-    if loader.tier == "stream" and codecs != {"raw"}:
+def bottleneck(
+    loader: Loader, codecs: set[str], alone: float, augmented: float, both: float, fetches: bool = False
+) -> str:
+    """What to make faster, from three rates. fetches: whether tars were fetched from elsewhere meanwhile."""
+    if fetches and loader.index.cache:
+        feeding = f"fetching tars from {loader.index.cache.address}"
+    elif loader.tier == "stream" and codecs != {"raw"}:
         feeding = f"decoding {' and '.join(sorted(codecs - {'raw'})).upper()} on {plural(loader.num_threads, 'thread')}"
         if codecs == {"jpg"}:
             decoder, what = jpeg_batch.batch_decoder()

@@ -26,11 +26,11 @@ from mlpdata.loader.checksums import check_files
 from mlpdata.loader.dataset import TorchDataset
 from mlpdata.loader.options import LoadOptions, check_flag, merge, shown, whole
 from mlpdata.loader.order import EpochOrder, EpochSteps, warn_of_others
-from mlpdata.loader.reader import Reader, mapped_pixels
-from mlpdata.loader.resident import Resident, load_pixels
+from mlpdata.loader.reader import Reader
+from mlpdata.loader.resident import Resident, load_pixels, mapped_pixels
 from mlpdata.loader.subset import ids_of, select
 from mlpdata.loader.tiers import open_tier
-from mlpdata.shards import remote
+from mlpdata.shards import streamed
 from mlpdata.shards.classes import distinct_names, read_classes
 from mlpdata.shards.open import open_split
 from mlpdata.system.format import plural
@@ -44,9 +44,10 @@ class Loader:
     one before it went, unless a state was just loaded. Iterations that run side by side do not disturb each other;
     `epoch` and `state_dict` say where the one that began last is.
 
-    root:        shard directory, also as hf:OWNER/NAME or a URL, of which a verified copy is made in the cache; or a
-                 `.beton` file of ours or of ffcv's own writer; or a WebDataset tar, a pattern of tars such as
-                 `train-*.tar` and `train-{000..012}.tar`, a list of those, or a directory of nothing but tars.
+    root:        shard directory, also as hf:OWNER/NAME or a URL, of which a verified copy is made in the cache, or
+                 which is streamed (see LoadOptions.tier); or a `.beton` file of ours or of ffcv's own writer; or a
+                 WebDataset tar, a pattern of tars such as `train-*.tar` and `train-{000..012}.tar`, a list of those,
+                 or a directory of nothing but tars.
     split:       its name; `val` and `test` stand for each other, and for the Hub's `validation`. Without meaning for
                  single files.
     batch_size:  samples in a global batch.
@@ -94,19 +95,17 @@ class Loader:
         self.batch_size, self.seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
         self.shuffle, self.drop_last, self.infinite = bool(shuffle), bool(drop_last), bool(infinite)
         options = merge(options, more, KEYWORDS)
-        self.rank, self.world_size, self._is_split = (
-            options.rank,
-            options.world_size or 1,
-            options.world_size is not None,
-        )
+        self.rank, self.world_size = options.rank, options.world_size or 1
+        self._is_split = options.world_size is not None
         if batch_size % self.world_size:
             raise Error(f"batch size {batch_size} is not divisible by the {self.world_size} processes")
         if augment is not None and not isinstance(augment, Augment):
             raise Error(f"augment is an mlpdata.Augment, not {shown(augment)}; dataset(transform) takes others")
         self.augment, self.wait_s = augment, 0.0
-        paths = [_local_path(path) for path in root] if isinstance(root, (list, tuple)) and root else _local_path(root)
-        self.root, self.device = paths[0] if isinstance(paths, list) else paths, _device(device)
-        self._source = (paths, split, format, options.image_column, options.label_column)
+        many = [_local_path(path, options) for path in root] if isinstance(root, (list, tuple)) else []
+        self.root, self.device = many[0] if many else _local_path(root, options), _device(device)
+        columns = options.image_column, options.label_column
+        self._source = (many or self.root, split, format, *columns, options.cache_bytes)
         self._opened = open_split(*self._source)
         self.manifest, self.split, self.index = self._opened.manifest, self._opened.split, self._opened.index
         self._selection = select(self._opened, self.root, subset, options.classes, options.relabel, self.seed)
@@ -119,7 +118,7 @@ class Loader:
         self._res, self.num_threads = options.res, options.num_threads or cores()
         self._reader = Reader(self.index, self.num_threads, options.res)
         self.shape = self._reader.shape
-        if options.check:
+        if options.check and self.index.cache is None:  # which compares what it fetches
             check_files(self.root, self.manifest, self.split, self._reader)
         self._tier, plan, self.tier_reason = open_tier(self._reader, self._selection, self.device, options)
         self.tier, self.pixels = plan.tier, plan.pixels
@@ -193,7 +192,7 @@ class Loader:
 
     def _steps(self, epoch: int, blocks: tuple[int, int] | None, steps: range) -> EpochSteps:
         order, following = (
-            EpochOrder(self.num_samples, self.seed, e, self.shuffle, b)
+            EpochOrder(self.num_samples, self.seed, e, self.shuffle, b, self._selection.tar_edges)
             for e, b in ((epoch, blocks), (epoch + 1, self._tier.blocks))
         )
         return EpochSteps(
@@ -277,7 +276,7 @@ class Loader:
         Raises Error if it is malformed, or if this loader would give other batches than the one that was saved: other
         data, another subset, classes, image size, seed or shuffle, and in the middle of an epoch another batch size.
         """
-        position = state.unpack(saved, self._facts, len(self))
+        position = state.unpack(saved, self._facts, len(self), self._selection.tar_edges is not None)
         blocks = self._tier.blocks
         if position.step and self.shuffle and blocks and not position.blocks:
             raise Error(
@@ -299,15 +298,15 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def _local_path(root: Any) -> Path:
-    """The absolute path of what is to be opened: a verified copy of what is elsewhere."""
+def _local_path(root: Any, options: LoadOptions) -> Path:
+    """The absolute path of what is to be opened, of what is elsewhere too."""
     try:
         text = os.fsdecode(root)
     except TypeError:
         text = ""
     if not text or "\0" in text:
         raise Error(f"{shown(root)} is no path of a shard directory, a beton or tars")
-    return remote.local_copy(text).absolute()
+    return streamed.local_directory(text, options.tier, options.cache_bytes).absolute()
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -24,6 +24,7 @@ PLANES_SPEEDUP = 1.13  # of decoding JPEGs to luma and half-resolution chroma: m
 GATHER_BYTES_PER_S = 3e9  # a core, from host memory into a batch
 BUS_BYTES_PER_S = 25e9  # PCIe 4.0 x16 reaches that much
 DISK_BYTES_PER_S = 2e9
+NETWORK_BYTES_PER_S = 125e6  # 1 Gbit/s
 
 MARGIN = 2.0  # how much faster than the model a source has to be, for RGB to be kept: the rates are estimates
 UNKNOWN_SHARE = 0.4  # of the free memory, left to a model of which nothing is known
@@ -45,6 +46,7 @@ class Machine:
     cores: int
     bus: float = BUS_BYTES_PER_S
     disk: float = DISK_BYTES_PER_S
+    network: float = NETWORK_BYTES_PER_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,8 @@ class SplitSize:
     """How large a split is. shape: (H, W, 3) of an image as it is loaded. is_coded: whether images must be decoded.
 
     has_coded_planes: whether decoding gives luma and half-resolution chroma at once, so that a stream can have them.
+    fetched_share: of the files, that is fetched from elsewhere in every epoch, as the disk cannot keep it; None where
+    they are all here.
     """
 
     num_samples: int
@@ -72,6 +76,7 @@ class SplitSize:
     file_bytes: int
     is_coded: bool = False
     has_coded_planes: bool = False
+    fetched_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +117,9 @@ class MemoryPlan:
         split, machine, limits = self.split, self.machine, {}
         if self.tier == "stream":
             limits["the disk"] = machine.disk * split.num_samples / max(1, split.file_bytes)
+            if split.fetched_share:
+                fetched_bytes = max(1, split.fetched_share * split.file_bytes)
+                limits["the network"] = machine.network * split.num_samples / fetched_bytes
             if split.is_coded:
                 faster = PLANES_SPEEDUP if self.pixels == "ycc420" else 1
                 limits["decoding"] = faster * machine.cores * DECODE_PIXELS_PER_S / (split.shape[0] * split.shape[1])

@@ -39,7 +39,11 @@ class LoadOptions:
     image_column, label_column: the fields of somebody else's `.beton` file that hold the image and the class. None:
                  `image` and `label`, or else the only RGB image field and the only int field, with a warning.
     res:         resize every image to res x res while it is read, for images of different sizes.
-    tier:        where the pixels are during an epoch; "auto" (or None) chooses. See mlpdata.loader.memory_plan.
+    tier:        where the pixels are during an epoch; "auto" (or None) chooses. See mlpdata.loader.memory_plan. Of a
+                 directory elsewhere, "stream" fetches tars as they are wanted; all others make a copy first, "auto"
+                 only if it fits.
+    cache_bytes: how much of the local disk the tars of directories elsewhere may take while they are streamed, those
+                 of earlier runs included; with "auto" a larger directory is streamed. None: 80% of what is free.
     pixels:      "ycc420" holds luma in full and chroma at half resolution: half the bytes. tier_reason says what that
                  costs on this very data. JPEGs in 4:2:0 give both as they are coded (with mlpdata[turbo]); the stream
                  tier has it of them alone. Batches without augment are RGB again. "auto": "rgb" where it fits and is
@@ -63,6 +67,7 @@ class LoadOptions:
     label_column: str | None = None
     res: int | None = None
     tier: Tier | None = "auto"
+    cache_bytes: int | None = None
     pixels: Pixels = "rgb"
     needs: Needs | None = None
     check: bool = False
@@ -80,7 +85,8 @@ class LoadOptions:
             if not isinstance(value, str) or value not in choices:
                 raise Error(f"{name} {shown(value)} is none of {', '.join(choices)}")
         for name, least, most in (
-            ("res", 1, MAX_RES), ("num_threads", 1, MAX_THREADS), ("rank", 0, MAX_SEED), ("world_size", 1, MAX_SEED)
+            ("res", 1, MAX_RES), ("cache_bytes", 1, MAX_SEED), ("num_threads", 1, MAX_THREADS),
+            ("rank", 0, MAX_SEED), ("world_size", 1, MAX_SEED),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None or name == "rank":

@@ -63,6 +63,7 @@ class EpochOrder:
     shuffle: False gives them as they are.
     blocks:  None for a permutation of all; (samples a block, blocks a window) where neighbours are read together: the
              blocks are in random order, and the samples of each window of blocks are shuffled among each other.
+    edges:   for blocks of 0 samples: int64 (blocks + 1,), ascending from 0 to n, where each block begins and ends.
     windows: window k has the places windows[k] to windows[k + 1] - 1; empty without blocks.
     key:     equal keys, equal orders.
 
@@ -70,7 +71,15 @@ class EpochOrder:
     [1, 2, 3]
     """
 
-    def __init__(self, n: int, seed: int, epoch: int, shuffle: bool = True, blocks: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        n: int,
+        seed: int,
+        epoch: int,
+        shuffle: bool = True,
+        blocks: tuple[int, int] | None = None,
+        edges: np.ndarray | None = None,
+    ):
         if n >= 1 << 32:
             raise Error(f"{n} samples are more than an order can hold")
         self.n, self.shuffle = n, shuffle
@@ -79,21 +88,22 @@ class EpochOrder:
         self._piece, self._piece_start = np.empty(0, np.int64), 0
         self.windows = np.empty(0, np.int64)
         if blocks is not None:
-            self._per_block, self._per_window = blocks
-            num_blocks = -(-n // self._per_block)
+            per_block, self._per_window = blocks
+            if per_block:
+                edges = np.append(np.arange(0, n, per_block), n)
+            assert edges is not None
+            self._edges, num_blocks = edges, len(edges) - 1
             numbers = np.arange(num_blocks)
             self._blocks = permute(numbers, num_blocks, self._permutation) if shuffle else numbers
-            sizes = np.full(num_blocks, self._per_block)
-            if num_blocks:
-                sizes[self._blocks == num_blocks - 1] = n - (num_blocks - 1) * self._per_block
-            edges = np.concatenate([[0], sizes.cumsum()])
-            self.windows = np.append(edges[: -1 : self._per_window], n)
+            starts = np.concatenate([[0], np.diff(edges)[self._blocks].cumsum()])
+            self.windows = np.append(starts[: -1 : self._per_window], n)
 
     def window(self, k: int) -> np.ndarray:
         """The numbers of window k, int64, in their order."""
         blocks = self._blocks[k * self._per_window : (k + 1) * self._per_window]
-        numbers = (blocks[:, None] * self._per_block + np.arange(self._per_block)).reshape(-1)
-        numbers = numbers[numbers < self.n]
+        edges = self._edges
+        ranges = [np.arange(a, b) for a, b in zip(edges[blocks], edges[blocks + 1], strict=True)]
+        numbers = np.concatenate(ranges) if ranges else np.empty(0, np.int64)
         if not self.shuffle:
             return numbers
         return numbers[permute(np.arange(len(numbers)), len(numbers), f"{self._permutation} window {k}")]

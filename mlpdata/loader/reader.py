@@ -82,7 +82,7 @@ class Reader:
         self._all_jpg = same and bool((index.codec == JPG).all())
         self._num_decoded = 0
         try:
-            self.stamps = [_stamp(os.stat(path)) for path in index.files]  # equal if nothing was written to
+            self.stamps = [index.cache.stamp(p.name) if index.cache else _stamp(os.stat(p)) for p in index.files]
         except OSError as e:
             raise Error(f"cannot read {e.filename}: {e.strerror}") from None
         # Reading is mostly waiting, so it has threads of its own, more than there are cores.
@@ -189,6 +189,8 @@ class Reader:
 
     def _open(self, file: int, direct: bool) -> int:
         path = self.index.files[file]
+        if self.index.cache:
+            return self.index.cache.open(path.name)
         flags = os.O_RDONLY | os.O_NONBLOCK  # a file that was replaced by a pipe must not be waited for
         fd = open_direct(path, flags) if direct else None
         if fd is None:
@@ -312,28 +314,6 @@ def _member_name(index: ShardIndex, i: int) -> str:
             header = f.read(TAR_BLOCK)
     is_member = header[257:262] == b"ustar"
     return f" ({header[:100].split(bytes(1))[0].decode(errors='replace')!r})" if is_member else ""
-
-
-def mapped_pixels(reader: Reader) -> np.ndarray | None:
-    """All pixels, uint8 (n, H, W, 3), as a read-only map of their file; None unless they lie in one at even distances.
-
-    Raises Error where the file cannot be read or has changed.
-    """
-    index, shape, n = reader.index, reader.shape, len(reader.index)
-    if len(index.files) > 1 or not reader.all_raw:
-        return None
-    distances = np.diff(index.offset)
-    distance = int(distances[0]) if n > 1 else reader.image_bytes
-    if distance < reader.image_bytes or (distances != distance).any():
-        return None
-    try:
-        reader.check_stamp(0, os.stat(index.files[0]))
-        size = (n - 1) * distance + reader.image_bytes
-        flat = np.memmap(index.files[0], np.uint8, "r", int(index.offset[0]), (size,))
-    except OSError as e:
-        raise Error(f"cannot read {index.files[0]}: {e.strerror}") from None
-    strides = (distance, shape[1] * shape[2], shape[2], 1)
-    return np.lib.stride_tricks.as_strided(flat, (n, *shape), strides, writeable=False)
 
 
 def _pieces(n: int, num_threads: int) -> list[slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 
 from mlpdata.augment.batch import Batch
 from mlpdata.augment.chroma import from_ycc420, to_ycc420
+from mlpdata.errors import Error
 from mlpdata.loader.buffers import BufferPool, empty_store
 from mlpdata.loader.memory_plan import plane_shapes
 from mlpdata.loader.options import Pixels
@@ -106,3 +108,25 @@ def ycc420_psnr(images: np.ndarray, luma: np.ndarray, chroma: np.ndarray) -> flo
     restored = from_ycc420(torch.from_numpy(luma), torch.from_numpy(chroma))
     error = (restored.double() - torch.from_numpy(images)).square().mean()
     return float(10 * torch.log10(255**2 / error))
+
+
+def mapped_pixels(reader: Reader) -> np.ndarray | None:
+    """All pixels, uint8 (n, H, W, 3), as a read-only map of their file; None unless they lie in one at even distances.
+
+    Raises Error where the file cannot be read or has changed.
+    """
+    index, shape, n = reader.index, reader.shape, len(reader.index)
+    if len(index.files) > 1 or not reader.all_raw or index.cache:
+        return None
+    distances = np.diff(index.offset)
+    distance = int(distances[0]) if n > 1 else reader.image_bytes
+    if distance < reader.image_bytes or (distances != distance).any():
+        return None
+    try:
+        reader.check_stamp(0, os.stat(index.files[0]))
+        size = (n - 1) * distance + reader.image_bytes
+        flat = np.memmap(index.files[0], np.uint8, "r", int(index.offset[0]), (size,))
+    except OSError as e:
+        raise Error(f"cannot read {index.files[0]}: {e.strerror}") from None
+    strides = (distance, shape[1] * shape[2], shape[2], 1)
+    return np.lib.stride_tricks.as_strided(flat, (n, *shape), strides, writeable=False)

@@ -23,6 +23,8 @@ NAMES = {"data": "data (the digest of their index)", "subset": "subset (a digest
 class Position:
     """The next batch of an iteration. blocks: those of that epoch's order (see EpochOrder), if it goes by blocks.
 
+    Blocks of 0 samples are tars.
+
     begun: this epoch has an iteration already, so the next iteration is of the next epoch.
     """
 
@@ -54,8 +56,11 @@ def pack(position: Position, facts: dict[str, Any]) -> dict[str, Any]:
     return {"epoch": position.epoch, "step": position.step, "blocks": blocks, **facts}
 
 
-def unpack(state: Any, facts: dict[str, Any], num_batches: int) -> Position:
-    """The position in a state. Raises Error if the state is malformed, or was saved by a loader with other facts."""
+def unpack(state: Any, facts: dict[str, Any], num_batches: int, has_tars: bool) -> Position:
+    """The position in a state. has_tars: whether blocks can be tars.
+
+    Raises Error if the state is malformed, or was saved by a loader with other facts.
+    """
     if not isinstance(state, dict):
         raise Error(f"this is no state of a loader: {shown(state)}")
     for name in ("epoch", "step", "blocks", *facts):
@@ -76,8 +81,8 @@ def unpack(state: Any, facts: dict[str, Any], num_batches: int) -> Position:
     if blocks is not None:
         if not isinstance(blocks, (list, tuple)) or len(blocks) != 2:
             raise Error(f"this is no state of a loader: its blocks are {shown(blocks)}")
-        for block, most in zip(blocks, (max(1, facts["num_samples"]), MAX_BLOCKS), strict=True):
-            _check_whole("blocks", block, most, least=1)
+        _check_whole("blocks", blocks[0], max(1, facts["num_samples"]), least=0 if has_tars else 1)
+        _check_whole("blocks", blocks[1], MAX_BLOCKS, least=1)
         blocks = tuple(blocks)
     return Position(epoch, step, blocks) if step < num_batches else Position(epoch + 1, 0, blocks)
 

@@ -3,6 +3,10 @@
 A block is BLOCK_BYTES of neighbouring samples, so that the disk is asked for megabytes at a time. A window is
 WINDOW_BYTES of blocks from all over the files; its samples are shuffled among each other (mlpdata.loader.order). At any
 time one window is in use and the next one is being read.
+
+Of a directory elsewhere, whose tars are fetched whole, a block is a tar: a window then wants few of them, where blocks
+from all over the files would want all at once. Conversions shuffle a split before they cut it into tars, so that those
+of a window are a random sample of it. The tars of the window that is read and of the one after it are fetched ahead.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from mlpdata.system.threads import Wait, no_wait, prefetch
 
 BLOCK_BYTES = 4 << 20
 WINDOW_BYTES = 128 << 20
+TAR_WINDOW_BYTES = 256 << 20  # where blocks are tars, of which there are then from LEAST_TARS to MOST_TARS
+LEAST_TARS, MOST_TARS = 2, 32
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,15 @@ class Stream(HostTier):
         super().__init__(reader, selection, device, pixels)
         self.direct = direct
         # From the mean payload, so that equal files give equal blocks.
-        mean_bytes = max(1, int(reader.index.num_bytes.sum(dtype=np.int64)) // len(reader.index))
+        total_bytes, cache = int(reader.index.num_bytes.sum(dtype=np.int64)), reader.index.cache
+        mean_bytes = max(1, total_bytes // len(reader.index))
         self.blocks = max(1, min(len(selection.labels), BLOCK_BYTES // mean_bytes)), WINDOW_BYTES // BLOCK_BYTES
+        if cache is not None:
+            fit = TAR_WINDOW_BYTES * len(reader.index.files) // max(1, total_bytes)
+            self.blocks = 0, max(LEAST_TARS, min(MOST_TARS, fit))
+            sizes = sorted((cache.entries[path.name]["bytes"] for path in reader.index.files), reverse=True)
+            together = sizes[: self.blocks[1]]
+            cache.require(sum(together), f"{len(together)} tars, which are shuffled together,")
         self._lock = threading.Lock()  # iterations may run side by side: what one has taken, no other one has
         self._idle: list[np.ndarray] = []  # buffers of the epoch before: fresh memory costs its page faults
         # The first window of the next epoch, read while this epoch ends.
@@ -63,7 +76,8 @@ class Stream(HostTier):
         last = np.maximum(first, np.searchsorted(edges, spans[:, 1], side="left") - 1)
         num_buffers = max(2, int((last - first).max()) + 1)  # what one step touches, or one in use and one read ahead
         opening, free = self._take_buffers(steps.order, int(first[0]), num_buffers)
-        read = prefetch(self._read_windows(steps, int(first[0]), free, opening), 1)
+        left = threading.Event()  # by the consumer
+        read = prefetch(self._read_windows(steps, int(first[0]), free, opening, left), 1)
         windows: dict[int, _Window] = {}
         decoding: list[Wait] = []  # of the step before, which may still read from its windows
         try:
@@ -84,6 +98,7 @@ class Stream(HostTier):
             for wait in decoding:
                 with contextlib.suppress(Exception):
                     wait()
+            left.set()
             free.put(None)  # ends a thread that waits for a buffer
             read.close()
             idle = [window.payloads.data for window in windows.values()]
@@ -110,24 +125,48 @@ class Stream(HostTier):
         return opening, free
 
     def _read_windows(
-        self, steps: EpochSteps, first: int, free: queue.SimpleQueue[np.ndarray | None], opening: _Window | None
+        self,
+        steps: EpochSteps,
+        first: int,
+        free: queue.SimpleQueue[np.ndarray | None],
+        opening: _Window | None,
+        left: threading.Event,
     ) -> Generator[_Window, None, None]:
-        """The windows of an epoch from `first` on. Then the window that the next epoch begins with is read."""
+        """The windows of an epoch from `first` on. Then the window that the next epoch begins with is read.
+
+        left: is set when nobody takes any more.
+        """
         if opening:
             yield opening
         todo = [(steps.order, k) for k in range(first + bool(opening), len(steps.order.windows) - 1)]
         start, _ = steps.span(0)
         next_first = int(np.searchsorted(steps.following.windows[:-1], start, side="right")) - 1
-        for order, k in [*todo, (steps.following, next_first)]:
+        todo.append((steps.following, next_first))
+        for i, (order, k) in enumerate(todo):
+            self._want(steps, todo[i : i + 2])
             buffer = free.get()
             if buffer is None:
                 return
             rows = steps.to_rows(order.window(k))
-            window = _Window(k, rows, self.reader.fetch(self.selection.ids_of_rows(rows), buffer, self.direct))
+            ids = self.selection.ids_of_rows(rows)
+            if self.reader.index.cache:
+                self.reader.index.cache.wait(self._tars(ids), left)
+            window = _Window(k, rows, self.reader.fetch(ids, buffer, self.direct))
             if order is steps.order:
                 yield window
             else:
                 self._next_epoch = (order, window)
+
+    def _want(self, steps: EpochSteps, windows: list[tuple[EpochOrder, int]]) -> None:
+        """Have the tars of windows fetched, where they come from elsewhere."""
+        if self.reader.index.cache is not None:
+            ids = [self.selection.ids_of_rows(steps.to_rows(order.window(k))) for order, k in windows]
+            self.reader.index.cache.want(list(dict.fromkeys(name for some in ids for name in self._tars(some))))
+
+    def _tars(self, ids: np.ndarray) -> list[str]:
+        """The names of the files that have these samples."""
+        index = self.reader.index
+        return [index.files[file].name for file in np.unique(index.file[ids]).tolist()]
 
     def _fill(self, parts: list[_WindowPart], decoding: list[Wait]) -> Fill:
         """What decodes parts of windows one behind the other. decoding: becomes the waits of what was started."""

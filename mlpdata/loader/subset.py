@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ class Selection:
     ids:     int64 (N,), the id of each row; None: row i is sample i of the split.
     classes: int64, the class numbers that were asked for, as far as their order matters; None: all.
     numbers: with relabel, the class number that each label stands for; None: labels are the split's own.
+    tar_lengths: samples in each tar of the split, in a shard directory that has tars.
     """
 
     labels: np.ndarray
@@ -33,6 +35,7 @@ class Selection:
     ids: np.ndarray | None = None
     classes: np.ndarray | None = None
     numbers: list[int] | None = None
+    tar_lengths: tuple[int, ...] = ()
 
     @property
     def all_ids(self) -> np.ndarray:
@@ -42,6 +45,14 @@ class Selection:
     def ids_of_rows(self, rows: np.ndarray) -> np.ndarray:
         """The ids of some rows, int64."""
         return rows if self.ids is None else self.ids[rows]
+
+    @cached_property
+    def tar_edges(self) -> np.ndarray | None:
+        """Where the rows of each tar begin and end, int64, for rows in the order of their ids; None without tars."""
+        if not self.tar_lengths:
+            return None
+        ends = np.concatenate([[0], np.cumsum(self.tar_lengths, dtype=np.int64)])
+        return np.unique(ends if self.ids is None else np.searchsorted(np.sort(self.ids), ends))
 
 
 def select(opened: DataSplit, root: Path, subset: Any, classes: Any, relabel: bool, seed: int) -> Selection:
@@ -69,8 +80,14 @@ def select(opened: DataSplit, root: Path, subset: Any, classes: Any, relabel: bo
     labels = labels if ids is None else labels[ids]
     if not len(labels):
         raise Error(f"subset and classes leave no samples of split {opened.split!r}")
+    manifest = opened.manifest
     return Selection(
-        labels=labels, num_classes=num_classes, ids=ids, classes=chosen, numbers=numbers if relabel else None
+        labels=labels,
+        num_classes=num_classes,
+        ids=ids,
+        classes=chosen,
+        numbers=numbers if relabel else None,
+        tar_lengths=tuple(manifest.splits[opened.split].tar_lengths) if manifest else (),
     )
 
 

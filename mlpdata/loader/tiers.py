@@ -39,6 +39,7 @@ def split_size(reader: Reader, num_samples: int, pixels: Pixels = "rgb") -> Spli
         file_bytes=int(reader.index.num_bytes.sum(dtype=np.int64)) * num_samples // len(reader.index),
         is_coded=not reader.all_raw,
         has_coded_planes=pixels != "rgb" and reader.has_coded_planes,
+        fetched_share=cache.fetched_share if (cache := reader.index.cache) else None,
     )
 
 
@@ -49,7 +50,12 @@ def open_tier(
     size = split_size(reader, len(selection.labels), options.pixels)
     machine = this_machine(device, options.world_size or 1)
     plan = plan_memory(size, machine, options.needs, options.tier or "auto", options.pixels)
-    reason = plan.reason
+    reason, cache = plan.reason, reader.index.cache
+    if cache is not None:
+        how = "streamed" if plan.tier == "stream" else "read once"
+        why = ", as a copy does not fit" if options.tier == "auto" else ""
+        reason += f"; {how} from {cache.address}{why}: of {format_bytes(cache.total_bytes)} in tars, at most "
+        reason += f"{format_bytes(cache.limit)} are kept in {cache.folder}"
     if plan.pixels == "ycc420":
         some = np.unique(np.linspace(0, size.num_samples - 1, PSNR_SAMPLES).astype(np.int64))
         images, luma, chroma = (
@@ -73,6 +79,8 @@ def open_tier(
             f"the memory is not enough for the pixels ({first_line(e):.120}); load with tier='stream', or "
             f"pixels='ycc420', which halves them: {reason}"
         ) from None
+    if cache is not None:
+        return Stream(reader, selection, device, plan.pixels, direct=False), plan, reason
     direct = size.file_bytes > CACHE_SHARE * machine.host_bytes
     how = "past the page cache, which could not hold them" if direct else "through the page cache"
     return (

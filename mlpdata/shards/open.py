@@ -17,7 +17,7 @@ import numpy as np
 from mlpdata.choices import CODECS
 from mlpdata.errors import Error, first_line
 from mlpdata.image.limits import MAX_PIXELS
-from mlpdata.shards import beton, foreign, tar
+from mlpdata.shards import beton, foreign, streamed, tar
 from mlpdata.shards.manifest import Manifest, beton_path, index_path
 from mlpdata.shards.shard_index import ShardIndex
 from mlpdata.sources.wds_tars import PACKED
@@ -60,12 +60,14 @@ def open_split(
     format: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    cache_bytes: int | None = None,
 ) -> DataSplit:
     """Find a split and check that every payload lies inside its file.
 
     path: a shard directory; a `.beton` file; a tar, a pattern of tars, a list of those, or a directory of nothing but
     tars (the names of files and folders there say their splits). split and format choose inside a shard directory;
     image_column and label_column among the fields of a `.beton` file of others (None: see beton.open_index).
+    cache_bytes: of a directory that is streamed (mlpdata.shards.streamed), how many bytes of tars are kept here.
     Raises Error where there is nothing to open, and for what is unfinished, cut short or damaged.
     """
     if format is not None and not (isinstance(format, str) and format in FORMATS):
@@ -79,7 +81,8 @@ def open_split(
         )
     where = path[0] if isinstance(path, list) else Path(path)
     try:
-        data = _open(path if isinstance(path, list) else where, split, format, image_column, label_column)
+        paths = path if isinstance(path, list) else where
+        data = _open(paths, split, format, image_column, label_column, cache_bytes)
     except OSError as e:
         raise Error(f"cannot read {e.filename or where}: {e.strerror or first_line(e)}") from None
     if not len(data.index):
@@ -88,7 +91,12 @@ def open_split(
 
 
 def _open(
-    path: Path | list[Path], split: str, format: str | None, image_column: str | None, label_column: str | None
+    path: Path | list[Path],
+    split: str,
+    format: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    cache_bytes: int | None,
 ) -> DataSplit:
     if isinstance(path, Path) and path.is_file() and not path.name.lower().endswith((".tar", *PACKED)):
         return _foreign_split(beton.open_index(path, image_column, label_column), split)
@@ -97,18 +105,20 @@ def _open(
     tars, name = foreign.find_tars(path, split)
     if isinstance(path, list) or tars:
         return _foreign_split(foreign.scan_tars(tars), name)
-    return _own_split(path, split, format)
+    return _own_split(path, split, format, cache_bytes)
 
 
-def _own_split(root: Path, split: str, format: str | None) -> DataSplit:
+def _own_split(root: Path, split: str, format: str | None, cache_bytes: int | None) -> DataSplit:
     manifest = Manifest.load(root)
     split = manifest.split(split)
     has_beton = bool(manifest.splits[split].beton)
+    cache = streamed.open_tars(root, manifest, split, format, cache_bytes)
     if format == "beton" and not has_beton:
         raise Error(f"{root} has no beton of split {split!r}; it has {', '.join(manifest.formats)}")
-    manifest.check_sizes(root, split)
-    if format == "tar" or not has_beton:
-        index = tar.open_index(root, manifest, split)
+    if cache is None:
+        manifest.check_sizes(root, split)
+    if cache or format == "tar" or not has_beton:
+        index = replace(tar.open_index(root, manifest, split), cache=cache)
     else:
         index = beton.open_index(beton_path(root, split), "image", "label")
     _check_places(index, [manifest.files[file.name]["bytes"] for file in index.files])

@@ -12,26 +12,23 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from mlpdata.archive.url import UrlFile
-from mlpdata.errors import Error, first_line
+from mlpdata.errors import Error
 from mlpdata.fetch import hub
 from mlpdata.fetch.download import RemoteFile, exclusive, fetch_unlocked
 from mlpdata.fetch.official import download_folder
+from mlpdata.fetch.storage import StorageFile, storage_errors
 from mlpdata.shards.files import FileEntry, local_sizes
 from mlpdata.shards.manifest import Manifest, manifest_path
 from mlpdata.shards.text import MAX_TEXT_BYTES
-from mlpdata.system.files import replacing, sync_dir
+from mlpdata.system.files import sync_dir
 from mlpdata.system.format import format_bytes, plural
-from mlpdata.system.progress import Progress
 
-BLOCK_BYTES = 8 << 20
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
-# Exceptions of these packages are the network's or the server's doing, whatever they are called.
-STORAGE = ("aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 
 Say = Callable[[str], None]  # takes a line for the user
 
@@ -54,7 +51,7 @@ def local_copy(root: str | Path, say: Say = lambda line: None) -> Path:
         return Path(root)
     store = open_store(str(root))
     manifest = store.read(manifest_path(Path()).name)
-    folder = download_folder() / "shards" / f"{store.name}-{hashlib.sha256(manifest).hexdigest()[:16]}"
+    folder = folder_of(store, manifest, "shards")
     try:
         if not manifest_path(folder).exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +61,11 @@ def local_copy(root: str | Path, say: Say = lambda line: None) -> Path:
     except OSError as e:
         raise Error(f"cannot copy {root} to {folder}: {e.strerror or e}") from None
     return folder
+
+
+def folder_of(store: Store, manifest: bytes, kind: str) -> Path:
+    """Where the directory of a store is kept that has this manifest. kind: in which folder of the download folder."""
+    return download_folder() / kind / f"{store.name}-{hashlib.sha256(manifest).hexdigest()[:16]}"
 
 
 def _copy(store: Store, manifest: bytes, folder: Path, say: Say) -> None:
@@ -97,8 +99,11 @@ class Store(Protocol):
         """A file of at most MAX_TEXT_BYTES."""
         ...
 
-    def fetch(self, name: str, entry: FileEntry, folder: Path, say: Say) -> None:
-        """Put a file that is what the manifest says into a local folder, whole or not at all."""
+    def fetch(self, name: str, entry: FileEntry, folder: Path, say: Say, quiet: bool = False) -> None:
+        """Put a file that is what the manifest says into a local folder, whole or not at all.
+
+        For a caller who sees to it that nobody else does. What has arrived when it fails is there for the next call.
+        """
         ...
 
 
@@ -124,13 +129,11 @@ class HubStore:
         ) as file:
             return file.read_at(0, file.size)
 
-    def fetch(self, name: str, entry: FileEntry, folder: Path, say: Say) -> None:
+    def fetch(self, name: str, entry: FileEntry, folder: Path, say: Say, quiet: bool = False) -> None:
         if name not in self._repository.files:
             raise Error(f"{self.where} lacks {name}, though its manifest lists it")
-        file = RemoteFile(
-            name=name, urls=(self._repository.url(name),), num_bytes=entry["bytes"], sha256=entry["sha256"]
-        )
-        fetch_unlocked(file, folder / name, self._repository.login(), say)
+        file = _listed(name, entry, self._repository.url(name))
+        fetch_unlocked(file, folder / name, self._repository.login(), say, quiet)
 
 
 class ObjectStore:
@@ -174,21 +177,9 @@ class ObjectStore:
         _check_length(f"{self.where}/{name}", len(data))
         return data
 
-    def fetch(self, name: str, entry: FileEntry, folder: Path, say: Say) -> None:
-        digest, left = hashlib.sha256(), entry["bytes"]
-        with (
-            Progress(name, entry["bytes"], unit="bytes") as progress,
-            self._one_line(),
-            self._fs.open(self._path(name), "rb") as source,
-            replacing(folder / name) as target,
-        ):
-            while left >= 0 and (block := source.read(BLOCK_BYTES)):
-                left -= len(block)  # the file may be anything but what the manifest says, and without end
-                target.write(block)
-                digest.update(block)
-                progress.add(len(block))
-            if digest.hexdigest() != entry["sha256"]:
-                raise Error(f"{self.where}/{name} is not what the manifest says: its sha256 differs")
+    def fetch(self, name: str, entry: FileEntry, folder: Path, say: Say, quiet: bool = False) -> None:
+        access = StorageFile(fs=self._fs, path=self._path(name), where=self.where)
+        fetch_unlocked(_listed(name, entry, f"{self.where}/{name}"), folder / name, access, say, quiet)
 
     def put(self, path: Path) -> None:
         """Store a local file under its name, and make sure that it has arrived in its length."""
@@ -202,19 +193,13 @@ class ObjectStore:
     def _path(self, name: str) -> str:
         return f"{self._base.rstrip('/')}/{name}"
 
-    @contextlib.contextmanager
-    def _one_line(self) -> Iterator[None]:
-        """Raise what goes wrong in a storage as an Error of one line."""
-        try:
-            yield
-        except ImportError as e:
-            raise Error(f"cannot reach {self.where}: {e}; install the extra: pip install 'mlpdata[remote]'") from None
-        except FileNotFoundError as e:
-            raise Error(f"{self.where} lacks {e.filename or first_line(e)}") from None
-        except Exception as e:
-            if not isinstance(e, (OSError, ValueError)) and type(e).__module__.partition(".")[0] not in STORAGE:
-                raise
-            raise Error(f"cannot use {self.where}: {first_line(e)}") from None
+    def _one_line(self) -> contextlib.AbstractContextManager[None]:
+        return storage_errors(self.where)
+
+
+def _listed(name: str, entry: FileEntry, url: str) -> RemoteFile:
+    """A file that a manifest lists, as it is fetched."""
+    return RemoteFile(name=name, urls=(url,), num_bytes=entry["bytes"], sha256=entry["sha256"])
 
 
 def _check_length(name: str, num_bytes: int) -> None:

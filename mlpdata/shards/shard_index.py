@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from mlpdata.shards.tar_cache import TarCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,7 @@ class ShardIndex:
     width: np.ndarray  # (N,) integer, pixels
     height: np.ndarray  # (N,) integer, pixels
     label: np.ndarray  # (N,) int32 or int64
+    cache: TarCache | None = None  # where the files come from, if they are not all here
     is_foreign: bool = False  # written by others: its JPEGs may be ones that libjpeg warns about
 
     def __post_init__(self):

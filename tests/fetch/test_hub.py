@@ -2,7 +2,6 @@
 
 import io
 import json
-import multiprocessing as mp
 import shutil
 import subprocess
 import sys
@@ -20,49 +19,14 @@ from servers import HubServer, cut, stall, status
 
 import mlpdata
 from mlpdata import Error, labels
-from mlpdata.fetch import http, retry
 from mlpdata.shards import remote, upload
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import cifar, parquet_files
 from mlpdata.sources import parquet as parquet_source
-from mlpdata.system import engines
 
 ROOT = Path(__file__).parents[2]
 ROWS = 30  # images a batch of the small CIFAR archives
 PUT = remote.ObjectStore.put
-
-
-@pytest.fixture
-def serve(monkeypatch, tmp_path):
-    """Start a Hub with these repositories, and make huggingface_hub talk to it."""
-    running = []
-
-    def start(repos, gated=()):
-        server = HubServer(repos, gated)
-        running.append(server)
-        server.__enter__()
-        from huggingface_hub import constants
-
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        return server
-
-    for name, value in (("STALL_S", 1.5), ("FIRST_PAUSE_S", 0.01)):
-        monkeypatch.setattr(retry if "PAUSE" in name else http, name, value)
-    # Workers take over the shorter pauses only when forked, which the server's thread would speak against.
-    monkeypatch.setattr(engines, "process_context", lambda: mp.get_context("fork"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # of the commands that tests start, and of this process:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # it may have read its variables before
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield start
-    for server in running:
-        server.__exit__()
 
 
 # ------------------------------------------------------------------------------------------------ repositories made
@@ -463,30 +427,6 @@ def test_what_cannot_be_pushed_is_one_line(serve, tmp_path, shapes_dir):
 # -------------------------------------------------------------------------------------------------- object storage
 
 
-@pytest.fixture(scope="module")
-def s3():
-    """moto's S3 with one empty bucket; the address is in the environment, where every S3 client looks for it."""
-    pytest.importorskip("s3fs", reason="object storage needs s3fs (the extra `remote`)")
-    moto_server = pytest.importorskip("moto.server", reason="the S3 of these tests is moto's")
-    import boto3
-
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "a",
-            "AWS_SECRET_ACCESS_KEY": "b",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
-        yield client
-    server.stop()
-
-
 def test_convert_list_and_train_with_object_storage(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -521,7 +461,7 @@ def test_object_storage_copies_are_verified(s3, tmp_path, monkeypatch, shapes_di
         s3.upload_file(str(path), "bucket", f"bad/{path.name}")
     s3.put_object(Bucket="bucket", Key="bad/val.beton", Body=(shapes_dir / "val.beton").read_bytes()[:-1] + b"x")
     for url, message in (
-        ("s3://bucket/bad", "val.beton is not what the manifest says"),
+        ("s3://bucket/bad", r"bad/val\.beton gave has SHA256 \w+ instead of \w+; it has been deleted"),
         ("s3://bucket/none", "has no manifest.json"),
         ("s3://nobucket/none", "s3://nobucket/none"),
         ("nonsense://x/y", "cannot use nonsense://x/y"),
@@ -644,5 +584,5 @@ def test_a_manifest_from_elsewhere_is_not_believed(s3, serve, tmp_path, monkeypa
     for path in shapes_dir.iterdir():  # a file that does not end
         s3.upload_file(str(path), "bucket", f"long/{path.name}")
     s3.put_object(Bucket="bucket", Key="long/val.beton", Body=(shapes_dir / "val.beton").read_bytes() * 3)
-    with pytest.raises(Error, match=r"val\.beton is not what the manifest says"):
+    with pytest.raises(Error, match=r"long/val\.beton has [\d,]+ bytes instead of [\d,]+$"):
         remote.local_copy("s3://bucket/long")

@@ -81,3 +81,21 @@ def test_ranks_share_without_gap_or_overlap():
 def test_more_samples_than_an_order_holds():
     with pytest.raises(Error, match="4294967296 samples"):
         EpochOrder(1 << 32, 0, 0)
+
+
+def test_blocks_of_given_edges():
+    """Equal edges are blocks of that size; any others are taken whole, in random order, window by window."""
+    args = {"seed": 3, "epoch": 1}
+    edges = np.array([0, 10, 20, 30, 35])
+    assert np.array_equal(
+        EpochOrder(35, **args, blocks=(0, 2), edges=edges).take(0, 35),
+        EpochOrder(35, **args, blocks=(10, 2)).take(0, 35),
+    )
+    edges = np.array([0, 1, 13, 14, 30, 35])
+    order = EpochOrder(35, **args, blocks=(0, 2), edges=edges)
+    assert sorted(order.take(0, 35).tolist()) == list(range(35))
+    seen = [set(np.searchsorted(edges, order.window(k), side="right")) for k in range(3)]
+    assert [len(blocks) for blocks in seen] == [2, 2, 1] and len(set.union(*seen)) == 5
+    assert np.array_equal(np.concatenate([order.window(k) for k in range(3)]), order.take(0, 35))
+    plain = EpochOrder(35, **args, shuffle=False, blocks=(0, 2), edges=edges)
+    assert plain.take(0, 35).tolist() == list(range(35)) and plain.windows.tolist() == [0, 13, 30, 35]

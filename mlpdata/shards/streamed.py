@@ -1,0 +1,100 @@
+"""Directories elsewhere that are read without a copy: all but their shards is here, and tars come as they are wanted.
+
+Such a folder has the manifest, the indices and the lists of a shard directory, and a file that says where it comes
+from. What needs no pixels reads it like any other; `open_split` gives it a TarCache. Betons are not streamed: a
+manifest has one checksum for a whole beton, and what cannot be verified is not trained on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from mlpdata.errors import Error
+from mlpdata.fetch.download import exclusive
+from mlpdata.shards import remote
+from mlpdata.shards.files import local_sizes
+from mlpdata.shards.manifest import Manifest, manifest_path
+from mlpdata.shards.tar_cache import TarCache
+from mlpdata.shards.tar_room import opened
+from mlpdata.shards.text import read_text
+from mlpdata.system.files import write_atomic
+from mlpdata.system.format import format_bytes
+
+ORIGIN = ".origin"  # the file that holds the address
+
+
+def local_directory(
+    root: str | Path, tier: str | None = None, cache_bytes: int | None = None, say: remote.Say = lambda line: None
+) -> Path:
+    """The directory itself, or what is opened in the place of one elsewhere: a verified copy, or a folder to stream it.
+
+    It is the latter for the tier "stream", and for the tier "auto" where a copy is not here already and is larger than
+    cache_bytes or the free disk. say: is told which and why. Raises Error as `remote.local_copy` does.
+    """
+    if not remote.is_remote(root):
+        return Path(root)
+    store = remote.open_store(str(root))
+    text = store.read(manifest_path(Path()).name)
+    manifest = Manifest.parse(text, f"{store.where}/{manifest_path(Path()).name}")
+    why = "as asked"
+    if tier != "stream":
+        why = _why_no_copy(store, text, manifest, cache_bytes) if tier in (None, "auto") else ""
+        if not why:
+            return remote.local_copy(root, say)
+    say(f"streaming {store.where}, {why}")
+    return _folder_of(store, text, manifest, say)
+
+
+def open_tars(
+    root: Path, manifest: Manifest, split: str, format: str | None, cache_bytes: int | None
+) -> TarCache | None:
+    """Where the tars of a split come from, in a folder of this module; None for any other directory. Raises Error."""
+    if not (root / ORIGIN).is_file():
+        return None
+    address = read_text(root / ORIGIN).decode(errors="replace").strip()
+    if format == "beton" or not manifest.splits[split].tars:
+        has = "its tars are streamed" if manifest.splits[split].tars else "it has no tars: `mlpdata export --to tar`"
+        raise Error(f"{address} cannot be streamed as a beton, which is verified as a whole or not at all; {has}")
+    entries = {name: manifest.files[name] for name in manifest.splits[split].tars}
+    return TarCache(root, address, entries, cache_bytes)
+
+
+def _why_no_copy(store: remote.Store, text: bytes, manifest: Manifest, cache_bytes: int | None) -> str:
+    """Why there can be no copy; empty where there can."""
+    copy = remote.folder_of(store, text, "shards")
+    if manifest_path(copy).exists():
+        return ""
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(copy.parent).free
+    except OSError as e:
+        raise Error(f"cannot keep {store.where} in {copy.parent}: {e.strerror or e}") from None
+    sizes = local_sizes(copy) if copy.is_dir() else {}
+    missing = sum(entry["bytes"] for name, entry in manifest.files.items() if sizes.get(name) != entry["bytes"])
+    if missing > free:
+        if not all(split.tars for split in manifest.splits.values()):
+            return ""  # betons are not streamed, and the copy says that there is no space
+        return f"as a copy takes {format_bytes(missing)}, and {format_bytes(free)} of the disk are free"
+    if cache_bytes is not None and missing > cache_bytes:
+        return f"as a copy takes {format_bytes(missing)}, and cache_bytes allows {format_bytes(cache_bytes)}"
+    return ""
+
+
+def _folder_of(store: remote.Store, text: bytes, manifest: Manifest, say: remote.Say) -> Path:
+    folder = remote.folder_of(store, text, "stream")
+    files = {name: e for name, e in manifest.files.items() if not name.endswith((".tar", ".beton"))}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with opened(folder), exclusive(folder.with_name(f".{folder.name}.fetch.lock"), say):
+            sizes = local_sizes(folder)
+            for name, entry in files.items():
+                if sizes.get(name) != entry["bytes"]:
+                    store.fetch(name, entry, folder, say)
+            if sizes.get(ORIGIN) is None:
+                write_atomic(folder / ORIGIN, f"{store.where}\n".encode())
+            if manifest_path(folder).name not in sizes:
+                write_atomic(manifest_path(folder), text)
+    except OSError as e:
+        raise Error(f"cannot keep {store.where} in {folder}: {e.strerror or e}") from None
+    return folder
