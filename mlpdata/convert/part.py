@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -31,7 +32,8 @@ ROW = np.dtype(
     [
         ("hash", "<u8"),  # of (seed, key)
         ("digest", "<u8"),  # of the pixels, where the part has them
-        ("data", "<i8"),  # where the payload starts in UNIT.data
+        ("data", "<i8"),  # where the payload starts in UNIT.data; where it is lent (lent.py), the pixels in their file
+        ("encoded_at", "<i8"),  # where the encoding starts in its file, if it is lent
         ("text", "<i8"),  # where the key starts in the text; the source's path follows it
         ("label", "<i4"),
         ("source_width", "<i4"),
@@ -64,6 +66,8 @@ class PartRecord:
     summary: Summary
     decodes_all: bool  # nothing was deferred
     blocks: list[tuple[int, str]]  # of UNIT.data: where each block ends, and its checksum
+    # Of lent payloads (lent.py): number of the directory, file of the pixels or "", file of the encodings or ""
+    lent: tuple[int, str, str] | None = None
 
     @property
     def ends(self) -> list[int]:
@@ -90,14 +94,15 @@ def write_part(
 ) -> None:
     """Write a part: its payloads, and then its journal.
 
-    rows:     (N,) ROW; `data` is filled in here.
+    rows:     (N,) ROW; `data` is filled in here, unless payloads are lent.
     payloads: the buffers of UNIT.data, one after the other.
     record:   its blocks are filled in here.
     durable:  sync both files before they count.
     key:      what the part belongs to: `check_part` asks for it again.
     """
     sizes = rows["pixels_bytes"].astype(np.int64) * rows["has_pixels"] + rows["encoded_bytes"]
-    rows["data"] = np.cumsum(sizes) - sizes
+    if record.lent is None:
+        rows["data"] = np.cumsum(sizes) - sizes
     block_bytes = int(sizes.sum()) // NUM_BLOCKS + 1
     record.blocks[:] = _write_data(journal.with_suffix(DATA_SUFFIX), payloads, durable, block_bytes)
     line = json.dumps(asdict(record)).encode()
@@ -209,6 +214,11 @@ class Part:
             return msgspec.convert(json.loads(line), PartRecord)
         except ValueError:
             raise self._changed() from None
+
+    @cached_property
+    def lent(self) -> tuple[int, str, str] | None:
+        """See PartRecord."""
+        return self.record.lent
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """(stop - start,) ROW."""

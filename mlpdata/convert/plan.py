@@ -104,7 +104,7 @@ class ConversionPlan:
     @property
     def peak_bytes(self) -> int:
         """About how much of the disk the work takes at its largest moment. Empty pages count, as `ls` counts them."""
-        return peak_disk_bytes(sum(self.estimate)) + self.beton_bytes - self.estimate[0]
+        return peak_disk_bytes(self, sum(self.estimate)) + self.beton_bytes - self.estimate[0]
 
 
 def _default_root(spec: datasets.DatasetSpec, source: str | None, res: int) -> Path:
@@ -317,6 +317,7 @@ def estimated_bytes(n: int, res: int, beton_codec: str | None, tar_codec: str | 
     return int(beton_bytes), int(tar_bytes)
 
 
-def peak_disk_bytes(num_bytes: int) -> int:
+def peak_disk_bytes(plan: ConversionPlan, num_bytes: int) -> int:
     """How much of the disk the work takes at its largest moment, for an output of so many bytes."""
-    return int(num_bytes * (1.15 if is_large(num_bytes) else 2))
+    writes_once = isinstance(plan.source, ShardSource) and plan.source.lends_all
+    return int(num_bytes * (1.05 if writes_once else 1.15 if is_large(num_bytes) else 2))

@@ -177,7 +177,7 @@ def _counted(plan: ConversionPlan, context: WorkerContext, say: Callable[[str], 
     if n := totals.summary.num_repaired:
         are = "is stored as Pillow reads it" if n == 1 else "are stored as Pillow reads them"
         say(f"warning: {plural(n, 'JPEG')} that libjpeg warns about {are}, damage and all")
-    check_space(plan.work, peak_disk_bytes(totals.payload_bytes))
+    check_space(plan.work, peak_disk_bytes(plan, totals.payload_bytes))
     return totals
 
 

@@ -12,6 +12,7 @@ import xxhash
 
 from mlpdata.convert.deferred import DeferredFailure, decode_deferred
 from mlpdata.convert.journal import ShardRecord, index_rows, write_journal
+from mlpdata.convert.lent import add_lent, read_lent
 from mlpdata.convert.part import PartRows
 from mlpdata.convert.sums import PixelSums, Summary
 from mlpdata.convert.worker import ShardTask, WorkerContext
@@ -121,12 +122,22 @@ def _gather(
         payloads[kind] = scratch.reshape(len(rows), -1) if (sizes == sizes[0]).all() else buffers[kind]
     pixels, encoded = buffers.values()
     has_pixels = rows["has_pixels"].tolist()
+    lent = np.zeros(len(rows), bool)
     by_part = np.argsort(part_of, kind="stable")[::-1]
     for run in np.split(by_part, np.flatnonzero(np.diff(part_of[by_part])) + 1):
         # The samples of one part lie side by side in it: one vectored read puts each payload in its place.
         first = int(run[0])
+        part = context.part(int(part_of[first]))
+        if part.lent is not None:
+            ascending = run[::-1]
+            buffers_of = ([of_kind[i] for i in ascending.tolist()] for of_kind in (pixels, encoded))
+            read_lent(context.source, part, rows[ascending], *buffers_of)
+            lent[run] = True
+            continue
         targets = [b for i in run.tolist() for b in ((pixels[i], encoded[i]) if has_pixels[i] else (encoded[i],))]
-        context.part(int(part_of[first])).read_payloads(int(rows["data"][first]), targets)
+        part.read_payloads(int(rows["data"][first]), targets)
+    if sums is not None:
+        add_lent(context.settings, sums, payloads["pixels"], lent)
     failed |= decode_deferred(rows, part_of, encoded, payloads["pixels"], sums)
     return payloads
 

@@ -63,6 +63,8 @@ def truncate_parts(context: WorkerContext, tasks: Iterable[ShardTask]) -> None:
         first_unused.update(zip(parts.tolist(), starts.tolist(), strict=True))
     for number, row in first_unused.items():
         part = context.part(number)
+        if part.lent is not None:
+            continue
         offset = int(part.rows(row, row + 1)["data"][0])
         ends = part.record.ends
         kept = ends[bisect.bisect_left(ends, offset)]
@@ -81,6 +83,8 @@ def truncated_parts(context: WorkerContext, tasks: Iterable[ShardTask]) -> set[i
 
 
 def _has_payload(part: Part, row: int) -> bool:
+    if part.lent is not None:
+        return True
     last = part.rows(row, row + 1)[0]
     size = last["pixels_bytes"] * last["has_pixels"] + last["encoded_bytes"]
     return os.stat(part.data_path).st_size >= last["data"] + size

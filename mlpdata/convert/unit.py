@@ -13,6 +13,7 @@ import xxhash
 from mlpdata import image
 from mlpdata.convert import truncation
 from mlpdata.convert.deferred import defers
+from mlpdata.convert.lent import prepare_lent
 from mlpdata.convert.part import ROW, PartRecord, PayloadStore, check_part, write_part
 from mlpdata.convert.sums import PixelSums, Summary
 from mlpdata.convert.worker import ImageSettings, UnitTask, WorkerContext
@@ -51,6 +52,13 @@ def convert_unit(context: WorkerContext, task: UnitTask) -> PartCounts:
     Raises Error where the unit has another number of samples than it promises.
     """
     source, settings = context.source, context.settings
+    if lent := prepare_lent(context, task):
+        table, all_text, record = lent
+        if len(table) != task.unit.num_samples:
+            raise _changed(task, len(table))
+        write_part(context.work.part(task.unit.name), table, all_text, (), record, settings.durable,
+                   context.part_key(task))  # fmt: skip
+        return PartCounts.of(record)
     rows: list[tuple] = []
     text: list[bytes] = []
     splits: list[str] = []
@@ -105,10 +113,7 @@ def convert_unit(context: WorkerContext, task: UnitTask) -> PartCounts:
                 if not any(left.values()):
                     break
         if task.unit.exact and task.limits is None and num_listed != task.unit.num_samples:
-            raise Error(
-                f"{task} has {plural(num_listed, 'image')} where {task.unit.num_samples:,} were listed: the source "
-                "changed while it was read; convert again into another --out, or delete this one first"
-            )
+            raise _changed(task, num_listed)
         summary.num_samples = len(rows)
         summary.add(sums.result())
         table, order, ranges = _ordered(rows, text, splits)
@@ -117,6 +122,13 @@ def convert_unit(context: WorkerContext, task: UnitTask) -> PartCounts:
         write_part(context.work.part(task.unit.name), table, ordered_text, payloads.iterate(order), record,
                    settings.durable, context.part_key(task))  # fmt: skip
     return PartCounts.of(record)
+
+
+def _changed(task: UnitTask, num_found: int) -> Error:
+    return Error(
+        f"{task} has {plural(num_found, 'image')} where {task.unit.num_samples:,} were listed: the source changed while "
+        "it was read; convert again into another --out, or delete this one first"
+    )
 
 
 def _ordered(

@@ -38,12 +38,12 @@ class ImageSettings:
     def codecs(self) -> tuple[str | None, str | None]:
         return self.beton_codec, self.tar_codec
 
-    @property
+    @cached_property  # it is asked for every image
     def keeps_pixels(self) -> bool:
         """Whether raw pixels are wanted, by the beton or by PPM members of tars."""
         return "raw" in self.codecs
 
-    @property
+    @cached_property
     def encoding(self) -> str | None:
         """What else is wanted of each image: "jpg", "png" or None. The two formats never want two encodings."""
         return next((codec for codec in self.codecs if codec in ("jpg", "png")), None)

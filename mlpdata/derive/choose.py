@@ -17,6 +17,7 @@ from mlpdata.derive.parents import ClassMaps, Parent
 from mlpdata.errors import Error
 from mlpdata.shards import index
 from mlpdata.sources import keys
+from mlpdata.system.format import plural
 
 LEFT_OUT, REMOVED = 0, 255  # of a sample's target: left out unsaid; left out and listed. Else 1 + the split's number
 MAX_SPLITS = 250
@@ -165,10 +166,10 @@ def _dedupe(
     differing = len(np.unique(kept[rows.label[gone] != rows.label[kept]]))
     leaks = int((rows.target[gone] != rows.target[kept]).sum())
     notes.append(
-        f"{len(gone):,} images have the pixels of another and are left out, {leaks:,} of them of another split"
+        f"{plural(len(gone), 'image')} with the pixels of another left out, {leaks:,} with those of another split's"
     )
     if differing:
-        warnings.append(f"in {differing:,} groups of equal images the labels differ: that of the one kept stays")
+        warnings.append(f"labels differ in {plural(differing, 'group')} of equal images: that of the one kept stays")
     kept_names = _names(parents, splits, rows, kept)
     removed: dict[tuple[int, str], dict[int, str]] = {}
     for key, part in rows.starts.items():
@@ -222,7 +223,7 @@ def _split_off(splits: list[str], rows: _Rows, classes: ClassMaps, derivation: D
     held_out = rows.first(of, True, count)
     splits.append(off.split)
     rows.target[held_out] = len(splits)
-    notes.append(f"{len(held_out):,} of {len(of):,} {splits[number]} images are held out as {off.split}")
+    notes.append(f"{len(held_out):,} of {len(of):,} {splits[number]} images held out as {off.split}")
 
 
 def _rename(parents: list[Parent], choice: Choice) -> None:
@@ -241,4 +242,4 @@ def _rename(parents: list[Parent], choice: Choice) -> None:
                 total += int(choice.renamed[p, split].sum())
     if total:
         names = " and ".join(f"{keys.part(parent.name)}/" for parent in parents)
-        choice.notes.append(f"{total:,} images have a key that another directory has too: {names} goes before theirs")
+        choice.notes.append(f"keys that two directories have, of {total:,} images: {names} goes before them")

@@ -20,6 +20,7 @@ from mlpdata.shards.manifest import Manifest, manifest_path, skipped_path
 from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json, read_text
 from mlpdata.sources import keys
 from mlpdata.splits import find
+from mlpdata.system.format import plural
 
 ClassList = list[tuple[str, str]]
 
@@ -162,7 +163,9 @@ def _union(parents: list[Parent], derivation: Derivation) -> ClassMaps:
         if ours != theirs and not derivation.union:
             raise Error(f"{_difference(first, ours, parent, theirs)}; --classes union takes all, by name")
     if len(readable) > len(first.classes):
-        notes.append(f"{len(readable):,} classes, by name: those of {first.name}, then what the others have besides")
+        notes.append(
+            f"{plural(len(readable), 'class')}, by name: those of {first.name}, then what the others have besides"
+        )
     return ClassMaps(list(readable.items()), maps, notes)
 
 
@@ -185,7 +188,9 @@ def _chosen(parent: Parent, classes: ClassList, derivation: Derivation) -> Class
     label_map[[position[name] for name in names]] = np.arange(len(names))
     notes = []
     if (label_map != np.arange(len(classes))).any():
-        notes = [f"labels are numbered anew: {len(names):,} of {len(classes):,} classes, in the order of --classes"]
+        notes = [
+            f"labels are numbered anew, in the order of --classes: {len(names):,} of {plural(len(classes), 'class')}"
+        ]
     return ClassMaps([classes[position[name]] for name in names], [label_map], notes)
 
 
@@ -195,9 +200,9 @@ def _renamed(parent: Parent, classes: ClassList, derivation: Derivation) -> Clas
     found = read_label_map(derivation.label_map, [name for name, _ in classes], derivation.drop_unmapped)
     number, readable = {name: i for i, name in enumerate(found.classes)}, dict(classes)
     label_map = np.array([number.get(found.names.get(name, ""), -1) for name, _ in classes], np.int32)
-    notes = [f"{len(found.names):,} classes become {len(set(found.names.values())):,}"]
+    notes = [f"{plural(len(found.names), 'class')} to {plural(len(set(found.names.values())), 'new one')}"]
     if found.left_out:
-        notes.append(f"left out, as --map lacks them: {len(found.left_out):,} classes: {keys.listed(found.left_out)}")
+        notes.append(f"left out, not in --map: {plural(len(found.left_out), 'class')}: {keys.listed(found.left_out)}")
     return ClassMaps(
         [(name, readable.get(name) or labels.readable(name)) for name in found.classes], [label_map], notes
     )

@@ -45,6 +45,12 @@ class Payloads:
         meta, _ = beton.read_rows(path, self._first, len(self._rows))
         return meta["image"]["data_ptr"].astype(np.int64)
 
+    def places(self, of_format: str, chosen: np.ndarray) -> tuple[str, np.ndarray]:
+        """The file that holds all of some samples in one format, and (n,) where each begins."""
+        if of_format == "beton":
+            return beton_path(self._parent.root, self._split).name, self._beton_offsets[chosen]
+        return self._rows.file[0], self._rows.offset[chosen]
+
     def encoded(self, chosen: np.ndarray) -> Iterator[Payload]:
         """The encodings of some samples, (n,) ascending positions in the rows."""
         of_format, _ = self._parent.encoding or ("", "")

@@ -17,6 +17,7 @@ from mlpdata.image import Resize
 from mlpdata.shards import index
 from mlpdata.shards.manifest import Fidelity, SplitInfo, manifest_path
 from mlpdata.sources import Broken, Sample, Source, Stored, Unit, keys, most_samples
+from mlpdata.system.format import plural
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,17 @@ class ShardSource(Source):
     is_whole = True
 
     def __init__(self, derivation: Derivation, out: Path | None, resize: Resize, format: str, codec: str, seed: int):
-        self.derivation = derivation
+        self.derivation, self.seed = derivation, seed
         self.parents = open_parents(derivation.directories, out)
         encodings = {parent.encoding and parent.encoding[1] for parent in self.parents}
         self.codec = "jpg" if "jpg" in encodings else "array"
         self.wanted = Wanted(resize, *stored_codecs(format, codec, self.codec == "jpg"))
         splits = chosen_splits(self.parents, derivation.splits)
         class_list = class_maps(self.parents, derivation)
-        self.classes, self._maps = class_list.classes, class_list.maps
-        self._choice = choose(self.parents, splits, class_list, derivation, seed)
-        self.splits = tuple(self._choice.splits)
-        self.choice_digest = self._choice.digest(self._maps)
+        self.classes, self.maps = class_list.classes, class_list.maps
+        self.choice = choose(self.parents, splits, class_list, derivation, seed)
+        self.splits = tuple(self.choice.splits)
+        self.choice_digest = self.choice.digest(self.maps)
         self.release = " + ".join(dict.fromkeys(parent.manifest.release for parent in self.parents))
         self.files = [
             str(parent.root / name)
@@ -84,8 +85,8 @@ class ShardSource(Source):
         self.training_split = "train" if "train" in self.splits else self.splits[0]
         self.keeps_sums = self._keeps_sums()
         self._lists = [self._lists_skipped(p) for p in range(len(self.parents))]
-        self.notes = (*class_list.notes, *self._choice.notes, *self._not_listed())
-        self.warnings = (*self._choice.warnings, *self._enlarged())
+        self.notes = (*class_list.notes, *self.choice.notes, *self._not_listed())
+        self.warnings = (*self.choice.warnings, *self._enlarged())
 
     # -------------------------------------------------------------------------------------------- what stays the same
 
@@ -106,7 +107,7 @@ class ShardSource(Source):
             return False
         if parent.manifest.quality and not parent.raw and (self.wanted.pixels or not self._takes_encoding(parent)):
             return False  # of JPEGs that were encoded here the pixels are others than those before
-        return self._choice.takes_all(0, split)  # and nothing else goes into it: splits keep their names
+        return self.choice.takes_all(0, split)  # and nothing else goes into it: splits keep their names
 
     @property
     def stored_quality(self) -> int | None:
@@ -140,12 +141,12 @@ class ShardSource(Source):
     def _lists_skipped(self, number: int) -> bool:
         """Whether what was skipped for a directory is skipped for the output: all of its splits' samples are taken."""
         manifest = self.parents[number].manifest
-        taken = [split for split in manifest.splits if (number, split) in self._choice.targets]
-        return all((self._choice.targets[number, split] != LEFT_OUT).all() for split in taken)
+        taken = [split for split in manifest.splits if (number, split) in self.choice.targets]
+        return all((self.choice.targets[number, split] != LEFT_OUT).all() for split in taken)
 
     def _not_listed(self) -> list[str]:
         return [
-            f"the {n:,} images that {parent.name} lists as skipped are not listed again"
+            f"not listed again: {plural(n, 'image')} that {parent.name} lists as skipped"
             for parent, lists in zip(self.parents, self._lists, strict=True)
             if (n := sum(info.num_skipped for info in parent.manifest.splits.values())) and not lists
         ]
@@ -162,9 +163,9 @@ class ShardSource(Source):
         """ReaL labels by key, numbered as the output's classes."""
         found: dict[str, list[int]] = {}
         for number, parent in enumerate(self.parents):
-            label_map = self._maps[number].tolist()
-            for split in (s for p, s in self._choice.targets if p == number):
-                if (labels := parent.real(split)) and (number, split) not in self._choice.renamed:
+            label_map = self.maps[number].tolist()
+            for split in (s for p, s in self.choice.targets if p == number):
+                if (labels := parent.real(split)) and (number, split) not in self.choice.renamed:
                     found |= {key: [label_map[n] for n in row if label_map[n] >= 0] for key, row in labels.items()}
         return found
 
@@ -175,13 +176,13 @@ class ShardSource(Source):
         for number, parent in enumerate(self.parents):
             if self._lists[number]:
                 units.append(Unit(f"{number}-listed", self.splits[0], 0, 0, Listing(number), splits=self.splits))
-            for split in (s for p, s in self._choice.targets if p == number):
+            for split in (s for p, s in self.choice.targets if p == number):
                 units += self._units_of(number, parent, split)
         return units
 
     def _units_of(self, number: int, parent: Parent, split: str) -> Iterator[Unit]:
         """Ranges of the index: of each tar, and of no more samples than a worker holds."""
-        info, targets, checked = parent.manifest.splits[split], self._choice.targets[number, split], set()
+        info, targets, checked = parent.manifest.splits[split], self.choice.targets[number, split], set()
         lengths = info.tar_lengths or [info.num_samples]
         most = most_samples(max(parent.manifest.res, self.wanted.resize.res))
         bytes_a_sample = sum(parent.manifest.files[name]["bytes"] for name in info.files) // max(1, info.num_samples)
@@ -225,11 +226,8 @@ class ShardSource(Source):
         parent = self.parents[number]
         for name in content.checks:
             check_file(parent, name)
-        rows = index.rows(parent.root, parent.manifest, split, first, content.num_rows)
-        targets = self._choice.targets[number, split][first : first + content.num_rows]
-        for i in np.flatnonzero(targets == REMOVED).tolist():
-            listed_as = split if split in self.splits else self.splits[0]
-            yield Broken(rows.source[i], self._choice.removed[number, split][first + i], listed_as, is_data=False)
+        rows, targets = self.rows_of(content)
+        yield from self.removed(content, rows, targets)
         chosen = np.flatnonzero((targets != LEFT_OUT) & (targets != REMOVED))
         if not len(chosen):
             return
@@ -237,22 +235,54 @@ class ShardSource(Source):
         reads_pixels, reads_encoded = self._reads(parent)
         all_pixels = payloads.pixels(chosen) if reads_pixels else [None] * len(chosen)
         all_encoded = payloads.encoded(chosen) if reads_encoded else [None] * len(chosen)
-        prefix, renamed = f"{keys.part(parent.name)}/", self._choice.renamed.get((number, split))
-        label = self._maps[number][rows.label]
+        names = self.key_names(content, rows)
+        label = self.maps[number][rows.label]
         columns = (label, targets, rows.source_width, rows.source_height, rows.width, rows.height, rows.digest)
         numbers = zip(chosen.tolist(), *(column[chosen].tolist() for column in columns), strict=True)
         is_final, codec = self.is_final(parent), parent.encoding[1] if parent.encoding else ""
         for values, pixels, encoded in zip(numbers, all_pixels, all_encoded, strict=True):
             i, label, target, source_width, source_height, width, height, digest = values
-            key = rows.key[i] if renamed is None or not renamed[first + i] else prefix + rows.key[i]
             data = pixels if encoded is None else bytes(encoded)
             stored = Stored((source_width, source_height), (width, height), is_final, digest,
                             "raw" if encoded is None else codec, None if encoded is None else pixels)  # fmt: skip
             assert data is not None
-            yield Sample(key, data, label, rows.source[i], self.splits[target - 1], stored)
+            yield Sample(names[i], data, label, rows.source[i], self.splits[target - 1], stored)
+
+    def rows_of(self, content: Rows) -> tuple[index.IndexRows, np.ndarray]:
+        """The rows of a unit, and (n,) where each goes."""
+        parent = self.parents[content.parent]
+        rows = index.rows(parent.root, parent.manifest, content.split, content.first, content.num_rows)
+        targets = self.choice.targets[content.parent, content.split]
+        return rows, targets[content.first : content.first + content.num_rows]
+
+    def key_names(self, content: Rows, rows: index.IndexRows) -> list[str]:
+        """The key of each row in the output."""
+        renamed = self.choice.renamed.get((content.parent, content.split))
+        if renamed is None:
+            return rows.key
+        prefix, of_rows = f"{keys.part(self.parents[content.parent].name)}/", renamed[content.first :].tolist()
+        return [prefix + key if is_renamed else key for key, is_renamed in zip(rows.key, of_rows, strict=False)]
+
+    def removed(self, content: Rows, rows: index.IndexRows, targets: np.ndarray) -> Iterator[Broken]:
+        """What is listed of a unit as left out, for another sample has the same pixels."""
+        split = content.split if content.split in self.splits else self.splits[0]
+        for i in np.flatnonzero(targets == REMOVED).tolist():
+            reason = self.choice.removed[content.parent, content.split][content.first + i]
+            yield Broken(rows.source[i], reason, split, is_data=False)
+
+    @property
+    def lends_all(self) -> bool:
+        """Whether nothing is copied on the way: every image lies in a directory as it is stored, in the same order."""
+        in_order = all(parent.manifest.seed == self.seed for parent in self.parents) and not self.choice.renamed
+        return in_order and all(map(self.lends, self.parents)) and (self.wanted.pixels or self.keeps_sums)
+
+    def lends(self, parent: Parent) -> bool:
+        """Whether all that is stored of an image lies in a directory just so."""
+        has_pixels, has_encoding = not self.wanted.pixels or parent.raw, self._takes_encoding(parent)
+        return self.is_final(parent) and bool(has_pixels) and (self.wanted.encoding is None or has_encoding)
 
     def _skipped(self, number: int) -> Iterator[Broken]:
-        taken = {split for p, split in self._choice.targets if p == number}
+        taken = {split for p, split in self.choice.targets if p == number}
         for row in self.parents[number].skipped():
             if row["split"] in taken & set(self.splits):
                 yield Broken(row["source"], row["reason"], row["split"], row.get("is_data", True))

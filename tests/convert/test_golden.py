@@ -26,6 +26,8 @@ def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden")
 
     def make(name):
+        for parent in cases.CASES[name].get("of", ()):
+            make(parent)
         source = cases.CASES[name].get("source")
         if source and not (folder / source).exists():
             cases.MAKERS[source](folder / source)

@@ -24,8 +24,8 @@ import mlpdata
 from mlpdata import Error
 
 
-def start(*words, **options):
-    command = [sys.executable, "-m", "mlpdata.cli", "convert", *map(str, words)]
+def start(*words, command="convert", **options):
+    command = [sys.executable, "-m", "mlpdata.cli", command, *map(str, words)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
     )
@@ -47,17 +47,17 @@ def big_folder(tmp_path_factory):
     return root
 
 
-def random_kills(words, reference, root, kills, seed):
+def random_kills(words, reference, root, kills, seed, command="convert"):
     """Kill runs into `root` at random moments, with 1, 2 and 5 workers, until so many hit; then let it finish.
 
     Every time a run gets to its end the directory is compared with the reference and begun anew.
     """
     began = time.monotonic()
-    assert start(*words, "--out", reference, "--workers", 2).wait(HANG_S) == 0
+    assert start(*words, "--out", reference, "--workers", 2, command=command).wait(HANG_S) == 0
     whole = time.monotonic() - began
     expected, rng, hits, finished = sums(reference), random.Random(seed), 0, 0
     while hits < kills:
-        process = start(*words, "--out", root, "--workers", rng.choice([1, 2, 5]))
+        process = start(*words, "--out", root, "--workers", rng.choice([1, 2, 5]), command=command)
         try:
             assert process.wait(rng.uniform(0.15, whole)) == 0, process.stdout.read()
         except subprocess.TimeoutExpired:
@@ -73,11 +73,12 @@ def random_kills(words, reference, root, kills, seed):
         process.wait(HANG_S)
         if (root / "manifest.json").exists():
             finished += 1
-            process = start(*words, "--out", root)  # nothing to do, but what a killed run left is cleaned up
+            # Nothing to do, but what a killed run left is cleaned up.
+            process = start(*words, "--out", root, command=command)
             assert process.wait(HANG_S) == 0
             assert sums(root) == expected
             shutil.rmtree(root)
-    assert start(*words, "--out", root, "--workers", 2).wait(HANG_S) == 0
+    assert start(*words, "--out", root, "--workers", 2, command=command).wait(HANG_S) == 0
     assert sums(root) == expected
     return f"{hits} kills, {finished + 1} runs to the end, all with the same {len(expected)} SHA-256 sums"
 
@@ -108,6 +109,26 @@ WORDS = ["--res", 48, "--shard-size", 200, "--quiet"]
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, big_folder):
     words = ["folder", "--source", big_folder, *WORDS]
     random_kills(words, tmp_path / "reference", tmp_path / "killed", kills=5, seed=5)
+
+
+@pytest.fixture(scope="module")
+def two_dirs(tmp_path_factory, big_folder):
+    """Two directories of three classes each: a merge reads the first where it lies, and copies the second's parts."""
+    base = tmp_path_factory.mktemp("two")
+    assert start("folder", "--source", big_folder, *WORDS, "--out", base / "all").wait(HANG_S) == 0
+    for name, seed, classes in (("a", 0, "class0,class1,class2"), ("b", 1, "class3,class4,class5")):
+        words = [base / "all", "--classes", classes, "--seed", seed, "--out", base / name, "--quiet"]
+        assert start(*words, command="subset").wait(HANG_S) == 0
+    return [base / "a", base / "b"]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_killed_merge_ends_with_the_same_bytes(tmp_path, two_dirs, durable, monkeypatch):
+    if durable:
+        (tmp_path / "sitecustomize.py").write_text(DURABLE)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    words = [*two_dirs, "--classes", "union", "--shard-size", 150, "--quiet"]
+    random_kills(words, tmp_path / "reference", tmp_path / "killed", kills=4, seed=6, command="merge")
 
 
 @pytest.mark.slow

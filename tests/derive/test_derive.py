@@ -163,7 +163,7 @@ def test_classes_give_the_bytes_of_a_conversion_of_these_classes(tmp_path):
     said = []
     make("subset", tmp_path / "all", out=tmp_path / "derived", classes=("dog", "cat"), said=said)
     assert data_sums(tmp_path / "derived") == data_sums(tmp_path / "some")
-    assert "labels are numbered anew: 2 of 3 classes, in the order of --classes" in said
+    assert "labels are numbered anew, in the order of --classes: 2 of 3 classes" in said
 
 
 def test_samples_are_drawn_by_seed_and_key_whatever_the_order(tmp_path, shapes_dir):
@@ -215,8 +215,8 @@ def test_equal_images_are_left_out_those_of_val_stay(tmp_path, mixed_dir):
     assert {row["reason"] for row in removed} == {"equal pixels to val/cat/twin-d"}
     assert len(removed) == 3
     assert any("cut.jpg" in row["source"] for row in listed), "what was skipped before stays listed"
-    assert "3 images have the pixels of another and are left out, 3 of them of another split" in said
-    assert "warning: in 1 groups of equal images the labels differ: that of the one kept stays" in said
+    assert "3 images with the pixels of another left out, 3 with those of another split's" in said
+    assert "warning: labels differ in 1 group of equal images: that of the one kept stays" in said
 
 
 def test_real_labels_follow_their_images(tmp_path, ilsvrc_dir):
@@ -255,7 +255,7 @@ def test_where_keys_meet_the_name_of_the_directory_goes_before(tmp_path, shapes_
     expected = {f"{name}/{key}": row for name in ("a", "b%2E2") for key, row in first.items()}
     alone = {key: row for key, row in rows(tmp_path / "b.2", "train").items() if key not in first}
     assert merged == expected | alone
-    assert "120 images have a key that another directory has too: a/ and b%2E2/ goes before theirs" in said
+    assert "keys that two directories have, of 120 images: a/ and b%2E2/ goes before them" in said
 
 
 def test_classes_get_other_names(tmp_path, shapes_dir):

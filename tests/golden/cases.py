@@ -37,6 +37,8 @@ from archives import (
 import mlpdata
 from mlpdata import image
 from mlpdata.convert import Options, convert
+from mlpdata.convert.derived import derive
+from mlpdata.derive.derivation import Derivation, SplitOff
 
 FOLDER = Path(__file__).parent
 
@@ -159,7 +161,13 @@ CASES = {
     "mixed-beton": {**MIXED, "format": "beton"},
     "mixed-jpg": {**MIXED, "codec": "jpg"},
     "mixed-png": {**MIXED, "codec": "png"},
-}
+    # Of the directories of other cases.
+    "subset": {"of": ("mixed",), "command": "subset", "dedupe": "exact", "fraction": 0.5, "shard_size": 5},
+    "subset-classes": {"of": ("in21k",), "command": "subset", "classes": tuple(SYNSETS[3:0:-1]),
+                       "split_off": SplitOff("dev", 2)},
+    "merge": {"of": ("pngs", "webps"), "command": "merge", "seed": 3},
+    "resize": {"of": ("tiny",), "command": "resize", "res": 32, "format": "tar"},
+}  # fmt: skip
 WORKERS = {"cifar10": 2, "mixed": 3, "tiny": 2, "in21k-filter": 2}  # cases that are also converted by so many
 # Cases whose payloads are the pixels of the archive: no library has a part in their bytes, but for the index.
 EXACT = ("cifar10-raw", "cifar10-seed", "cifar10-limit", "cifar100", "stl10", "downsampled")
@@ -168,9 +176,22 @@ OLD = ("cifar10-python2", "in21k-bad", "jpegs-longest", "webps")  # cases whose 
 
 def run(name, sources, out, **more):
     options = dict(CASES[name])
+    if "of" in options:
+        derive_case(options, sources, out, **more)
+        return
     if "source" in options:
         options["source"] = str(sources / options["source"])
     convert(Options(**{"workers": 1, **options, **more}, out=out, quiet=True), say=lambda line: None)
+
+
+def derive_case(options, sources, out, **more):
+    parents = [sources / "parents" / name for name in options.pop("of")]
+    for parent in parents:
+        if not parent.exists():
+            run(parent.name, sources, parent)
+    how = {name: options.pop(name) for name in ("res", "format", "seed", "shard_size") if name in options}
+    derivation = Derivation(directories=tuple(parents), **options)
+    derive(derivation, out, quiet=True, say=lambda line: None, **{"workers": 1, **how, **more})
 
 
 def sums(root):
@@ -178,6 +199,8 @@ def sums(root):
     manifest = json.loads((root / "manifest.json").read_text())
     for of_this_machine in ("files", "image_library", "source_files", "tool_version"):
         del manifest[of_this_machine]
+    for parent in manifest.get("parents", ()):
+        del parent["sha256"]  # of a manifest that names this machine's libraries
     found = {"manifest.json": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()}
     for path in sorted(root.iterdir()):
         if path.name not in ("manifest.json", "README.md"):
