@@ -126,8 +126,8 @@ def convert_unit(context: WorkerContext, task: UnitTask) -> PartCounts:
 
 def _changed(task: UnitTask, num_found: int) -> Error:
     return Error(
-        f"{task} has {plural(num_found, 'image')} where {task.unit.num_samples:,} were listed: the source changed while "
-        "it was read; convert again into another --out, or delete this one first"
+        f"{task} has {plural(num_found, 'image')} where {task.unit.num_samples:,} were listed: the source changed "
+        "while it was read; convert again into another --out, or delete this one first"
     )
 
 
