@@ -236,13 +236,24 @@ class HubServer(FileServer):
                 self.json(handler, {})
             sha, tree = self.tree(name, revision)
             if rest[:1] == ["tree"]:
-                self.json(handler, [self.entry(p, d) for p, d in sorted(tree.items())])
+                query = parse_qs(urlsplit(handler.path).query)
+                self.json(handler, self.listed(tree, "/".join(rest[2:]), "true" in query.get("recursive", [])))
             siblings = [{"rfilename": p} for p in tree]
             gated = "auto" if name in self.gated else False
             self.json(
                 handler, {"id": name, "sha": sha, "siblings": siblings, "gated": gated, "private": False, "tags": []}
             )
         return None
+
+    def listed(self, tree, folder, recursive):
+        """What the Hub lists of a folder: files, and sub-folders where it does not go into them."""
+        below = {p: d for p, d in sorted(tree.items()) if not folder or p.startswith(f"{folder}/")}
+        start = len(folder) + 1 if folder else 0
+        if recursive:
+            return [self.entry(p, d) for p, d in below.items()]
+        folders = dict.fromkeys(p[: p.index("/", start)] for p in below if "/" in p[start:])
+        files = [self.entry(p, d) for p, d in below.items() if "/" not in p[start:]]
+        return [{"type": "directory", "path": p, "size": 0, "oid": git_oid(p.encode())} for p in folders] + files
 
     @staticmethod
     def entry(path, data):

@@ -18,7 +18,7 @@ from mlpdata.cli.parameters import SHARDS, quiet_option
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option("--codec", type=click.Choice(EXPORT_CODECS), default="stored",
               help="Of the images. stored: as they are, and PNG for raw pixels.")  # fmt: skip
-@click.option("--quality", type=click.IntRange(1, 100), default=90, help="Of JPEGs that are encoded.")
+@click.option("--quality", type=click.IntRange(1, 100), help="Of JPEGs that are encoded.  [default: 90]")
 @click.option("--format", "format_", type=click.Choice(FORMATS["both"]),
               help="Which of the directory's formats to read.  [default: the one that needs least coding]")  # fmt: skip
 @click.option("--file-mb", type=click.FloatRange(0, min_open=True),
@@ -31,7 +31,7 @@ def export(directory, to, out, splits, codec, quality, format_, file_mb, workers
     folder: SPLIT/CLASS/KEY.png, for torchvision's ImageFolder. parquet: the layout of the Hugging Face Hub, for
     load_dataset and `mlpdata push`. arrow: for load_from_disk of Hugging Face's datasets. npz: arrays of pixels, for
     numpy. mds: for MosaicML's StreamingDataset. litdata: for Lightning's StreamingDataset. tfrecord: for tf.data and
-    TensorFlow Datasets.
+    TensorFlow Datasets. beton, tar: a shard directory of FFCV files or WebDataset tars.
 
     If interrupted, run the same command again: it continues. export.json is written last.
 
@@ -40,10 +40,12 @@ def export(directory, to, out, splits, codec, quality, format_, file_mb, workers
     mlpdata export shards/imagenet1k-64 --to folder -o imagenet-64 --split val
     """
     from mlpdata.export.options import ExportOptions
-    from mlpdata.export.run import export as run
 
-    run(
-        ExportOptions(root=directory, to=to, out=out, splits=splits, codec=codec, quality=quality, format=format_,
-                      file_bytes=round(file_mb * 1e6) or 1 if file_mb else None, workers=workers, quiet=quiet),
-        say=click.echo,
-    )  # fmt: skip
+    options = ExportOptions(root=directory, to=to, out=out, splits=splits, codec=codec, quality=quality, format=format_,
+                            file_bytes=max(1, round(file_mb * 1e6)) if file_mb else None, workers=workers,
+                            quiet=quiet)  # fmt: skip
+    if to in FORMATS["both"]:
+        from mlpdata.export.other_format import export_shards as run
+    else:
+        from mlpdata.export.run import export as run
+    run(options, say=click.echo)

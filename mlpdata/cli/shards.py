@@ -98,16 +98,20 @@ def snippet(directory, library, split):
 @click.argument("name", metavar="OWNER/NAME")
 @click.option("--private", is_flag=True, help="If the repository is new, make it private.")
 def push(directory, name, private):
-    """Upload a finished shard directory to the Hugging Face Hub.
+    """Upload a shard directory or a parquet export to the Hugging Face Hub.
 
-    load_dataset("OWNER/NAME") then reads it.
+    load_dataset("OWNER/NAME") then reads it. The Hub's viewer shows exports: `mlpdata export DIR --to parquet`.
 
     \b
     mlpdata push shards/cifar10-32 me/cifar10-32
     """
-    from mlpdata.shards import upload
+    from mlpdata.export.record import is_export
 
-    click.echo(upload.push(directory, name, private, click.echo))
+    if is_export(directory):
+        from mlpdata.export.push import push_export as run
+    else:
+        from mlpdata.shards.upload import push as run
+    click.echo(run(directory, name, private, click.echo))
 
 
 @main.command()

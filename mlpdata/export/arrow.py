@@ -20,7 +20,7 @@ class ArrowWriter(Writer):
     file_bytes = 400 << 20  # below the 500 MB of `datasets`
 
     def write(self, folder: Path, piece: Piece, blocks: Iterator[Block]) -> Written:
-        path = folder / hub.hub_split(piece) / hub.file_name("data", piece, "arrow")
+        path = folder / hub.hub_split(piece) / hub.file_name("data", piece, ".arrow")
         path.parent.mkdir(exist_ok=True)
         schema = hub.schema(self.exported)
         with replacing(path, sync=False) as f, pa.ipc.new_stream(f, schema) as stream:

@@ -40,8 +40,8 @@ def record_batch(block: Block, schema: pa.Schema) -> pa.RecordBatch:
     return pa.record_batch([images, pa.array(block.labels, pa.int64())], schema=schema)
 
 
-def file_name(stem: str, piece: Piece, suffix: str) -> str:
-    return f"{stem}-{piece.number:05d}-of-{piece.count:05d}.{suffix}"
+def file_name(stem: str, piece: Piece, suffix: str = "") -> str:
+    return f"{stem}-{piece.number:05d}-of-{piece.count:05d}{suffix}"
 
 
 def hub_split(piece: Piece) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from mlpdata.choices import EXPORT_CODECS, EXPORTS, FORMATS
 from mlpdata.errors import Error
 
+DEFAULT_QUALITY = 90
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
@@ -15,7 +17,7 @@ class ExportOptions:
 
     >>> ExportOptions(root=Path("shards/a"), to="zip", out=Path("a"))
     Traceback (most recent call last):
-    mlpdata.errors.Error: 'zip' is not one of folder, parquet, npz, arrow, mds, litdata, tfrecord
+    mlpdata.errors.Error: 'zip' is not one of folder, parquet, npz, arrow, mds, litdata, tfrecord, beton, tar
     """
 
     root: Path  # the shard directory
@@ -23,7 +25,7 @@ class ExportOptions:
     out: Path
     splits: tuple[str, ...] = ()  # (): all
     codec: str = "stored"
-    quality: int = 90  # of JPEGs that are encoded
+    quality: int | None = None  # of JPEGs that are encoded; None: 90, or that of stored ones
     format: str | None = None  # which of the directory's formats is read; None: see samples.format_to_read
     file_bytes: int | None = None  # of a file, about; None: what is usual in the format
     workers: int | None = None  # None: the cores
@@ -35,8 +37,10 @@ class ExportOptions:
                 raise Error(f"{value!r:.80} is not one of {', '.join(choices)}")
         if self.format not in (None, *FORMATS["both"]):
             raise Error(f"format {self.format!r:.80} is neither 'beton' nor 'tar'")
-        if not 1 <= self.quality <= 100:
+        if self.quality is not None and not 1 <= self.quality <= 100:
             raise Error(f"quality is from 1 to 100, not {self.quality}")
+        if self.to in FORMATS["both"] and (self.format or self.file_bytes):
+            raise Error(f"--to {self.to} makes a shard directory: --format and --file-mb are for other formats")
         for name in ("file_bytes", "workers"):
             if (getattr(self, name) or 1) < 1:
                 raise Error(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -47,7 +51,7 @@ class ExportOptions:
         words = ["mlpdata export", self.root.resolve().name, f"--to {self.to}"]
         words += [f"--split {split}" for split in self.splits]
         words += [f"--codec {self.codec}"] if self.to != "npz" else []
-        words += [f"--quality {self.quality}"] if self.codec == "jpg" else []
+        words += [f"--quality {self.quality or DEFAULT_QUALITY}"] if self.codec == "jpg" else []
         words += [f"--format {self.format}"] if self.format else []
         words += [f"--file-mb {self.file_bytes / 1e6:g}"] if self.file_bytes else []
         return " ".join(words)

@@ -46,7 +46,7 @@ class ParquetWriter(Writer):
     file_bytes = 400 << 20  # the Hub asks for files of 500 MB at most
 
     def write(self, folder: Path, piece: Piece, blocks: Iterator[Block]) -> Written:
-        path = folder / "data" / hub.file_name(hub.hub_split(piece), piece, "parquet")
+        path = folder / "data" / hub.file_name(hub.hub_split(piece), piece, ".parquet")
         path.parent.mkdir(exist_ok=True)
         schema, num_bytes = hub.schema(self.exported), 0
         with (

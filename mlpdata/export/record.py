@@ -21,6 +21,11 @@ def record_path(root: Path) -> Path:
     return Path(root) / "export.json"
 
 
+def is_export(root: Path) -> bool:
+    """Whether a directory holds a finished export."""
+    return os.path.lexists(record_path(root))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """The shard directory that was exported."""
@@ -66,7 +71,7 @@ class ExportRecord:
 def load_record(root: Path) -> ExportRecord:
     """The record of a finished export. Raises Error where there is none, or it is damaged."""
     path = record_path(root)
-    if not os.path.lexists(path):
+    if not is_export(root):
         raise Error(f"{root} holds no finished export")
     raw = parse_json(read_text(path), path, dict)
     if raw.get("format_version") != FORMAT_VERSION:

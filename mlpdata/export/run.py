@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 import mlpdata
 from mlpdata.errors import Error, first_line, lacks_memory, reading
 from mlpdata.export.options import ExportOptions
-from mlpdata.export.record import FORMAT_VERSION, ExportRecord, Origin, load_record, record_path
+from mlpdata.export.record import FORMAT_VERSION, ExportRecord, Origin, is_export, load_record
 from mlpdata.export.samples import estimated_bytes, format_to_read, read_blocks, rows_of
 from mlpdata.export.workdir import (
     ANOTHER,
@@ -58,10 +57,10 @@ def export(options: ExportOptions, say: Say = print) -> ExportRecord:
     with _one_line(out):
         exported = look(options, say)
         check_place(out, options.root)
-        if os.path.lexists(record_path(out.root)):
+        if is_export(out.root):
             return _finished(out, exported, say)
         with locked(out):
-            if os.path.lexists(record_path(out.root)):  # another run has finished it a moment ago
+            if is_export(out.root):  # another run has finished it a moment ago
                 return _finished(out, exported, say)
             return _export_locked(out, exported, started, say)
 
@@ -168,9 +167,7 @@ def _export_locked(out: ExportDir, exported: Exported, started: float, say: Say)
     pieces: dict[str, list[Piece]] = {}
     checks, needed = [], 0
     begin(out, exported, options.command)
-    if os.path.lexists(
-        record_path(out.work)
-    ):  # all was written, and an earlier run was stopped a moment before its end
+    if is_export(out.work):  # an earlier run was stopped a moment before its end
         return _completed(out, load_record(out.work), started, say)
     for split in exported.splits:
         whole = open_split(options.root, split, exported.formats[split]).index

@@ -18,7 +18,7 @@ import numpy as np
 from mlpdata import image
 from mlpdata.choices import CODECS
 from mlpdata.errors import Error, cannot_read, first_line
-from mlpdata.export.options import ExportOptions
+from mlpdata.export.options import DEFAULT_QUALITY, ExportOptions
 from mlpdata.shards import index
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.shard_index import ShardIndex
@@ -176,7 +176,9 @@ def _encoded(payload: memoryview, codec: int, width: int, height: int, options: 
     if CODECS[codec] == wanted:
         return wanted, bytes(payload)
     pixels = _pixels(payload, codec, width, height)
-    return wanted, image.encode_jpeg(pixels, options.quality) if wanted == "jpg" else image.encode_png(pixels)
+    return wanted, image.encode_jpeg(
+        pixels, options.quality or DEFAULT_QUALITY
+    ) if wanted == "jpg" else image.encode_png(pixels)
 
 
 def _pixels(payload: memoryview, codec: int, width: int, height: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mlpdata.errors import Error
-from mlpdata.export.record import record_path
+from mlpdata.export.record import is_export, record_path
 from mlpdata.export.writer import Exported, Piece, Written
 from mlpdata.system.files import replacing, sync_dir, write_atomic
 from mlpdata.system.format import format_bytes
@@ -51,7 +51,7 @@ def check_place(out: ExportDir, source: Path) -> None:
         raise Error(f"-o {out.root} holds {source}, which is exported; choose a folder of its own")
     if out.root.exists() and not out.root.is_dir():
         raise Error(f"{out.root} is a file; choose another -o")
-    is_ours = os.path.lexists(record_path(out.root)) or os.path.lexists(record_path(out.work))
+    is_ours = is_export(out.root) or is_export(out.work)
     if out.root.is_dir() and not is_ours and any(path != out.work for path in out.root.iterdir()):
         raise Error(f"{out.root} is not empty and no export of ours; {ANOTHER}")
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from mlpdata.errors import Error
 from mlpdata.fetch import hub
 from mlpdata.fetch.official import download_folder
-from mlpdata.shards.files import check_sizes
+from mlpdata.shards.files import FileEntry, check_sizes
 from mlpdata.shards.manifest import Manifest, manifest_path, work_path
 from mlpdata.shards.remote import ObjectStore, Say
 from mlpdata.system.format import format_bytes, plural
@@ -112,30 +112,48 @@ def push(root: Path, name: str, private: bool = False, say: Say = print) -> str:
     Shards of an earlier push that are no longer part of it are removed; other files are left alone. Run again it goes
     on where it stopped. Returns the page of the repository. Raises Error for an unfinished directory.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
-
-    manifest, api = Manifest.load(root), HfApi(library_name="mlpdata")
+    manifest = Manifest.load(root)
     if work_path(root).exists():
         raise Error(f"{root} is being converted; wait for it")
     manifest.check_sizes(root)
-    num_bytes = sum(entry["bytes"] for entry in manifest.files.values())
-    say(f"uploading {root} to {name}: {format_bytes(num_bytes)} in {plural(len(manifest.files) + 1, 'file')}")
+    title = f"{manifest.dataset} at {manifest.res} px"
+    return push_files(root, manifest.files, manifest_path(root), SHARD_FILES, title, name, private, say)
+
+
+def push_files(
+    root: Path,
+    files: Mapping[str, FileEntry],
+    listing: Path,
+    replaced: Sequence[str],
+    title: str,
+    name: str,
+    private: bool,
+    say: Say,
+) -> str:
+    """Upload files below a directory, and the listing of them when all have arrived. Returns the repository's page.
+
+    files: by path below the directory. replaced: patterns of what is removed there where it is none of the files.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    api, num_bytes = HfApi(library_name="mlpdata"), sum(entry["bytes"] for entry in files.values())
+    say(f"uploading {root} to {name}: {format_bytes(num_bytes)} in {plural(len(files) + 1, 'file')}")
     with hub.hub_errors(name):
         api.create_repo(name, repo_type="dataset", private=private or None, exist_ok=True)
         api.upload_folder(
             repo_id=name,
             repo_type="dataset",
             folder_path=root,
-            allow_patterns=list(manifest.files),
-            delete_patterns=list(SHARD_FILES),
-            commit_message=f"{manifest.dataset} at {manifest.res} px",
+            allow_patterns=list(files),
+            delete_patterns=list(replaced),
+            commit_message=title,
         )
         tree = api.list_repo_tree(name, repo_type="dataset", recursive=True)
-        check_sizes(manifest.files, {e.path: e.size for e in tree if isinstance(e, RepoFile)}, name, AGAIN)
+        check_sizes(files, {e.path: e.size for e in tree if isinstance(e, RepoFile)}, name, AGAIN)
         api.upload_file(
-            path_or_fileobj=manifest_path(root),
-            path_in_repo=manifest_path(root).name,
+            path_or_fileobj=listing,
+            path_in_repo=listing.name,
             repo_id=name,
             repo_type="dataset",
             commit_message="Manifest",

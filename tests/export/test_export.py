@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,9 +31,17 @@ import environment
 
 READ = Path(__file__).with_name("read_with.py")
 # Which library another environment has to have for a format; None: this one has it.
-READERS = {"folder": "torchvision", "parquet": None, "arrow": None, "npz": None}
-HUB_NAMED = ("parquet", "arrow")  # their `validation` is our `val`
-need = functools.cache(environment.need)
+READERS = {
+    "folder": "torchvision",
+    "parquet": None,
+    "arrow": None,
+    "npz": None,
+    "mds": "streaming",
+    "litdata": "litdata",
+    "tfrecord": "tensorflow",
+    "tfds": "tensorflow_datasets",  # reads tfrecord
+}
+HUB_NAMED = ("parquet", "arrow", "tfrecord", "tfds")  # their `validation` is our `val`
 
 
 def export_quietly(root, to, out, **options):
@@ -54,16 +64,28 @@ def files_of(out):
 
 def read_back(to, out, splits, tmp_path):
     """{split: (images, labels, class names)} as the library of a format sees them."""
-    python = sys.executable
-    if library := READERS[to]:
-        need(library)
-        python = environment.PYTHON
+    python = python_with(library) if (library := READERS[to]) else sys.executable
     results = {split: tmp_path / f"{to}-{split}.npz" for split in splits}
     theirs = on_hub if to in HUB_NAMED else str
     words = [word for split, result in results.items() for word in (theirs(split), result)]
     environment.run([READ, to, out, *words], python=python, home=tmp_path / "hf")
     seen = {split: np.load(result) for split, result in results.items()}
     return {split: (s["images"], s["labels"], json.loads(s["names"].item())) for split, s in seen.items()}
+
+
+@functools.cache
+def python_with(library):
+    """The Python of an environment that has a library; skips the test where none has.
+
+    Beside the environments of this folder, those are looked at whose Pythons MLPDATA_PYTHONS lists, by colons.
+    """
+    pythons = [environment.PYTHON, environment.ROOT / ".venv-strangers" / "bin" / "python"]
+    pythons += [Path(name) for name in os.environ.get("MLPDATA_PYTHONS", "").split(":") if name]
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({library!r}) is None)"
+    for python in pythons:
+        if python.exists() and not subprocess.run([python, "-c", code], check=False).returncode:
+            return python
+    pytest.skip(f"no environment has {library}")
 
 
 def in_folder_order(root, split, images, labels):
@@ -76,7 +98,10 @@ def in_folder_order(root, split, images, labels):
 
 @pytest.mark.parametrize("to", READERS)
 def test_the_librarys_reader_sees_our_samples(shapes_dir, tmp_path, to):
-    record, lines = export_quietly(shapes_dir, to, tmp_path / "out", file_bytes=200_000)
+    form = "tfrecord" if to == "tfds" else to
+    if form == "tfrecord":
+        pytest.importorskip("google_crc32c")
+    record, lines = export_quietly(shapes_dir, form, tmp_path / "out", file_bytes=200_000)
     assert record.splits == {"train": 1500, "val": 1500} and lines[-1].startswith("done: 3,000 images")
     seen = read_back(to, tmp_path / "out", ["train", "val"], tmp_path)
     for split, (seen_images, seen_labels, names) in seen.items():
@@ -85,7 +110,9 @@ def test_the_librarys_reader_sees_our_samples(shapes_dir, tmp_path, to):
             images, labels = in_folder_order(shapes_dir, split, images, labels)
         assert np.array_equal(seen_labels, labels) and np.array_equal(seen_images, images)
         classes = [name for _, name in read_classes(shapes_dir)]
-        assert names == (classes if to != "folder" else [f"{i}-{name}" for i, name in enumerate(classes)])
+        assert names in (classes if to != "folder" else [f"{i}-{name}" for i, name in enumerate(classes)], None)
+        assert names or to in ("mds", "litdata")  # which have no place for them: classes.txt has
+    assert read_classes(tmp_path / "out") == read_classes(shapes_dir) or to in ("arrow", "npz")
 
 
 @pytest.mark.usefixtures("inline")
@@ -142,8 +169,10 @@ class Stopped(Inline):
             yield task, function(self.state, task)
 
 
-@pytest.mark.parametrize("to", ["folder", "parquet", "npz", "arrow"])
+@pytest.mark.parametrize("to", ["folder", "parquet", "npz", "arrow", "mds", "litdata", "tfrecord"])
 def test_an_interrupted_export_goes_on_with_the_same_bytes(shapes_dir, tmp_path, monkeypatch, to):
+    if to == "tfrecord":
+        pytest.importorskip("google_crc32c")
     monkeypatch.setattr(run, "LocalEngine", Inline)
     export_quietly(shapes_dir, to, tmp_path / "whole", file_bytes=300_000)
     out = tmp_path / "out"

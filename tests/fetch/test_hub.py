@@ -389,6 +389,40 @@ def test_a_push_replaces_what_was_there(serve, tmp_path, monkeypatch, shapes_dir
     assert tree["manifest.json"] == (shapes_dir / "manifest.json").read_bytes()
 
 
+LOAD_EXPORT = """
+import sys
+from datasets import load_dataset
+for split in load_dataset(sys.argv[1]).values():
+    print(split.split, len(split), split.features["label"].names, split[0]["image"].size)
+print(next(iter(load_dataset(sys.argv[1], split="train", streaming=True)))["image"].size)
+"""
+
+
+def test_a_parquet_export_goes_to_the_hub(serve, tmp_path, monkeypatch, shapes_dir):
+    old = {"data/train-00000-of-00009.parquet": b"old", "train-000000.tar": b"old", "notes.txt": b"mine"}
+    server = serve({"me/shapes": old})
+    monkeypatch.setenv("HF_TOKEN", HubServer.TOKEN)
+    out = tmp_path / "out"
+    assert run_cli("export", shapes_dir, "--to", "parquet", "-o", out, "--file-mb", 0.5).returncode == 0
+    done = run_cli("push", out, "me/shapes")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == f"{server.url}/datasets/me/shapes", done.stderr
+    _, tree = server.tree("me/shapes")
+    files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {name: data for name, data in tree.items() if name != ".gitattributes"} == {**files, "notes.txt": b"mine"}
+    assert "export.json" not in server.commits["me/shapes"][-2][1], "the record is the last to come"
+    done = subprocess.run([sys.executable, "-c", LOAD_EXPORT, "me/shapes"], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "train 1500 ['disc'," in done.stdout and "validation 1500" in done.stdout and "(16, 16)" in done.stdout
+    back = run_cli("convert", "hub", "--source", "hf:me/shapes", "--res", 16, "--out", tmp_path / "back")
+    assert back.returncode == 0, back.stderr
+    assert Manifest.load(tmp_path / "back").splits["val"].num_samples == 1500
+    # What the Hub does not read is refused, and so is what lacks a file.
+    assert run_cli("export", shapes_dir, "--to", "npz", "-o", tmp_path / "npz").returncode == 0
+    assert "made with --to parquet" in run_cli("push", tmp_path / "npz", "me/x").stderr
+    next(out.glob("data/val*")).unlink()
+    assert "is missing; delete" in run_cli("push", out, "me/x").stderr
+
+
 def test_copies_are_verified_and_go_on_after_faults(serve, tmp_path, monkeypatch, shapes_dir):
     files = {p.name: p.read_bytes() for p in shapes_dir.iterdir() if p.is_file()}
     server = serve({"me/x": files, "me/bad": {**files, "train.beton": files["train.beton"][:-1] + b"x"}})
