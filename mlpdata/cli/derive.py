@@ -61,7 +61,12 @@ def _class_names(given: str | None) -> tuple[tuple[str, ...] | None, str]:
 @click.argument("directory", type=SHARDS)
 @click.option("--classes", help="Only these: names with commas, or a file, one a line; in label order.")
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
-@click.option("--dedupe", type=click.Choice(DEDUPES), help="Of images with equal pixels keep one, of val before train.")
+@click.option(
+    "--dedupe",
+    type=click.Choice(DEDUPES),
+    help="exact: of images with equal pixels keep one, of val before train. perceptual: of images that look alike, "
+    "too, for which all are read. What is left out is listed in skipped.jsonl.",
+)
 @click.option(
     "--split-off",
     metavar="NAME=N",

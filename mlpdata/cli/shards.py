@@ -11,6 +11,7 @@ import click
 from mlpdata.choices import FORMATS, LIBRARIES, MAX_RES
 from mlpdata.cli.group import main
 from mlpdata.cli.parameters import SHARDS, json_option, path_or_url, split_option
+from mlpdata.derive.derivation import MAX_NEAR_BITS, NEAR_BITS
 from mlpdata.errors import Error
 from mlpdata.loader.options import PIXELS, TIERS
 from mlpdata.system.format import plural
@@ -161,7 +162,10 @@ def preview(directory, out, augment, split, classes, page):
 @click.option("--augment", type=click.Path(path_type=Path), metavar="RECIPE",
               help="Show this recipe's augmentation.  [default: random crops and flips]")  # fmt: skip
 @click.option("--source", help="The originals, as for convert: the worst images are shown beside their exact decode.")
-def report(directory, out, augment, source):
+@click.option("--near", type=click.IntRange(0, MAX_NEAR_BITS), is_flag=False, flag_value=NEAR_BITS, metavar="[BITS]",
+              help="Show pairs of images that look alike: of 64 bits of a perceptual hash at most BITS differ "
+              f"({NEAR_BITS} without a number). All images are read for it.")  # fmt: skip
+def report(directory, out, augment, source, near):
     """Write one self-contained web page to judge a data set by.
 
     It shows what speaks for and against the data set, samples before and after augmentation, classes, sizes of the
@@ -169,10 +173,11 @@ def report(directory, out, augment, source):
 
     \b
     mlpdata report shards/cifar10-32 -o cifar10.html
+    mlpdata report shards/cifar10-32 -o cifar10.html --near
     """
     from mlpdata.inspect.report import report as run
 
-    click.echo(run(directory, out, _augmentation(augment), source))
+    click.echo(run(directory, out, _augmentation(augment), source, near=near))
 
 
 def _augmentation(recipe: Path | None):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import xxhash
 
-from mlpdata.derive.derivation import Derivation
+from mlpdata.derive import near
+from mlpdata.derive.derivation import NEAR_BITS, Derivation
 from mlpdata.derive.parents import ClassMaps, Parent
 from mlpdata.errors import Error
 from mlpdata.shards import index
@@ -22,6 +23,8 @@ from mlpdata.system.format import plural
 LEFT_OUT, REMOVED = 0, 255  # of a sample's target: left out unsaid; left out and listed. Else 1 + the split's number
 MAX_SPLITS = 250
 
+Removed = dict[tuple[int, str], dict[int, str]]  # (number of the parent, its split) -> row -> why it is listed
+
 
 @dataclass
 class Choice:
@@ -29,7 +32,7 @@ class Choice:
 
     splits: list[str]  # of the output
     targets: dict[tuple[int, str], np.ndarray]  # (number of the parent, its split) -> (N,) uint8: see LEFT_OUT
-    removed: dict[tuple[int, str], dict[int, str]] = field(default_factory=dict)  # row -> why it is listed
+    removed: Removed = field(default_factory=dict)
     renamed: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)  # (N,) bool: the parent's name goes before
     notes: list[str] = field(default_factory=list)  # for the user; so are the warnings
     warnings: list[str] = field(default_factory=list)
@@ -83,6 +86,8 @@ def choose(parents: list[Parent], splits: list[str], classes: ClassMaps, derivat
     splits, notes, warnings, removed = list(splits), [], [], {}
     if derivation.dedupe:
         removed = _dedupe(parents, splits, rows, notes, warnings)
+    if derivation.dedupe == "perceptual":
+        _dedupe_near(parents, splits, rows, removed, notes)
     if derivation.split_off:
         _split_off(splits, rows, classes, derivation, notes)
     for number in range(len(splits)):
@@ -145,9 +150,7 @@ def _rows(parents: list[Parent], splits: list[str], classes: ClassMaps, derivati
 # ---------------------------------------------------------------------------------------------------------- dedupe
 
 
-def _dedupe(
-    parents: list[Parent], splits: list[str], rows: _Rows, notes: list[str], warnings: list[str]
-) -> dict[tuple[int, str], dict[int, str]]:
+def _dedupe(parents: list[Parent], splits: list[str], rows: _Rows, notes: list[str], warnings: list[str]) -> Removed:
     """Remove all but one of the samples of equal pixels.
 
     The one in a split that is held out stays, before those of the training split; among equals the one of the smallest
@@ -170,15 +173,39 @@ def _dedupe(
     )
     if differing:
         warnings.append(f"labels differ in {plural(differing, 'group')} of equal images: that of the one kept stays")
-    kept_names = _names(parents, splits, rows, kept)
-    removed: dict[tuple[int, str], dict[int, str]] = {}
+    removed: Removed = {}
+    names = _names(parents, splits, rows, kept)
+    _remove(rows, removed, gone, [f"equal pixels to {name}" for name in names])
+    return removed
+
+
+def _dedupe_near(parents: list[Parent], splits: list[str], rows: _Rows, removed: Removed, notes: list[str]) -> None:
+    """Remove samples that look like another one, by the same order of precedence; adds to `removed`. Reads all."""
+    of = np.flatnonzero((rows.target != LEFT_OUT) & (rows.target != REMOVED))
+    looks = near.all_looks((parents[p], split) for p, split in rows.starts)[of]
+    pairs = near.near_pairs(looks, NEAR_BITS)
+    priority = np.empty(len(of), np.int64)
+    priority[np.lexsort((rows.hash[of], rows.target[of] == 1 + _training(splits)))] = np.arange(len(of))
+    gone, kept = near.redundant(pairs, priority)
+    bits = near.num_bits(looks.hashes[gone] ^ looks.hashes[kept]).tolist()
+    gone, kept = of[gone], of[kept]
+    leaks = int((rows.target[gone] != rows.target[kept]).sum())
+    differing = int((rows.label[gone] != rows.label[kept]).sum())
+    notes.append(
+        f"{plural(len(gone), 'image')} that look like another left out, {leaks:,} like one of another split, "
+        f"{differing:,} like one with another label; `mlpdata report --near` shows such pairs"
+    )
+    names = zip(_names(parents, splits, rows, kept), bits, strict=True)
+    _remove(rows, removed, gone, [f"looks like {name}: {n} of {near.BITS} bits differ" for name, n in names])
+
+
+def _remove(rows: _Rows, removed: Removed, gone: np.ndarray, reasons: list[str]) -> None:
+    """List rows, ascending, as removed."""
     for key, part in rows.starts.items():
         a, b = np.searchsorted(gone, [part.start, part.stop])
         if b > a:
-            reasons = [f"equal pixels to {name}" for name in kept_names[a:b]]
-            removed[key] = dict(zip((gone[a:b] - part.start).tolist(), reasons, strict=True))
+            removed.setdefault(key, {}).update(zip((gone[a:b] - part.start).tolist(), reasons[a:b], strict=True))
     rows.target[gone] = REMOVED
-    return removed
 
 
 def _training(splits: list[str]) -> int:

@@ -9,7 +9,9 @@ from pathlib import Path
 from mlpdata import splits
 from mlpdata.errors import Error
 
-DEDUPES = ("exact",)  # exact: of images with equal pixels, one stays
+DEDUPES = ("exact", "perceptual")  # of images with equal pixels one stays; of those that look alike (near.py), too
+NEAR_BITS = 4  # of 64 of a perceptual hash: images then look the same but for compression, size or a retouch
+MAX_NEAR_BITS = 8  # with more, pictures of plain things meet by chance
 SHOWN_CLASSES = 20  # more are not spelled out in the command on record
 
 

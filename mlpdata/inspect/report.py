@@ -21,12 +21,12 @@ from mlpdata.augment.augment import Augment
 from mlpdata.augment.settings import Augmentation
 from mlpdata.choices import LIBRARIES
 from mlpdata.convert.run import LOW_FIDELITY_DB
+from mlpdata.derive.duplicates import Duplicates, find_duplicates, find_near, name_groups
 from mlpdata.errors import Error
 from mlpdata.image.png import encode_png
 from mlpdata.inspect import originals, snippets
 from mlpdata.inspect.originals import Comparison
 from mlpdata.inspect.samples import class_names, draw_samples, open_loader
-from mlpdata.inspect.stats import Duplicates, find_duplicates, name_groups
 from mlpdata.loader.loader import Loader
 from mlpdata.shards import index
 from mlpdata.shards.classes import read_classes
@@ -36,7 +36,7 @@ from mlpdata.system.files import write_atomic
 from mlpdata.system.format import format_bytes, plural
 
 CLASSES, PER_CLASS = 10, 7  # pictures of samples
-GROUPS, PER_GROUP = 12, 6  # pictures of duplicates
+GROUPS, PER_GROUP, PAIRS = 12, 6, 24  # pictures of duplicates, and of images that look alike
 WORST = 8
 LISTED_CLASSES = 1_000
 BARS = 250
@@ -50,11 +50,19 @@ for batch in loader:  # one epoch
     break"""
 
 
-def report(root: Path, out: Path, augment: Augmentation | None = None, source: str | None = None, seed: int = 0) -> str:
+def report(
+    root: Path,
+    out: Path,
+    augment: Augmentation | None = None,
+    source: str | None = None,
+    seed: int = 0,
+    near: int | None = None,
+) -> str:
     """Write the page. Returns the line to print.
 
     augment: what to show beside the stored samples; None: Augment's defaults. source: the originals, as `--source` of
-    convert takes them; None: those in the download folder, if they are there. Raises Error for a bad directory, a bad
+    convert takes them; None: those in the download folder, if they are there. near: show images that look alike, whose
+    hashes differ in at most so many bits; all images are read for it. Raises Error for a bad directory, a bad
     source, and a file that is no HTML.
     """
     if out.suffix.lower() not in (".html", ".htm"):
@@ -69,6 +77,7 @@ def report(root: Path, out: Path, augment: Augmentation | None = None, source: s
     names = class_names(loaders[first])
     duplicates, skipped = find_duplicates(root, manifest), _skipped(root)
     sizes, (compared, why_not_compared) = _sizes(root, manifest), _compare(root, manifest, source)
+    alike = find_near(root, manifest, near) if near is not None else None
     values: dict[str, Any] = {
         "manifest": manifest,
         "name": root.resolve().name,
@@ -82,6 +91,8 @@ def report(root: Path, out: Path, augment: Augmentation | None = None, source: s
         "why_not_compared": why_not_compared,
         "worst": [(c, _difference(c)) for c in compared[:WORST] if c.max_diff],
         "duplicates": _duplicates(root, manifest, loaders, duplicates, names),
+        "near": alike and _near(root, manifest, loaders, *alike, names),
+        "near_bits": near,
         "skipped": skipped,
         "snippets": _snippets(root, first),
     }
@@ -268,6 +279,34 @@ def _duplicates(
         groups.append({"picture": picture, "members": shown, "num_more": more, "is_leak": bool(is_leak[g]),
                        "differs": bool(differs[g])})  # fmt: skip
     return {"groups": groups, "num_groups": len(found)}
+
+
+def _near(
+    root: Path, manifest: Manifest, loaders: dict[str, Loader], found: Duplicates, bits: np.ndarray, names: list[str]
+) -> dict:
+    """Pairs of images that look alike as pictures: leaks first, then those with two labels, then the most alike."""
+    is_leak = (found.counts() > 0).sum(1) > 1
+    differs = found.is_labelled_differently()
+    chosen = np.lexsort((bits, ~differs, ~is_leak))[:PAIRS].tolist()
+    pairs = []
+    for pair, members in zip(chosen, name_groups(root, manifest, found, chosen), strict=True):
+        rows = found.rows[found.starts[pair] : found.starts[pair + 1]]
+        splits = found.split_of(rows).tolist()
+        pictures = [
+            loaders[found.splits[split]].read(np.array([row - found.first_rows[split]]))[0]
+            for row, split in zip(rows.tolist(), splits, strict=True)
+        ]
+        shown = [
+            (picture, m["split"], m["key"], names[m["label"]]) for picture, m in zip(pictures, members, strict=True)
+        ]
+        pairs.append({"members": shown, "bits": int(bits[pair]), "is_leak": bool(is_leak[pair]),
+                      "differs": bool(differs[pair])})  # fmt: skip
+    return {
+        "pairs": pairs,
+        "num_pairs": len(found),
+        "num_leaks": int(is_leak.sum()),
+        "num_differing": int(differs.sum()),
+    }
 
 
 def _skipped(root: Path) -> list[tuple[str, int, list[str]]]:

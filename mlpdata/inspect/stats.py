@@ -1,20 +1,13 @@
-"""What can be counted in a shard directory: samples a class, and images that occur more than once.
-
-Duplicates are images whose stored RGB pixels, before any lossy encoding, are equal: the index has a 64-bit digest of
-each. Memory grows by some 40 bytes a sample, for no image is read.
-"""
+"""What can be counted in a shard directory: samples a class, and images that occur more than once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from mlpdata.errors import Error
-from mlpdata.shards import index
+from mlpdata.derive.duplicates import Duplicates, find_duplicates, name_groups
 from mlpdata.shards.classes import read_classes, short_names
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.text import json_text, rounded, shown
@@ -23,47 +16,6 @@ from mlpdata.system.format import plural
 MAX_SHOWN_GROUPS = 5
 MAX_JSON_GROUPS = 10_000
 MAX_SHOWN_CLASSES = 3
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Samples that have the pixels of another one; rows count through the splits, one after the other."""
-
-    splits: list[str]
-    first_rows: np.ndarray  # (splits + 1,) where each split begins
-    rows: np.ndarray  # (M,) int64, group by group, the largest group first, rows ascending in each
-    starts: np.ndarray  # (groups + 1,) where each group begins in `rows`
-    labels: np.ndarray  # (M,) of the rows
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def split_of(self, rows: np.ndarray) -> np.ndarray:
-        """The number of the split of each row, same shape."""
-        return np.searchsorted(self.first_rows, rows, side="right") - 1
-
-    def counts(self) -> np.ndarray:
-        """(groups, splits) samples."""
-        group = np.repeat(np.arange(len(self)), np.diff(self.starts))
-        counts = np.zeros((len(self), len(self.splits)), np.int64)
-        np.add.at(counts, (group, self.split_of(self.rows)), 1)
-        return counts
-
-    def repeated(self) -> dict[str, int]:
-        """By split, the samples that have the pixels of an earlier sample of the split."""
-        return {split: int((n - 1).clip(0).sum()) for split, n in zip(self.splits, self.counts().T, strict=True)}
-
-    def leaks(self) -> dict[tuple[str, str], int]:
-        """By (split, other split), the samples of the first whose pixels are also in the other."""
-        counts, splits = self.counts(), list(enumerate(self.splits))
-        return {(a, b): int(counts[counts[:, j] > 0, i].sum()) for i, a in splits for j, b in splits if i != j}
-
-    def is_labelled_differently(self) -> np.ndarray:
-        """(groups,) bool: whether the samples of a group have more than one label."""
-        if not len(self):
-            return np.zeros(0, bool)
-        low, high = (f.reduceat(self.labels, self.starts[:-1]) for f in (np.minimum, np.maximum))
-        return low != high
 
 
 def stats(root: Path, as_json: bool = False) -> str:
@@ -135,42 +87,3 @@ def _lines(
     for group in name_groups(root, manifest, duplicates, range(min(MAX_SHOWN_GROUPS, len(duplicates)))):
         some = ", ".join(f"{s['split']}/{shown(s['key'])} ({names[s['label']]})" for s in group[:4])
         yield f"{'':<12} {len(group):,} times: {some}{', ...' if len(group) > 4 else ''}"
-
-
-def find_duplicates(root: Path, manifest: Manifest) -> Duplicates:
-    """Group samples of equal digests. Raises Error."""
-    columns = [index.columns(root, manifest, split, ["digest", "label"]) for split in manifest.splits]
-    first_rows = np.cumsum([0, *(len(c["label"]) for c in columns)])
-    digests = np.concatenate([c["digest"] for c in columns])
-    labels = np.concatenate([c["label"] for c in columns]).astype(np.int64)
-    if labels.min(initial=0) < 0 or labels.max(initial=0) >= manifest.num_classes:
-        raise Error(f"{root} has labels of more than {manifest.num_classes} classes; convert again")
-    order = np.argsort(digests, kind="stable")
-    digests = digests[order]
-    firsts = np.flatnonzero(np.append(True, digests[1:] != digests[:-1])[: len(digests)])
-    sizes = np.diff(np.append(firsts, len(digests)))
-    rows = order[np.repeat(sizes > 1, sizes)]  # group by group, in the order of their digests
-    firsts, sizes = order[firsts[sizes > 1]], sizes[sizes > 1]
-    by_size = np.lexsort((firsts, -sizes))
-    rank = np.empty_like(by_size)
-    rank[by_size] = np.arange(len(by_size))
-    rows = rows[np.argsort(np.repeat(rank, sizes), kind="stable")]
-    starts = np.concatenate([[0], np.cumsum(sizes[by_size])])
-    return Duplicates(list(manifest.splits), first_rows, rows, starts, labels[rows])
-
-
-def name_groups(root: Path, manifest: Manifest, duplicates: Duplicates, groups: Sequence[int]) -> list[list[dict]]:
-    """Some of the groups, each sample as {"split", "key", "label"}. Raises Error."""
-    starts, stops = duplicates.starts[:-1][groups], duplicates.starts[1:][groups]
-    members = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)] or [starts])
-    rows, labels = duplicates.rows[members], duplicates.labels[members]
-    split_numbers = duplicates.split_of(rows)
-    samples: list[dict] = [{}] * len(rows)
-    for i, split in enumerate(duplicates.splits):
-        members = np.flatnonzero(split_numbers == i)
-        members = members[np.argsort(rows[members])]
-        keys = index.keys(root, manifest, split, rows[members] - duplicates.first_rows[i])
-        for member, key in zip(members.tolist(), keys, strict=True):
-            samples[member] = {"split": split, "key": key, "label": int(labels[member])}
-    edges = np.cumsum([0, *(stops - starts)]).tolist()
-    return [samples[a:b] for a, b in pairwise(edges)]
