@@ -82,6 +82,33 @@ def test_two_processes_take_the_steps_of_one_and_pass_on_checkpoints(recipe, mon
             assert a[key] == pytest.approx(b[key], rel=1e-3, abs=2e-3), key
 
 
+COMPILED = """\
+import runpy, sys, torch
+compile = torch.compile
+def backend(graph, inputs):  # the graphs alone: a C++ compiler takes a minute
+    from torch._dynamo.backends.debugging import aot_eager
+    print("compiled a graph", file=sys.stderr, flush=True)
+    return aot_eager(graph, inputs)
+torch.compile = lambda function, **options: compile(function, **options | {"backend": backend})
+runpy.run_module("trainer", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["train.accumulate=2", "optim.name=lion"]])
+def test_two_processes_that_compile_take_the_steps_of_one_that_does_not(recipe, monkeypatch, words):
+    monkeypatch.chdir(recipe.parent)
+    (recipe.parent / "compiled.py").write_text(COMPILED)
+    alone = run(recipe, ["name=alone", "train.epochs=1", *words], quiet=True)
+    settings = [word for value in ["train.epochs=1", "train.compile=true", *words] for word in ("--set", value)]
+    ended = finish(start(recipe, *settings, command=("compiled",)))
+    assert [status for status, *_ in ended] == [0, 0], ended
+    for _, _, err in ended:
+        assert "uncompiled" not in err
+        assert err.count("compiled a graph") >= 1 + ("optim.name=lion" in words), err
+    together = losses(recipe.parent / "runs" / "tiny")
+    assert len(together) == 15 and together == pytest.approx(losses(alone), rel=1e-4)
+
+
 def test_a_process_that_dies_ends_the_others_with_a_message(recipe):
     processes = start(recipe, "--set", "train.epochs=100000", "--set", "save.every_steps=10")
     until(lambda: states.list_states(recipe.parent / "runs" / "tiny"), *processes)
