@@ -42,8 +42,11 @@ class DataSplits:
     tars: TarCache | None = None  # where the tars come from, if they are streamed
 
 
-def find_splits(recipe: Recipe) -> DataSplits:
-    """The splits that a recipe asks for. Raises Error for those that would end the work later."""
+def find_splits(recipe: Recipe, *, to_train: bool = True) -> DataSplits:
+    """The splits that a recipe asks for. Raises Error for those that would end the work later.
+
+    to_train: False also takes a training split of fewer images than a batch.
+    """
     data, batch_size = recipe.data, recipe.train.batch_size
     try:
         root = local_directory(data.shards, data.tier, data.cache_bytes)
@@ -51,7 +54,7 @@ def find_splits(recipe: Recipe) -> DataSplits:
     except Error as e:
         raise Error(f"{e}{_how_to_make(data.shards)}") from None
     train = _find_split(manifest, data.train_split, data.shards)
-    if (n := manifest.splits[train].num_samples) < batch_size:
+    if (n := manifest.splits[train].num_samples) < (batch_size if to_train else 1):
         count = plural(n, "image") if n else "no images"
         raise Error(
             f"split {train!r} of {data.shards} has {count}, fewer than one batch of {batch_size}"

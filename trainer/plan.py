@@ -9,17 +9,19 @@ from pathlib import Path
 
 import torch
 
+from mlpdata.image.codec import FULL_CHROMA
 from mlpdata.loader import jpeg_batch
 from mlpdata.loader.memory_plan import Machine, MemoryPlan, Needs, SplitSize, image_bytes, plan_memory
+from mlpdata.loader.reader import Reader
 from mlpdata.loader.tiers import this_machine
-from mlpdata.shards.manifest import Manifest
+from mlpdata.shards.open import open_split
 from mlpdata.shards.tar_cache import TarCache
 from mlpdata.system.disk import aligned, open_direct, preadv
 from mlpdata.system.format import format_bytes, plural
 from trainer.data import DataSplits, find_splits
 from trainer.flops import executed_flops, peak_flops
 from trainer.model import MLP, build_on_meta, config_of, num_parameters
-from trainer.recipe import Model, Recipe, load_recipe
+from trainer.recipe import Data, Model, Recipe, load_recipe
 from trainer.world import device_of, precision_of
 
 SHARE_OF_PEAK = 0.5  # that a well-fed device reaches in these models' products
@@ -167,16 +169,16 @@ def plan_splits(recipe: Recipe, splits: DataSplits, machine: Machine, world_size
     """The plan of a recipe for shards that are there, by their manifest."""
     manifest = splits.manifest
     res = recipe.augment.res or manifest.res
-    names = splits.train_split, splits.eval_split
-    train, held_out = (split_size(manifest, n, recipe.data.format, splits.tars) if n else None for n in names)
-    assert train is not None
+    train = split_size(splits, splits.train_split, recipe.data)
+    held_out = split_size(splits, splits.eval_split, recipe.data) if splits.eval_split else None
     return plan_recipe(recipe, machine, (train, held_out), manifest.num_classes, res, world_size)
 
 
-def split_size(manifest: Manifest, split: str, format: str, streamed: TarCache | None = None) -> SplitSize:
-    """How large a split of a shard directory is. format: the recipe's. streamed: where its tars come from, if so."""
+def split_size(splits: DataSplits, split: str, data: Data) -> SplitSize:
+    """How large a split of a shard directory is, by its manifest; whether JPEGs have planes, by a look at some."""
+    manifest, streamed = splits.manifest, splits.tars
     info = manifest.splits[split]
-    from_beton = bool(info.beton) and format != "tar" and streamed is None
+    from_beton = bool(info.beton) and data.format != "tar" and streamed is None
     names = [info.beton] if info.beton and from_beton else info.tars
     codec = manifest.beton_codec if from_beton else manifest.tar_codec
     return SplitSize(
@@ -184,9 +186,16 @@ def split_size(manifest: Manifest, split: str, format: str, streamed: TarCache |
         shape=(manifest.res, manifest.res, 3),
         file_bytes=sum(manifest.files[name]["bytes"] for name in names),
         is_coded=codec != "raw",
-        has_coded_planes=codec == "jpg" and jpeg_batch.batch_decoder()[0] is not None,
+        has_coded_planes=codec == "jpg" and data.pixels != "rgb" and _has_coded_planes(splits, split, from_beton),
         fetched_share=streamed.fetched_share if streamed else None,
     )
+
+
+def _has_coded_planes(splits: DataSplits, split: str, from_beton: bool) -> bool:
+    if splits.tars is not None:  # a look would fetch tars: go by what is usual
+        return (splits.manifest.quality or 0) < FULL_CHROMA and jpeg_batch.batch_decoder()[0] is not None
+    opened = open_split(splits.root, split, "beton" if from_beton else "tar")
+    return Reader(opened.index, num_threads=1).has_coded_planes
 
 
 def plan(recipe_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> str:
@@ -195,7 +204,7 @@ def plan(recipe_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     device = device_of(recipe.train.device)
     precision = precision_of(recipe.train.precision, device)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
-    splits = find_splits(recipe)
+    splits = find_splits(recipe, to_train=False)
     info = splits.manifest.splits[splits.train_split]
     machine, first = this_machine(device), info.beton or info.tars[0]
     if splits.tars is not None:
@@ -204,7 +213,10 @@ def plan(recipe_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     machine = dataclasses.replace(machine, disk=_disk_rate(splits.root / first))
     if device.type == "cuda":
         machine = dataclasses.replace(machine, bus=_bus_rate(device))
-    return f"{recipe.name}: {plural(info.num_samples, 'image')}\n{plan_splits(recipe, splits, machine).table()}"
+    title, batch = f"{recipe.name}: {plural(info.num_samples, 'image')}", recipe.train.batch_size
+    if info.num_samples < batch:
+        title += f", fewer than one batch of {batch:,}: training takes a lower train.batch_size"
+    return f"{title}\n{plan_splits(recipe, splits, machine).table()}"
 
 
 def _disk_rate(path: Path) -> float:

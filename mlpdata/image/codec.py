@@ -44,6 +44,7 @@ OVERSAMPLE = 2.0
 BOX_OVERSAMPLE = 1.45
 # A larger JPEG is not stored as it is: twice its pixels and the tables. Quality 100 without subsampling takes less.
 KEPT_BYTES, KEPT_HEADER_BYTES = 6, 16 << 10
+FULL_CHROMA = 95  # quality of JPEGs from which on chroma is stored at full resolution
 
 
 def library_versions() -> dict[str, str]:
@@ -195,8 +196,8 @@ def squared_error(data: bytes, pixels: np.ndarray, resize: Resize) -> tuple[floa
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """uint8 (H, W, 3) RGB to a baseline JPEG, 4:2:0 below quality 95 and 4:4:4 from there on."""
-    subsampling = "444" if quality >= 95 else "420"
+    """uint8 (H, W, 3) RGB to a baseline JPEG, 4:2:0 below quality FULL_CHROMA and 4:4:4 from there on."""
+    subsampling = "444" if quality >= FULL_CHROMA else "420"
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling=subsampling)
 
 

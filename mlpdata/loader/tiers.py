@@ -68,7 +68,8 @@ def open_tier(
         psnr = ycc420_psnr(images, luma, chroma)
         reason += f"; chroma {how}, against these pixels: {psnr:.1f} dB on {plural(len(some), 'image')}"
     elif options.pixels == "ycc420":
-        reason += "; only JPEGs in 4:2:0 are streamed as ycc420 (with mlpdata[turbo]), these stay RGB"
+        which = "images of even height and width" if any(n % 2 for n in reader.shape[:2]) else "JPEGs in 4:2:0"
+        reason += f"; only {which} are streamed as ycc420 (with mlpdata[turbo]), these stay RGB"
     try:
         if plan.tier == "resident":
             return Resident(reader, selection, device, plan.pixels), plan, reason

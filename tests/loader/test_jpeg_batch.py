@@ -21,6 +21,7 @@ from mlpdata import Error
 from mlpdata.augment.chroma import to_ycc420
 from mlpdata.loader import jpeg_batch
 from mlpdata.loader import reader as reader_module
+from trainer.plan import plan
 
 H, W = 40, 56
 
@@ -266,6 +267,23 @@ def test_planes_without_the_batch_decoder_come_from_rgb(jpeg_dir, monkeypatch):
     assert torch.equal(resident._tier.stores[0], luma) and torch.equal(resident._tier.stores[1], chroma)
     stream = mlpdata.load(jpeg_dir, "train", 16, pixels="ycc420", tier="stream")
     assert stream.pixels == "rgb" and "stay RGB" in stream.tier_reason
+
+
+@pytest.mark.parametrize(
+    ("quality", "res", "which"), [(95, 32, "JPEGs in 4:2:0"), (90, 33, "images of even height and width"), (90, 32, "")]
+)
+def test_what_has_no_coded_planes_is_streamed_as_rgb_and_the_plan_knows(decode, tmp_path, quality, res, which):
+    make_folder(tmp_path / "in", kind="PNG")
+    out, codec = tmp_path / "out", "jpg"
+    convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=res, codec=codec, quality=quality, out=out)
+    ours = mlpdata.load(out, "train", 4, pixels="ycc420", tier="stream")
+    assert ours.pixels == ("rgb" if which else "ycc420")
+    assert f"only {which} are streamed as ycc420" in ours.tier_reason if which else "coded" in ours.tier_reason
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: some\ndata:\n  shards: {out}\nmodel:\n  depth: 1\n  width: 8\n")
+    text = plan(recipe, ["data.pixels=ycc420", "data.tier=stream", "train.device=cpu", "train.batch_size=100"])
+    assert (" as RGB," if which else " as luma and half-resolution chroma,") in text
+    assert "some: 12 images, fewer than one batch of 100" in text  # which is no reason to say nothing
 
 
 def test_planes_of_mixed_codecs_are_one_image_each(decode, tmp_path, monkeypatch):
