@@ -135,6 +135,9 @@ BAD = [
     (["convert", "hub", "--source", "me/cats"], 1, "say --source hf:me/cats"),
     (["preview", "full", "-o", "x.jpg"], 1, "call it x.png"),
     (["convert", "folder", "--source", "empty"], 1, "no class folders"),
+    (["info", "r.yaml"], 1, "r.yaml is a file; a shard directory is a folder"),
+    (["convert", "shapes", "--res", "8", "--out", "r.yaml/x/y"], 1, "r.yaml is a file; choose another --out"),
+    (["predict", "full", "r.yaml"], 1, "no checkpoint at full/best.safetensors"),
     (["info", "full"], 1, "full has no manifest.json; it is not a shard directory"),
     (["train", "none.yaml"], 1, "cannot read recipe none.yaml"),
     (["train", "r.yaml"], 1, "r.yaml:4: unknown key 'optim.lrr'; did you mean 'lr'?"),
@@ -219,6 +222,16 @@ def test_cores_where_the_system_does_not_say(monkeypatch):
     assert cores() == os.cpu_count()
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert cores() == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("words", ["list", "doctor", "recipes", "convert shapes --res 8 --limit 9"])
+def test_output_on_a_full_disk_is_one_line(words, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "mlpdata.cli", *words.split()], cwd=tmp_path, stdout=full,
+                              stderr=subprocess.PIPE, text=True, timeout=300, check=False)  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "mlpdata: error: cannot write to standard output: No space left on device\n"
 
 
 def test_out_of_memory_anywhere_is_one_line(monkeypatch):

@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from mlpdata.errors import Error, first_line
 from mlpdata.shards.manifest import MAX_RES, Manifest
+from mlpdata.sources.keys import listed
 from trainer import authors
 from trainer.model import HEAD, MLP, build, build_on_meta, check_size, config_of
 from trainer.recipe import Model, Recipe
@@ -61,7 +62,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         with open(path, "rb") as f:
             start = f.read(9)
     except FileNotFoundError:
-        raise Error(f"no checkpoint at {path}") from None
+        runs = sorted(run.parent for run in path.parent.glob(f"*/{BEST}")) if path.name == BEST else []
+        raise Error(f"no checkpoint at {path}{f'; there is one in {listed(runs, 3)}' if runs else ''}") from None
     except (OSError, ValueError) as e:
         raise Error(f"cannot read checkpoint {path}: {getattr(e, 'strerror', None) or first_line(e)}") from None
     if not path.is_file():

@@ -187,6 +187,8 @@ def _check_writable(path: Path) -> None:
     """Raise Error where a file cannot be written: the evaluation before it may take hours."""
     if path.is_dir():
         raise Error(f"cannot write {path}: it is a directory")
+    if path.suffix.lower() != ".parquet":
+        raise Error(f"predictions are a parquet file: call it {path.with_suffix('.parquet')}, not {path}")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise Error(f"cannot write {path}: there is no directory {path.parent} that can be written")
 

@@ -201,7 +201,7 @@ def _has_coded_planes(splits: DataSplits, split: str, from_beton: bool) -> bool:
 def plan(recipe_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> str:
     """What `mlpdata train RECIPE --plan` prints: the plan on this machine, with its rates measured. Raises Error."""
     recipe = load_recipe(recipe_path, list(overrides))
-    device = device_of(recipe.train.device)
+    device = device_of(recipe.train.device, "train.device")
     precision = precision_of(recipe.train.precision, device)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
     splits = find_splits(recipe, to_train=False)

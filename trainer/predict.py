@@ -113,6 +113,8 @@ def predict(
 
 def _read_image(path: Path, resize: Resize) -> np.ndarray:
     """uint8 (res, res, 3)."""
+    if path.is_dir():
+        raise Error(f"{path} is a folder; name the image files in it, as {path / '*'}")
     with reading(path), open_file(path) as f:
         data = f.read(image.MAX_IMAGE_BYTES + 1)
     if len(data) > image.MAX_IMAGE_BYTES:

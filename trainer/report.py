@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -150,7 +151,8 @@ class EpochLine:
     def show(self, text: str) -> None:
         self._last = time.monotonic()
         if self.live:
-            print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
+            columns = shutil.get_terminal_size().columns - 1  # a longer line would scroll
+            print(f"\r\x1b[2K{text[:columns]}", end="", file=sys.stderr, flush=True)
         else:
             print_line(text)
 

@@ -21,7 +21,7 @@ from trainer.world import World
 
 TURN_S = 0.05  # a turn lasts at least so long, or one step
 LEAST_TURNS = 5
-ENOUGH_S = 1.0  # of shorter measurements, chance decides the second digit
+ENOUGH_S = 2.0  # of shorter measurements, chance decides the second digit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ def run(
         raise UsageError("--force goes with --resume: it lets a run go on with changed settings")
     recipe = load_recipe(recipe_path, list(overrides))
     forced = {setting.partition("=")[0].strip() for setting in overrides} if force else set()
-    device = device_of(recipe.train.device)
+    device = device_of(recipe.train.device, "train.device")
     precision = precision_of(recipe.train.precision, device)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
     report.Trackers.check(recipe)

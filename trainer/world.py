@@ -64,10 +64,10 @@ class World:
         return box[0]
 
 
-def device_of(name: str) -> torch.device:
-    """The recipe's device; auto takes a GPU where there is one. Raises Error."""
+def device_of(name: str, option: str = "--device") -> torch.device:
+    """A device by name; auto takes a GPU where there is one. option: what the user set. Raises Error."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise Error("train.device is cuda, but torch finds no CUDA device; leave it at auto")
+        raise Error(f"{option} is cuda, but torch finds no CUDA device; leave it at auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

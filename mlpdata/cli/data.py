@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mlpdata.choices import CODECS, DECODES, ENGINES, FILTERS, FORMATS, MAX_RES, RESIZES
-from mlpdata.cli.group import main
+from mlpdata.cli.group import main, say
 from mlpdata.cli.parameters import Share, json_option, path_or_url, quiet_option
 from mlpdata.errors import Error
 
@@ -24,7 +24,7 @@ def list_(as_json):
     """
     from mlpdata.inspect.catalogue import catalogue
 
-    click.echo(catalogue(as_json))
+    say(catalogue(as_json))
 
 
 @main.command()
@@ -59,7 +59,7 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
         raise Error(f"{spec.name} has no archive to download")
     login = Login(headers=parse_headers(headers), cookies=cookies) if headers or cookies else None
     folder = to or official.download_folder()
-    official.download(spec.archives, folder, only=only, login=login, dry_run=dry_run, say=click.echo, quiet=quiet)
+    official.download(spec.archives, folder, only=only, login=login, dry_run=dry_run, say=say, quiet=quiet)
 
 
 @main.command()
@@ -177,5 +177,5 @@ def convert(dataset, source, res, format_, codec, quality, resize, filter_, deco
                 min_class_size=min_class_size, val_per_class=val_per_class, classes=classes,
                 image_column=image_column, label_column=label_column, engine=engine, part=part, assemble=assemble,
                 quiet=quiet),
-        say=click.echo,
+        say=say,
     )  # fmt: skip

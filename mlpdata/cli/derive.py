@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mlpdata.choices import CODECS, DECODES, FILTERS, FORMATS, MAX_RES, RESIZES
-from mlpdata.cli.group import main
+from mlpdata.cli.group import main, say
 from mlpdata.cli.parameters import SHARDS, path_or_url, quiet_option
 from mlpdata.derive.derivation import DEDUPES, Derivation, SplitOff
 from mlpdata.errors import Error, UsageError
@@ -40,7 +40,7 @@ def output_options(command):
 def _run(derivation: Derivation, out: str, **options) -> None:
     from mlpdata.convert.derived import derive
 
-    derive(derivation, path_or_url(out), **options, say=click.echo)
+    derive(derivation, path_or_url(out), **options, say=say)
 
 
 def _class_names(given: str | None) -> tuple[tuple[str, ...] | None, str]:

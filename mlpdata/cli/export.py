@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mlpdata.choices import EXPORT_CODECS, EXPORTS, FORMATS
-from mlpdata.cli.group import main
+from mlpdata.cli.group import main, say
 from mlpdata.cli.parameters import SHARDS, quiet_option
 
 
@@ -48,4 +48,4 @@ def export(directory, to, out, splits, codec, quality, format_, file_mb, workers
         from mlpdata.export.other_format import export_shards as run
     else:
         from mlpdata.export.run import export as run
-    run(options, say=click.echo)
+    run(options, say=say)

@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from mlpdata.errors import Error, UsageError, lacks_memory
+from mlpdata.errors import Error, UsageError, first_line, lacks_memory
 
 
 class Commands(click.Group):
@@ -38,8 +38,28 @@ class Commands(click.Group):
             ctx.exit(1)
         except BrokenPipeError:
             # The reader of our output went away (`mlpdata list | head`): nothing to say, nobody to say it to.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             ctx.exit(1)
+        except OSError as e:
+            where = f": {e.filename}" if e.filename else ""
+            click.echo(f"mlpdata: error: {e.strerror or first_line(e)}{where}", err=True)
+            ctx.exit(1)
+
+
+def _drop_output() -> None:
+    """Else Python fails once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(line: str) -> None:
+    """Print lines to standard output. Raises Error where that cannot be written, as a log on a full disk."""
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        _drop_output()
+        raise Error(f"cannot write to standard output: {e.strerror or first_line(e)}") from None
 
 
 def _open_standard_streams() -> None:

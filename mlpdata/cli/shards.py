@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mlpdata.choices import FORMATS, LIBRARIES, MAX_RES
-from mlpdata.cli.group import main
+from mlpdata.cli.group import main, say
 from mlpdata.cli.parameters import SHARDS, json_option, path_or_url, split_option
 from mlpdata.derive.derivation import MAX_NEAR_BITS, NEAR_BITS
 from mlpdata.errors import Error
@@ -28,7 +28,7 @@ def info(directory, as_json):
     """
     from mlpdata.inspect import info
 
-    click.echo(info.info(directory, as_json))
+    say(info.info(directory, as_json))
 
 
 @main.command()
@@ -49,16 +49,16 @@ def verify(directory, as_json):
     n, num_listed = findings.num_problems, len(findings.problems)
     if as_json:
         facts = {"whole": not n, "checked": checked, "num_problems": n, "problems": findings.problems}
-        click.echo(json.dumps(facts, indent=1))
+        say(json.dumps(facts, indent=1))
     else:
         for problem in findings.problems:
-            click.echo(problem)
+            say(problem)
     if n:
         some = f"{num_listed:,} of them " if n > num_listed else ""
         listed = f"{plural(n, 'problem')}, {some}listed above"
         raise Error(f"{directory} is damaged: {listed}; delete it, and get or convert it again")
     if not as_json:
-        click.echo(f"{directory} is whole: {checked}")
+        say(f"{directory} is whole: {checked}")
 
 
 @main.command()
@@ -74,7 +74,7 @@ def stats(directory, as_json):
     """
     from mlpdata.inspect.stats import stats as run
 
-    click.echo(run(directory, as_json))
+    say(run(directory, as_json))
 
 
 @main.command()
@@ -91,7 +91,7 @@ def snippet(directory, library, split):
     """
     from mlpdata.inspect import snippets
 
-    click.echo(snippets.snippet(directory, library, split))
+    say(snippets.snippet(directory, library, split))
 
 
 @main.command()
@@ -112,7 +112,7 @@ def push(directory, name, private):
         from mlpdata.export.push import push_export as run
     else:
         from mlpdata.shards.upload import push as run
-    click.echo(run(directory, name, private, click.echo))
+    say(run(directory, name, private, say))
 
 
 @main.command()
@@ -153,7 +153,7 @@ def preview(directory, out, augment, split, classes, page):
     from mlpdata.inspect.preview import preview as run
 
     wanted = classes.split(",") if classes else ()
-    click.echo(run(directory, out, split, _augmentation(augment), classes=wanted, page=page))
+    say(run(directory, out, split, _augmentation(augment), classes=wanted, page=page))
 
 
 @main.command()
@@ -177,7 +177,7 @@ def report(directory, out, augment, source, near):
     """
     from mlpdata.inspect.report import report as run
 
-    click.echo(run(directory, out, _augmentation(augment), source, near=near))
+    say(run(directory, out, _augmentation(augment), source, near=near))
 
 
 def _augmentation(recipe: Path | None):
@@ -216,7 +216,7 @@ def bench(directory, device, split, format_, tier, cache_bytes, pixels, batch_si
     """
     from mlpdata.inspect.bench import bench as run
 
-    click.echo(
+    say(
         run(directory, device=device, split=split, format=format_, tier=tier, cache_bytes=cache_bytes, pixels=pixels,
             batch_size=batch_size, res=res, num_threads=threads, seconds=seconds, as_json=as_json)
     )  # fmt: skip
@@ -235,6 +235,6 @@ def doctor(as_json):
     from mlpdata.inspect.doctor import doctor as run
 
     report, well = run(as_json)
-    click.echo(report)
+    say(report)
     if not well:
         sys.exit(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mlpdata.cli.group import main
+from mlpdata.cli.group import main, say
 from mlpdata.cli.parameters import SHARDS, json_option
 
 
@@ -25,7 +25,7 @@ def recipes(ctx):
     from trainer.recipes import table
 
     if ctx.invoked_subcommand is None:
-        click.echo(table())
+        say(table())
 
 
 @recipes.command()
@@ -66,7 +66,7 @@ def train(recipe, overrides, resume, force, profile, show_plan):
     if show_plan:
         from trainer.plan import plan
 
-        click.echo(plan(recipe, list(overrides)))
+        say(plan(recipe, list(overrides)))
         return
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         from trainer.__main__ import run_as_one_of_many
@@ -111,7 +111,7 @@ def eval_(**options):
     """
     from trainer.evaluate import EvalOptions, run
 
-    click.echo(run(EvalOptions(**options)))
+    say(run(EvalOptions(**options)))
 
 
 @main.command()
@@ -127,7 +127,7 @@ def scaling(runs, out):
     """
     from trainer.scaling import run
 
-    click.echo(run(list(runs), out))
+    say(run(list(runs), out))
 
 
 @main.command()
@@ -146,4 +146,4 @@ def predict(checkpoint, images, shards, device, as_json):
     """
     from trainer.predict import run
 
-    click.echo(run(checkpoint, images, shards, device, as_json))
+    say(run(checkpoint, images, shards, device, as_json))

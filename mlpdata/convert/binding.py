@@ -30,8 +30,8 @@ MARKS, MARKED_BYTES = (b'"classes_sha256"', b"\nMade by mlpdata "), 1 << 20
 def check_place(plan: ConversionPlan) -> None:
     """Raise Error where the output directory holds anything but a conversion, or its source."""
     root, work = plan.root, plan.work.path
-    if root.exists() and not root.is_dir():
-        raise Error(f"{root} is a file; choose another --out")
+    if file := next((path for path in (root, *root.parents) if path.exists() and not path.is_dir()), None):
+        raise Error(f"{file} is a file; choose another --out")
     for path in plan.stamps:
         if root.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
             raise Error(f"the source {path} lies in {root}, whose files are deleted and written; choose another --out")

@@ -153,6 +153,8 @@ def option_difference(asked: str, there: str) -> str:
     'asked for --res 12 --limit 5, there --res 16, no --limit'
     """
     options = [_options_of(command) for command in (asked, there)]
+    data_sets = [{k: v for k, v in values.items() if not k.startswith("--")} for values in options]
+    options = data_sets if data_sets[0] != data_sets[1] else options  # the rest differs because of that
     names = [name for name in {**options[0], **options[1]} if options[0].get(name) != options[1].get(name)]
     sides = []
     for values in options:

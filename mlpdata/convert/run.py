@@ -244,6 +244,8 @@ def _say_done(plan: ConversionPlan, manifest: Manifest, totals: Totals, seconds:
 
 
 def fidelity_line(fidelity: Fidelity) -> str:
+    if not fidelity["max_diff"]:
+        return f"fidelity: pixels equal an exact decode, as measured on {plural(fidelity['num_samples'], 'image')}"
     line = (
         f"fidelity of the scaled JPEG decode: {fidelity['psnr_db']} dB PSNR against the exact decode on "
         f"{plural(fidelity['num_samples'], 'image')}, largest difference {fidelity['max_diff']}"

@@ -242,11 +242,13 @@ class Manifest:
         root = Path(root)
         path = manifest_path(root)
         if not os.path.isdir(root):
-            raise Error(f"no shard directory at {root}")
+            what = " is a file" if os.path.lexists(root) else ""
+            raise Error(f"{root}{what}; a shard directory is a folder" if what else f"no shard directory at {root}")
         if not os.path.lexists(path):
             hint = "its conversion did not finish: run the same convert command again"
             if not os.path.exists(work_path(root)):
-                hint = "it is not a shard directory"
+                is_ours = any(root.glob(f"*{index_path(root, '').name}"))
+                hint = "get or convert it again" if is_ours else "it is not a shard directory"
             raise Error(f"{root} has no manifest.json; {hint}")
         return cls.parse(read_text(path), path)
 

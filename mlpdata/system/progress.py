@@ -112,7 +112,7 @@ class Progress:
         byte_rate = (self.num_bytes - self._resumed_bytes) / self._elapsed_s()
         rates = [f"{format_bytes(rate)}/s" if self.unit == "bytes" else f"{rate:,.0f} {self.unit}/s"]
         rates += [f"{format_bytes(byte_rate)}/s"] if self.num_bytes else []
-        done, total, speed, step = self.done, self.total, rate, self._step[0]
+        done, total, speed, step = self.done, self.total if self._has_total() else 0, rate, self._step[0]
         if self.total_bytes:
             done, total, speed, step = self.num_bytes, self.total_bytes, byte_rate, self._step[1]
         if smooth:
@@ -123,7 +123,11 @@ class Progress:
     def _counts(self, of: str) -> str:
         count = format_bytes if self.unit == "bytes" else "{:,}".format
         about = "about " if self.total_bytes else ""
-        return f"{count(self.done)}{of}{about}{count(self.total)}" if self.total else count(self.done)
+        return f"{count(self.done)}{of}{about}{count(self.total)}" if self._has_total() else count(self.done)
+
+    def _has_total(self) -> bool:
+        """Whether there is a total, and none that was guessed too low."""
+        return 0 < self.total >= self.done
 
     def _skips(self) -> list[str]:
         return [] if self.unit == "bytes" else [f"{self.skipped:,} skipped"]

@@ -97,7 +97,10 @@ def test_another_conversion_is_told_by_the_options_that_differ(photos, monkeypat
         ({"decode": "exact"}, "asked for --decode exact, there --decode fast"),
         ({"codec": "jpg", "seed": 3}, "asked for --codec jpg --seed 3, there --codec auto --seed 0"),
         ({"splits": ("val",)}, "asked for --split val, there --split train --split val"),
-        ({"dataset": "shapes", "source": None}, "asked for convert shapes, there convert folder;"),
+        (
+            {"dataset": "shapes", "source": None},
+            "asked for convert shapes, there convert folder;",
+        ),
     ):
         with pytest.raises(Error) as caught:
             convert_quietly(**options | changes)
@@ -282,6 +285,14 @@ def test_the_size_of_a_small_beton_is_said_as_it_will_be(photos):
 
 
 # -------------------------------------------------------------------------------------------------------- decode
+
+
+def test_what_was_decoded_exactly_is_not_called_a_scaled_decode(tmp_path):
+    make_folder(tmp_path / "in", splits=("train",), per_class=3, kind="PNG")
+    _, lines = convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=16, out=tmp_path / "out")
+    assert [line for line in lines if "fidelity" in line] == [
+        "fidelity: pixels equal an exact decode, as measured on 9 images"
+    ]
 
 
 def photograph(width, height, seed):

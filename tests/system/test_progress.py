@@ -1,8 +1,10 @@
 import os
 import pty
+import select
 import sys
 
 import pytest
+from conftest import HANG_S
 
 from mlpdata.system import progress as module
 from mlpdata.system.engines import LocalEngine
@@ -36,6 +38,14 @@ def test_share_and_time_left_go_by_bytes_where_samples_are_guessed(running):
     running.total_bytes = 250_000_000
     assert running.line().startswith("converting: 500 of about 1,000 images (20%)")
     assert "33:20 min left" in running.line()
+
+
+def test_a_guess_that_was_too_low_is_not_shown(running):
+    running.total, running.total_bytes = 372, 250_000_000
+    assert running.line().startswith("converting: 500 images (20%), ") and "33:20 min left" in running.line()
+    assert "372" not in running.bar(120)
+    running.total_bytes = 0
+    assert running.line().startswith("converting: 500 images, ") and "left" not in running.line()
 
 
 def test_without_a_total_there_is_no_share_and_no_time_left(clock):
@@ -80,7 +90,10 @@ def test_a_bar_is_drawn_in_place_in_a_terminal_and_lines_elsewhere(clock, monkey
             for _ in range(3):
                 clock[0] += 6.0
                 progress.add(100)
-    drawn = os.read(parent, 1 << 16).decode()
+    drawn = b""
+    while b"\n" not in drawn and select.select([parent], [], [], HANG_S)[0]:  # it arrives in pieces
+        drawn += os.read(parent, 1 << 16)
+    drawn = drawn.decode()
     assert drawn.count("\n") == 1 and drawn.count("\r\x1b[2Kconverting:") == 4
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4 and all(line.startswith("converting: ") for line in lines)

@@ -196,6 +196,8 @@ def test_predictions_that_cannot_be_written_are_said_before_the_work(saved, shap
     for out in (tmp_path, tmp_path / "none" / "p.parquet"):
         with pytest.raises(Error, match="cannot write"):
             run(EvalOptions(checkpoint=saved, shards=shapes_dir, predictions=out))
+    with pytest.raises(Error, match=r"call it .*p\.parquet, not .*p\.csv"):
+        run(EvalOptions(checkpoint=saved, shards=shapes_dir, predictions=tmp_path / "p.csv"))
 
 
 def test_a_full_disk_leaves_no_half_of_the_predictions(saved, shapes_dir, tmp_path, monkeypatch):

@@ -225,5 +225,9 @@ def test_a_packed_file_that_hides_a_large_one(tmp_path):
         f.writestr("archive/data.pkl", bytes(1 << 20))
     with pytest.raises(Error, match="is packed, as torch packs no checkpoint"):
         trainer.load(tmp_path / "a.pt")
-    with pytest.raises(Error, match=r"no checkpoint at .*best\.safetensors"):
+    with pytest.raises(Error, match=r"no checkpoint at .*best\.safetensors$"):
+        trainer.load(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "best.safetensors").write_bytes(b"x")
+    with pytest.raises(Error, match=r"no checkpoint at .*best\.safetensors; there is one in .*tiny$"):
         trainer.load(tmp_path)

@@ -85,10 +85,11 @@ def test_without_its_shards_classes_are_numbers(shapes_dir, pictures, tmp_path):
 def test_what_cannot_be_predicted_is_one_line(saved, shapes_dir, pictures, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff nothing")
     os.mkfifo(tmp_path / "fifo.jpg")
-    for name, reason in (("bad.jpg", "cannot decode"), ("none.jpg", "cannot read"), ("fifo.jpg", "no regular file")):
+    for name, reason in (("bad.jpg", "cannot decode"), ("none.jpg", "cannot read"), ("fifo.jpg", "no regular file"),
+                         (".", "is a folder; name the image files in it")):  # fmt: skip
         done = run_cli("predict", saved, pictures[0], tmp_path / name, "--device", "cpu")
         assert done.returncode == 1 and not done.stdout
-        assert reason in done.stderr and name in done.stderr and done.stderr.count("\n") == 1
+        assert reason in done.stderr and str(tmp_path / name) in done.stderr and done.stderr.count("\n") == 1
     root = tmp_path / "other"
     shutil.copytree(shapes_dir, root)
     text = json.loads((root / "manifest.json").read_text())
