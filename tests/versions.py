@@ -47,7 +47,7 @@ def interpreter(version: str) -> str | None:
     return None
 
 
-def run_row(version: str, which: str, torch: str | None) -> bool | None:
+def run_row(version: str, which: str, torch: str | None, tests: list[str]) -> bool | None:
     """Install and test; prints one row. Returns whether all tests passed, None without this Python."""
     say = f"| {version} | {which} |".__add__
     base = interpreter(version)
@@ -66,7 +66,7 @@ def run_row(version: str, which: str, torch: str | None) -> bool | None:
         if subprocess.run(install, stdout=out, stderr=out, check=False).returncode:
             print(say(f" does not install: see {log.relative_to(ROOT)} | - |"), flush=True)
             return False
-        test = [python, "-m", "pytest", "-q", "-n", "2", *TESTS]
+        test = [python, "-m", "pytest", "-q", "-n", "2", *tests]
         passed = subprocess.run(test, cwd=ROOT, stdout=out, stderr=out, check=False).returncode == 0
     versions = subprocess.run([python, "-c", LIST, *SHOWN], capture_output=True, text=True, check=True).stdout.strip()
     end = log.read_text().rstrip().splitlines()[-1].strip("= ")
@@ -79,11 +79,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(rows)} (default: all)")
     parser.add_argument("--torch", metavar="REQUIREMENT", help="torch of the newest rows, as pip takes it")
+    parser.add_argument("--tests", nargs="+", default=TESTS, metavar="PATH", help=f"(default: {' '.join(TESTS)})")
     args = parser.parse_args()
     if unknown := set(args.rows) - set(rows):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
     print("| Python | versions | installed | tests |\n|---|---|---|---|", flush=True)
-    results = [run_row(*row.split("-"), args.torch) for row in args.rows or rows]
+    results = [run_row(*row.split("-"), args.torch, args.tests) for row in args.rows or rows]
     return 1 if False in results else 0
 
 

@@ -212,7 +212,7 @@ class Part:
             line = self._read(f, HEAD.itemsize, self._rows_offset - HEAD.itemsize)
         try:
             return msgspec.convert(json.loads(line), PartRecord)
-        except ValueError:
+        except (ValueError, msgspec.MsgspecError):
             raise self._changed() from None
 
     @cached_property

@@ -198,7 +198,7 @@ class _Transfer:
             with open(self._journal_path, "rb") as f:
                 journal = msgspec.json.decode(f.read(MAX_JOURNAL_BYTES), type=_Journal)
             held = self._part.stat().st_size
-        except (OSError, ValueError, RecursionError):  # it may be damaged, or somebody else's
+        except (OSError, ValueError, msgspec.MsgspecError, RecursionError):  # it may be damaged, or somebody else's
             return anew
         size, ranges = journal.size, [_Range(start, stop) for start, stop in journal.missing]
         if size is None or held != size or not all(0 <= r.start < r.stop <= size for r in ranges):

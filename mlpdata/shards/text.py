@@ -73,7 +73,7 @@ def conform(raw: object, kind: Any, name: object) -> Any:
     """Convert a value to the type it has to be of. name: what the message calls the value. Raises Error."""
     try:
         return msgspec.convert(raw, kind)
-    except (ValueError, RecursionError) as e:
+    except (ValueError, msgspec.MsgspecError, RecursionError) as e:
         raise damaged(name, e) from None
 
 

@@ -245,7 +245,7 @@ def test_unfinished_work_is_continued_only_with_its_own_options(tmp_path, big_fo
     process.kill()
     process.wait()
     done = run_cli("convert", *words, "--workers", 1, "--res", 32)
-    assert done.returncode == 1 and "another command" in done.stderr
+    assert done.returncode == 1 and "another conversion" in done.stderr
     with pytest.raises(Error, match="did not finish"):
         mlpdata.load(tmp_path / "out", "train", 4)
 

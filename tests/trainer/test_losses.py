@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import read_jsonl
 
 from trainer.train import run
 
 RECORDED = Path(__file__).with_name("losses.json")
+RECORDED_WITH = "2.13.0"  # torch
 RUNS = {
     "adamw": ["optim.name=adamw", "optim.lr=2e-3", "augment.crop_scale=[0.6, 1]", "schedule.name=cosine"],
     "lion": [
@@ -36,6 +38,8 @@ def record(folder, shards, name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_are_those_recorded(name, shapes_dir, tmp_path):
+    if "dropout" in " ".join(RUNS[name]) and torch.__version__.split("+")[0] != RECORDED_WITH:
+        pytest.skip(f"torch {torch.__version__} may draw other numbers for dropout than {RECORDED_WITH}")
     recorded, now = json.loads(RECORDED.read_text())[name], record(tmp_path, shapes_dir, name)
     assert now["steps"] == pytest.approx(recorded["steps"], rel=1e-5)
     for epoch, row in zip(now["epochs"], recorded["epochs"], strict=True):
