@@ -58,6 +58,8 @@ def derive(
         "shard_size": shard_size or first.shard_size,
         "quality": _quality(derivation, manifests, quality),
     }
+    if quality and options["res"] == first.res and all(m.quality is None and _stores_jpegs(m) for m in manifests):
+        say("--quality changes nothing of stored JPEGs: they stay as they are")
     manifest = convert(
         Options(dataset=first.dataset, derivation=derivation, out=out if remote.is_remote(out) else Path(out),
                 decode=decode, workers=workers, overwrite=overwrite, quiet=quiet, max_skipped=1.0, **options),
@@ -73,6 +75,10 @@ _ADVICE = {
     "format": "say which with --format",
     "codec": "say which with --codec",
 }
+
+
+def _stores_jpegs(manifest: Manifest) -> bool:
+    return "jpg" in (manifest.tar_codec, manifest.beton_codec)
 
 
 def _of(manifest: Manifest, field: str) -> Any:

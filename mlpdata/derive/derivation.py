@@ -81,7 +81,8 @@ class Derivation:
         if self.dedupe is not None and self.dedupe not in DEDUPES:
             raise Error(f"--dedupe {self.dedupe!r:.40} is not one of {', '.join(DEDUPES)}")
         if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
-            raise Error(f"--classes {self.classes_file} names {'a class twice' if self.classes else 'no classes'}")
+            names = f"--classes {self.classes_file}".rstrip()
+            raise Error(f"{names} names {'a class twice' if self.classes else 'no class'}")
 
     @property
     def draws(self) -> bool:

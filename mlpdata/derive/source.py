@@ -85,7 +85,7 @@ class ShardSource(Source):
         self.training_split = "train" if "train" in self.splits else self.splits[0]
         self.keeps_sums = self._keeps_sums()
         self._lists = [self._lists_skipped(p) for p in range(len(self.parents))]
-        self.notes = (*class_list.notes, *self.choice.notes, *self._not_listed())
+        self.notes = (*class_list.notes, *self.choice.notes, *self._not_listed(), *self._not_resized())
         self.warnings = (*self.choice.warnings, *self._enlarged())
 
     # -------------------------------------------------------------------------------------------- what stays the same
@@ -149,6 +149,15 @@ class ShardSource(Source):
             f"not listed again: {plural(n, 'image')} that {parent.name} lists as skipped"
             for parent, lists in zip(self.parents, self._lists, strict=True)
             if (n := sum(info.num_skipped for info in parent.manifest.splits.values())) and not lists
+        ]
+
+    def _not_resized(self) -> list[str]:
+        resize = self.wanted.resize
+        return [
+            f"no image is resized: none of {parent.name} has more than {resize.res} px a side"
+            for parent in self.parents
+            if self.derivation.command == "resize" and (self.is_final(parent) or resize.rule == "longest")
+            if parent.manifest.res <= resize.res
         ]
 
     def _enlarged(self) -> list[str]:

@@ -52,7 +52,18 @@ def convert(folder: Path, args):
         yield "convert-made", what, rate, "images/s", row["ratio_to_ffcv_raw"], "ffcv's raw writer"
 
 
-PARTS = {"open": open_, "stream": stream, "convert": convert}
+def derive(folder: Path, args):
+    (row,) = run("derive.py", folder)
+    for name, what in (
+        ("subset", "`subset` of everything, 100,000 JPEGs at 64 px in both formats"),
+        ("merge", "`merge` of its two halves"),
+        ("seed", "`subset` of everything in another order"),
+    ):
+        rate, ratio = row["mb"] / row[name]["s"]["median"], round(1 / row[f"{name}_s_to_cp"], 2)
+        yield f"derive-{name}", what, rate, "MB/s", ratio, "`cp -r` and `sync`"
+
+
+PARTS = {"open": open_, "stream": stream, "convert": convert, "derive": derive}
 
 
 def main() -> None:

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from archives import encoded, make_folder, make_ilsvrc, picture
-from conftest import Inline, change_manifest, convert_quietly, relist
+from conftest import ROOT, Inline, change_manifest, convert_quietly, relist
 
 import mlpdata
 from mlpdata import Error
@@ -19,6 +21,9 @@ from mlpdata.inspect.verify import verify
 from mlpdata.shards import index
 from mlpdata.shards.classes import read_classes, read_real
 from mlpdata.shards.manifest import Manifest
+
+sys.path.insert(0, str(ROOT / "tests" / "golden"))
+import cases
 
 DATA = (".beton", ".tar", ".parquet", "classes.txt", "_info.json", "skipped.jsonl", ".real.json")
 
@@ -149,6 +154,18 @@ def test_each_format_is_made_of_the_other(tmp_path, fixture, request):
         assert data_sums(tmp_path / "both") == expected
         make("subset", tmp_path / "beton", out=tmp_path / "again", output={"format": "both", "codec": "auto"})
         assert data_sums(tmp_path / "again") == expected
+
+
+@pytest.mark.parametrize("name", cases.OLD)
+def test_a_directory_of_an_earlier_version_is_taken_as_it_is(tmp_path, name):
+    with tarfile.open(cases.FOLDER / "old" / f"{name}.tar.xz") as tar:
+        tar.extractall(tmp_path / "old", filter="data")
+    manifest = make("subset", tmp_path / "old", out=tmp_path / "new")
+    made, old = data_sums(tmp_path / "new"), data_sums(tmp_path / "old")
+    if cases.versions()["index"] != json.loads((cases.FOLDER / "sums.json").read_text())["versions"]["index"]:
+        made, old = ({n: s for n, s in x.items() if not n.endswith(".parquet")} for x in (made, old))
+    assert made == old
+    assert manifest.image_library == Manifest.load(tmp_path / "old").image_library
 
 
 # ------------------------------------------------------------------------------------------------------------ subset
