@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+from mlpdata.shards import beton
 from mlpdata.sources import Broken, ClassFilter, TooSmall
 
 
@@ -319,3 +320,40 @@ def make_wds(folder, class_list, per_tar=10, num_tars=3, val=True, named=True, i
     if info:
         (folder / "_info.json").write_text(json.dumps({"splits": table}))
     return want
+
+
+BETON_PAGE = 1 << 21  # the smallest that ffcv takes
+
+
+def make_beton(path, images, labels, fields=(("image", 2), ("label", 1))):
+    """A beton as ffcv lays it out, with any fields, a random order of images in it, and of its allocation table.
+
+    images: arrays for raw images, bytes for JPEGs. fields: (name, type id); others than the first of each are zeros.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    n, rng = len(images), np.random.default_rng(0)
+    table = np.dtype([(f"f{i}", beton.FIELD_METADATA[kind]) for i, (_, kind) in enumerate(fields)], align=True)
+    header, meta = np.zeros((), beton.HEADER), np.zeros(n, table)
+    descriptors = np.zeros(len(fields), beton.FIELD)
+    for row, (name, kind) in zip(descriptors, fields, strict=True):
+        row["type_id"], row["name"][: len(name)] = kind, np.frombuffer(name.encode(), np.uint8)
+    kinds = [kind for _, kind in fields]
+    image, label = f"f{kinds.index(2)}", f"f{kinds.index(1)}"
+    at = -(-(header.nbytes + descriptors.nbytes + meta.nbytes) // BETON_PAGE) * BETON_PAGE
+    data, rows = bytearray(), []
+    for i in rng.permutation(n).tolist():
+        payload = images[i].tobytes() if isinstance(images[i], np.ndarray) else images[i]
+        if len(data) % BETON_PAGE + len(payload) > BETON_PAGE:
+            data += bytes(-len(data) % BETON_PAGE)
+        is_raw = isinstance(images[i], np.ndarray)
+        width, height = images[i].shape[1::-1] if is_raw else Image.open(io.BytesIO(images[i])).size
+        meta[image][i] = (is_raw, width, height, at + len(data))
+        rows.append((i, at + len(data), len(payload)))
+        data += payload
+    meta[label] = labels
+    data += bytes(-len(data) % BETON_PAGE)
+    header["version"], header["num_fields"], header["page_size"] = 2, len(fields), BETON_PAGE
+    header["num_samples"], header["alloc_table_ptr"] = n, at + len(data)
+    front = header.tobytes() + descriptors.tobytes() + meta.tobytes()
+    path.write_bytes(front + bytes(at - len(front)) + data + np.array(rows, beton.ALLOCATION).tobytes())
+    return path

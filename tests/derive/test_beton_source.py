@@ -5,13 +5,12 @@ from functools import partial
 
 import numpy as np
 import pytest
-from archives import encoded, picture
+from archives import encoded, make_beton, picture
 from conftest import Inline, convert_quietly, run_cli
 
 import mlpdata
 from mlpdata import Error, datasets
 from mlpdata.convert import run
-from mlpdata.image.codec import probe
 from mlpdata.inspect.verify import verify
 from mlpdata.shards import beton, index
 from mlpdata.shards.classes import read_classes
@@ -25,39 +24,6 @@ PAGE = 1 << 21
 @pytest.fixture(autouse=True)
 def inline(monkeypatch):
     monkeypatch.setattr(run, "LocalEngine", Inline)
-
-
-def write(path, images, labels, fields=(("image", 2), ("label", 1))):
-    """A beton as ffcv lays it out, with any fields, a random order of images in it, and of its allocation table.
-
-    images: arrays for raw images, bytes for JPEGs. fields: (name, type id); others than the first of each are zeros.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    n, rng = len(images), np.random.default_rng(0)
-    table = np.dtype([(f"f{i}", beton.FIELD_METADATA[kind]) for i, (_, kind) in enumerate(fields)], align=True)
-    header, meta = np.zeros((), beton.HEADER), np.zeros(n, table)
-    descriptors = np.zeros(len(fields), beton.FIELD)
-    for row, (name, kind) in zip(descriptors, fields, strict=True):
-        row["type_id"], row["name"][: len(name)] = kind, np.frombuffer(name.encode(), np.uint8)
-    kinds = [kind for _, kind in fields]
-    image, label = f"f{kinds.index(2)}", f"f{kinds.index(1)}"
-    at, data, rows = -(-(len(header.tobytes()) + descriptors.nbytes + meta.nbytes) // PAGE) * PAGE, bytearray(), []
-    for i in rng.permutation(n).tolist():
-        payload = images[i].tobytes() if isinstance(images[i], np.ndarray) else images[i]
-        if len(data) % PAGE + len(payload) > PAGE:
-            data += bytes(-len(data) % PAGE)
-        is_raw = isinstance(images[i], np.ndarray)
-        width, height = images[i].shape[1::-1] if is_raw else probe(images[i])[:2]
-        meta[image][i] = (is_raw, width, height, at + len(data))
-        rows.append((i, at + len(data), len(payload)))
-        data += payload
-    meta[label] = labels
-    data += bytes(-len(data) % PAGE)
-    header["version"], header["num_fields"], header["page_size"] = 2, len(fields), PAGE
-    header["num_samples"], header["alloc_table_ptr"] = n, at + len(data)
-    front = header.tobytes() + descriptors.tobytes() + meta.tobytes()
-    path.write_bytes(front + bytes(at - len(front)) + data + np.array(rows, beton.ALLOCATION).tobytes())
-    return path
 
 
 def raw_images(n, size=(24, 20), seed=0):
@@ -84,7 +50,7 @@ def test_every_image_with_its_label_whatever_its_place(tmp_path):
     images = raw_images(40)
     jpegs = [encoded(image) for image in images]
     mixed = [pair[i % 2] for i, pair in enumerate(zip(images, jpegs, strict=True))]
-    write(tmp_path / "x.beton", mixed, np.arange(40) % 7)
+    make_beton(tmp_path / "x.beton", mixed, np.arange(40) % 7)
     source = open_beton(tmp_path / "x.beton")
     found = read(source)
     assert len(found) == 40 and source.splits == ("train",)
@@ -102,7 +68,7 @@ def test_units_cut_the_rows_without_loss(tmp_path, monkeypatch):
     from mlpdata.derive import beton_source
 
     images = raw_images(23)
-    path = write(tmp_path / "x.beton", images, range(23))
+    path = make_beton(tmp_path / "x.beton", images, range(23))
     monkeypatch.setattr(beton_source, "most_samples", lambda res: 5)
     monkeypatch.setattr(beton_source, "READ_BYTES", 3000)  # two images
     source = open_beton(path)
@@ -114,7 +80,7 @@ def test_units_cut_the_rows_without_loss(tmp_path, monkeypatch):
 
 def test_fields_of_any_name(tmp_path):
     fields = (("id", 1), ("note", 5), ("img", 2), ("target", 1))
-    path = write(tmp_path / "x.beton", raw_images(4), [3, 2, 1, 0], fields)
+    path = make_beton(tmp_path / "x.beton", raw_images(4), [3, 2, 1, 0], fields)
     with pytest.raises(Error, match=r"which field is the label is not clear; it has 'id' \(int\), 'note' \(JSON\)"):
         open_beton(path)
     source = open_beton(path, label_column="id")
@@ -125,7 +91,7 @@ def test_fields_of_any_name(tmp_path):
     assert not any("taken for" in line for line in open_beton(path, image_column="img", label_column="id").warnings)
     with pytest.raises(Error, match=r"has no one field 'note' of type int"):
         open_beton(path, label_column="note")
-    path = write(tmp_path / "y.beton", raw_images(2), [0, 0], (("image", 2), ("y", 0), ("label", 1)))
+    path = make_beton(tmp_path / "y.beton", raw_images(2), [0, 0], (("image", 2), ("y", 0), ("label", 1)))
     data = bytearray(path.read_bytes())
     data[beton.HEADER.itemsize + 2 * beton.FIELD.itemsize] = 0  # the label is a float
     path.write_bytes(data)
@@ -145,7 +111,7 @@ def test_fields_of_any_name(tmp_path):
 )  # fmt: skip
 def test_splits_by_the_names_of_files(tmp_path, names, splits):
     for k, name in enumerate(names):
-        write(tmp_path / name, raw_images(3, seed=10 * k), [0, 1, 2])
+        make_beton(tmp_path / name, raw_images(3, seed=10 * k), [0, 1, 2])
     (tmp_path / "labels.npy").write_bytes(b"")
     source = open_beton(tmp_path)
     found = read(source)
@@ -157,15 +123,15 @@ def test_splits_by_the_names_of_files(tmp_path, names, splits):
 
 def test_patterns_and_files_in_two_splits(tmp_path):
     for name in ("a_train.beton", "b_train.beton", "a_val.beton"):
-        write(tmp_path / name, raw_images(2), [0, 1])
+        make_beton(tmp_path / name, raw_images(2), [0, 1])
     assert len(read(open_beton(tmp_path / "*_train.beton"))) == 4
-    write(tmp_path / "train_val.beton", raw_images(2), [0, 1])
+    make_beton(tmp_path / "train_val.beton", raw_images(2), [0, 1])
     with pytest.raises(Error, match="fits two splits"):
         open_beton(tmp_path)
 
 
 def test_names_of_classes(tmp_path):
-    path = write(tmp_path / "x.beton", raw_images(4), [0, 2, 2, 1])
+    path = make_beton(tmp_path / "x.beton", raw_images(4), [0, 2, 2, 1])
     assert open_beton(path).classes == [("0", "0"), ("1", "1"), ("2", "2")]
     named = open_beton(path, class_filter=ClassFilter(classes=("n01440764", "cat", "dog", "none")))
     assert named.classes[0] == ("n01440764", "tench, Tinca tinca") and len(named.classes) == 4
@@ -181,8 +147,8 @@ def test_a_conversion_keeps_jpegs_of_the_size_and_resizes_the_others(tmp_path):
     images = [picture(16, 16, i) for i in range(12)]
     small = [encoded(image) for image in images]
     large = [encoded(picture(50, 40, i)) for i in range(12)]
-    write(tmp_path / "in" / "train.beton", small, np.arange(12) % 3)
-    write(tmp_path / "in" / "val.beton", large, np.arange(12) % 3)
+    make_beton(tmp_path / "in" / "train.beton", small, np.arange(12) % 3)
+    make_beton(tmp_path / "in" / "val.beton", large, np.arange(12) % 3)
     out = tmp_path / "out"
     manifest, _ = convert_quietly(dataset="beton", source=str(tmp_path / "in"), res=16, out=out)
     assert {s: info.num_samples for s, info in manifest.splits.items()} == {"train": 12, "val": 12}
@@ -200,7 +166,7 @@ def test_a_conversion_keeps_jpegs_of_the_size_and_resizes_the_others(tmp_path):
 
 def test_raw_pixels_stay_as_they_are(tmp_path):
     images = raw_images(30, (16, 16))
-    path = write(tmp_path / "x.beton", images, np.arange(30) % 4)
+    path = make_beton(tmp_path / "x.beton", images, np.arange(30) % 4)
     manifest, _ = convert_quietly(dataset="beton", source=str(path), res=16, out=tmp_path / "out")
     assert manifest.tar_codec == "png" and manifest.fidelity is None
     for format in ("beton", "tar"):
@@ -212,7 +178,7 @@ def test_raw_pixels_stay_as_they_are(tmp_path):
 def test_a_jpeg_that_does_not_decode_is_listed(tmp_path):
     jpegs = [encoded(picture(20, 20, i)) for i in range(8)]
     jpegs[3] = jpegs[3][:200] + bytes(len(jpegs[3]) - 200)
-    path = write(tmp_path / "x.beton", jpegs, [0] * 8)
+    path = make_beton(tmp_path / "x.beton", jpegs, [0] * 8)
     manifest, _ = convert_quietly(dataset="beton", source=str(path), res=16, out=tmp_path / "out", max_skipped=0.2)
     assert (manifest.splits["train"].num_samples, manifest.splits["train"].num_skipped) == (7, 1)
     assert "x.beton[3]" in (tmp_path / "out" / "skipped.jsonl").read_text()
@@ -231,19 +197,19 @@ def test_what_is_no_beton_of_others(tmp_path, shapes_dir):
         open_beton(shapes_dir / "train-000000.tar")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "manifest.json").write_text("{}")  # of a web page, say
-    write(tmp_path / "other" / "x.beton", raw_images(2), [0, 1])
+    make_beton(tmp_path / "other" / "x.beton", raw_images(2), [0, 1])
     assert len(read(open_beton(tmp_path / "other"))) == 2
 
 
 @pytest.mark.parametrize("label", [-1, 1 << 40])
 def test_labels_that_are_no_classes(tmp_path, label):
-    path = write(tmp_path / "x.beton", raw_images(3), [0, label, 1])
+    path = make_beton(tmp_path / "x.beton", raw_images(3), [0, label, 1])
     with pytest.raises(Error, match=r"sample 1 has the label"):
         open_beton(path)
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path):
-    path = write(tmp_path / "x.beton", raw_images(3), [0, 1, 2])
+    path = make_beton(tmp_path / "x.beton", raw_images(3), [0, 1, 2])
     source = open_beton(path)
     with open(path, "r+b") as f:
         f.truncate(PAGE)
@@ -262,7 +228,7 @@ def test_our_own_betons_are_betons_too(tmp_path):
 
 
 def test_the_command_line(tmp_path):
-    write(tmp_path / "x.beton", raw_images(6), [0, 1, 2, 0, 1, 2], (("photo", 2), ("class", 1)))
+    make_beton(tmp_path / "x.beton", raw_images(6), [0, 1, 2, 0, 1, 2], (("photo", 2), ("class", 1)))
     words = ["convert", "beton", "--source", tmp_path / "x.beton", "--res", 8, "--out", tmp_path / "out", "--quiet"]
     done = run_cli(*words, "--image-column", "picture")
     assert done.returncode == 1 and "has no one field 'picture'" in done.stderr

@@ -23,6 +23,7 @@ from archives import (
     bad_images,
     damaged_inside,
     encoded,
+    make_beton,
     make_cifar,
     make_folder,
     make_ilsvrc,
@@ -90,6 +91,28 @@ def make_bad(path):
     )
 
 
+def make_betons(path):
+    """A beton of raw images and JPEGs of several sizes among other fields, and one of JPEGs."""
+    fields = (("row", 0), ("photo", 2), ("target", 1), ("note", 5))
+    raw = [picture((24, 40)[i % 2], 24, i) for i in range(30)]
+    make_beton(
+        path / "set_train.beton", [encoded(p) if i % 3 else p for i, p in enumerate(raw)], np.arange(30) % 4, fields
+    )
+    make_beton(path / "set_val.beton", [encoded(picture(24, 24, 50 + i)) for i in range(9)], np.arange(9) % 4, fields)
+
+
+def make_clip(path):
+    """Tars as CLIP benchmark lays them out, with names of the classes beside them."""
+    for split, n in (("train", 14), ("test", 6)):
+        (path / split).mkdir(parents=True)
+        members = {}
+        for i in range(n):
+            image = encoded(picture(30, 26, 10 * n + i), ("JPEG", "WEBP")[split == "test"])
+            members |= {f"s{i:07d}.cls": b"%d" % (i % 3), f"s{i:07d}.{'webp' if split == 'test' else 'jpg'}": image}
+        (path / split / "0.tar").write_bytes(tar_bytes(members))
+    (path / "classnames.txt").write_text("cat\ndog\nbarn owl\n")
+
+
 def three_sizes(classes):
     for wnid, n in zip(classes, (3, 4, 5, 6, 6), strict=True):
         classes[wnid] = dict(list(classes[wnid].items())[:n])
@@ -109,6 +132,8 @@ MAKERS = {
     "wds": lambda p: make_wds(p, SYNSETS),
     "wds-info": lambda p: make_wds(p, SYNSETS, named=False, info=True),
     "parquet": make_parquet,
+    "betons": make_betons,
+    "clip": make_clip,
     "jpegs": lambda p: make_folder(p, per_class=9),
     "pngs": lambda p: make_folder(p, per_class=7, kind="PNG"),
     "webps": lambda p: make_folder(p, splits=("train",), per_class=6, kind="WEBP"),
@@ -151,6 +176,9 @@ CASES = {
     "wds": {"dataset": "hub", "source": "wds-info", "res": 16, "codec": "jpg"},
     "parquet": {"dataset": "hub", "source": "parquet", "res": 32},
     "parquet-limit": {"dataset": "hub", "source": "parquet", "res": 32, "limit": 11},
+    "betons": {"dataset": "beton", "source": "betons", "res": 24, "shard_size": 20},
+    "betons-jpg": {"dataset": "beton", "source": "betons", "res": 16, "codec": "jpg"},
+    "clip": {"dataset": "wds", "source": "clip", "res": 16},
     "jpegs": JPEGS,
     "jpegs-crop": {**JPEGS, "resize": "crop", "filter": "bicubic"},
     "jpegs-longest": {**JPEGS, "resize": "longest", "filter": "lanczos", "codec": "jpg"},
@@ -168,7 +196,7 @@ CASES = {
     "merge": {"of": ("pngs", "webps"), "command": "merge", "seed": 3},
     "resize": {"of": ("tiny",), "command": "resize", "res": 32, "format": "tar"},
 }  # fmt: skip
-WORKERS = {"cifar10": 2, "mixed": 3, "tiny": 2, "in21k-filter": 2}  # cases that are also converted by so many
+WORKERS = {"betons": 2, "cifar10": 2, "mixed": 3, "tiny": 2, "in21k-filter": 2}  # cases that are also converted by so many
 # Cases whose payloads are the pixels of the archive: no library has a part in their bytes, but for the index.
 EXACT = ("cifar10-raw", "cifar10-seed", "cifar10-limit", "cifar100", "stl10", "downsampled")
 OLD = ("cifar10-python2", "in21k-bad", "jpegs-longest", "webps")  # cases whose directories are kept
