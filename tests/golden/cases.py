@@ -196,7 +196,7 @@ CASES = {
     "merge": {"of": ("pngs", "webps"), "command": "merge", "seed": 3},
     "resize": {"of": ("tiny",), "command": "resize", "res": 32, "format": "tar"},
 }  # fmt: skip
-WORKERS = {"betons": 2, "cifar10": 2, "mixed": 3, "tiny": 2, "in21k-filter": 2}  # cases that are also converted by so many
+WORKERS = {"betons": 2, "cifar10": 2, "mixed": 3, "tiny": 2, "in21k-filter": 2}  # also converted by so many
 # Cases whose payloads are the pixels of the archive: no library has a part in their bytes, but for the index.
 EXACT = ("cifar10-raw", "cifar10-seed", "cifar10-limit", "cifar100", "stl10", "downsampled")
 OLD = ("cifar10-python2", "in21k-bad", "jpegs-longest", "webps")  # cases whose directories are kept
