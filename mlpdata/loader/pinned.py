@@ -108,6 +108,12 @@ class Pinned(HostTier):
 
     num_resident: the tier "split": so many rows, the first, are on the device instead. Shards are shuffled, so about
     the same share of every batch comes from the host. Batches are those of the other tiers, in the same order.
+
+    A batch of the split tier is put together on the device before it is augmented, where the resident tier's
+    augmentation gathers on its way. For 16,384 images of 64 px, half of them resident, that moves 0.50 GB as RGB (every
+    image read and written once more, those from the host written twice) and 0.25 GB as planes: 0.17 and 0.08 ms at 3
+    TB/s, 4% and 2% of a step of the smallest of the paper's models, and less of the others'. That is the most that a
+    kernel that reads from two stores could save, at the price of an address for each image in every form of it.
     """
 
     def __init__(
