@@ -23,6 +23,7 @@ from mlpdata.shards.manifest import classes_path
 from mlpdata.shards.shard_index import ShardIndex
 from mlpdata.shards.tar import EXTENSIONS
 from mlpdata.sources import keys
+from mlpdata.system.disk import pwrite
 from mlpdata.system.files import write_atomic
 
 MOST_NAME_BYTES = 200  # of a folder or file: 255 is what file systems take
@@ -69,12 +70,16 @@ class FolderWriter(Writer):
 
     def write(self, folder: Path, piece: Piece, blocks: Iterator[Block]) -> Written:
         num_bytes, split = 0, piece.rows.split
+        base = os.fspath(folder / split)
         for block in blocks:
             for i, (key, label) in enumerate(zip(block.keys, block.labels.tolist(), strict=True)):
                 name = self._file_name(split, key, label, block.first + i)
-                path = folder / split / self._folders[label] / f"{name}.{EXTENSIONS[block.codecs[i]]}"
-                with open(path, "wb", 0) as f:
-                    f.write(block.images[i])
+                path = f"{base}/{self._folders[label]}/{name}.{EXTENSIONS[block.codecs[i]]}"
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+                try:
+                    pwrite(fd, block.images[i], 0)
+                finally:
+                    os.close(fd)
                 num_bytes += len(block.images[i])
         return Written(num_samples=len(piece.rows), num_bytes=num_bytes, files={}, facts={"num_files": len(piece.rows)})
 

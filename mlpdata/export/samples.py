@@ -159,14 +159,10 @@ def _read_block(rows: Rows, start: int, stop: int, keys, files, options: ExportO
     return Block(rows.first + start, keys, part.label[start:stop].astype(np.int64), codecs, images, out)
 
 
-def _read_range(file: BinaryIO, begin: int, length: int, path: Path) -> bytearray:
-    data, done = bytearray(length), 0
-    view = memoryview(data)
-    while done < length:
-        n = os.preadv(file.fileno(), [view[done:]], begin + done)
-        if not n:
-            raise Error(f"{path} is cut short: it ends at byte {begin + done}; get or convert it again")
-        done += n
+def _read_range(file: BinaryIO, begin: int, length: int, path: Path) -> bytes:
+    data = os.pread(file.fileno(), length, begin)
+    if len(data) < length:
+        raise Error(f"{path} is cut short: it ends at byte {begin + len(data)}; get or convert it again")
     return data
 
 

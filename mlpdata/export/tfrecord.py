@@ -9,6 +9,7 @@ does not promise equal bytes for equal maps. Only the checksums, CRC-32C, come f
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from mlpdata.splits import on_hub
 from mlpdata.system.files import replacing, write_atomic
 
 MASK = 0xA282EAD8  # TFRecord's, which is added to rotated checksums
+TAG_1, TAG_2, TAG_3 = b"\x0a", b"\x12", b"\x1a"  # of fields 1 to 3 that have a length
 FEATURE = "tensorflow_datasets.core.features"
 
 
@@ -128,18 +130,25 @@ def example(image: bytes, label: int, key: bytes) -> bytes:
     >>> example(b"i", 3, b"k").hex()
     '0a2e0a0c0a036b657912050a030a016b0a0e0a05696d61676512050a030a01690a0e0a056c6162656c12051a030a0103'
     """
-    features = [
-        (b"key", _field(1, _field(1, key))),  # Feature.bytes_list, BytesList.value
-        (b"image", _field(1, _field(1, image))),
-        (b"label", _field(3, _field(1, _varint(label)))),  # Feature.int64_list, Int64List.value, packed
-    ]
-    # Example.features, then an entry of the map Features.feature for each.
-    return _field(1, b"".join(_field(1, _field(1, name) + _field(2, feature)) for name, feature in features))
+    entries = b"".join((_bytes_entry(b"key", key), _bytes_entry(b"image", image), _label_entry(label)))
+    return b"".join((TAG_1, _varint(len(entries)), entries))  # Example.features
 
 
-def _field(number: int, content: bytes) -> bytes:
-    """A field of bytes: its tag, its length, its content."""
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
+def _bytes_entry(name: bytes, value: bytes) -> bytes:
+    """An entry of the map Features.feature: the name, and a Feature with one value in its bytes_list."""
+    head = TAG_1 + _varint(len(value))  # BytesList.value
+    head = TAG_1 + _varint(len(head) + len(value)) + head  # Feature.bytes_list
+    head = b"".join((TAG_1, _varint(len(name)), name, TAG_2, _varint(len(head) + len(value)), head))
+    return b"".join((TAG_1, _varint(len(head) + len(value)), head, value))
+
+
+@functools.lru_cache(1 << 16)
+def _label_entry(label: int) -> bytes:
+    """The same for the label, in an int64_list."""
+    number = _varint(label)
+    feature = TAG_3 + _varint(len(number) + 2) + TAG_1 + _varint(len(number)) + number  # Int64List.value is packed
+    entry = TAG_1 + b"\x05label" + TAG_2 + _varint(len(feature)) + feature
+    return TAG_1 + _varint(len(entry)) + entry
 
 
 def _varint(value: int) -> bytes:

@@ -5,8 +5,9 @@
 - ours: `mlpdata export`, the whole command, whose files are synced at its end
 - copy: `cp -r EXPORT COPY` and a sync of its files, or of the whole disk where they are thousands, as ours does it
 
-With --back, the exports that `mlpdata convert` reads go through it again, and the npz through numpy: the number of
-samples, the labels and the digests of all pixels have to be those of the directory. Prints one JSON row a format.
+With --back, the exports that `mlpdata convert` reads go through it again, the npz through numpy, and `mlpdata verify`
+reads shards: the number of samples, the labels and the digests of all pixels have to be those of the directory. Prints
+one JSON row a format.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import harness
 import numpy as np
 import xxhash
 
-from mlpdata.choices import EXPORTS
+from mlpdata.choices import EXPORTS, FORMATS
 from mlpdata.shards import index
 from mlpdata.shards.manifest import Manifest
 
-BACK = {"folder": "folder", "parquet": "hub", "tar": "wds", "beton": "beton"}  # what `convert` calls them
+BACK = {"folder": "folder", "parquet": "hub"}  # what `convert` calls them
 
 
 def mlpdata(*words: object) -> None:
-    command = [sys.executable, "-m", "mlpdata.cli", *map(str, words), "--quiet"]
+    quiet = [] if words[0] == "verify" else ["--quiet"]
+    command = [sys.executable, "-m", "mlpdata.cli", *map(str, words), *quiet]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()}")
@@ -71,6 +73,9 @@ def read_back(to: str, out: Path, folder: Path, res: int) -> dict[str, np.ndarra
                 digests = [xxhash.xxh3_64_intdigest(image.tobytes()) for image in data["images"]]
                 found[path.stem] = rows(data["labels"], np.array(digests, np.uint64))
         return found
+    if to in FORMATS["both"]:
+        mlpdata("verify", out)
+        return content(out)
     if to not in BACK:
         return None
     mlpdata("convert", BACK[to], "--source", out, "--res", res, "--out", folder / "back")

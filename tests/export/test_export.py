@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archives import encoded, picture
-from conftest import Inline, convert_quietly
+from conftest import Inline, change_manifest, convert_quietly, run_cli
 from PIL import Image
 
 import mlpdata
 from mlpdata import Error
 from mlpdata.export import run, workdir
 from mlpdata.export.options import ExportOptions
+from mlpdata.export.other_format import export_shards
 from mlpdata.export.record import load_record
 from mlpdata.export.run import export
 from mlpdata.image import encode_jpeg
+from mlpdata.inspect.verify import verify
 from mlpdata.shards import index
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.manifest import Manifest
@@ -345,3 +347,57 @@ def test_codecs(shapes_dir, tmp_path, codec, kind):
             assert seen.format == kind
             assert codec == "jpg" or np.array_equal(np.asarray(seen), image)
         assert codec == "png" or path.read_bytes() == encode_jpeg(image, 95)
+
+
+@pytest.mark.usefixtures("inline")
+def test_one_sample_and_a_split_of_none(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "in" / split / "cat").mkdir(parents=True)
+        (tmp_path / "in" / split / "cat" / "a.png").write_bytes(encoded(picture(16, 16, 0), "PNG"))
+    root = tmp_path / "one"
+    convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=16, out=root, workers=1)
+    splits = json.loads((root / "manifest.json").read_text())["splits"]  # `convert` makes no empty one
+    splits["val"] |= {"num_samples": 0, "class_counts": [0], "tars": [], "tar_lengths": []}
+    change_manifest(root, splits=splits)
+    for to in ("folder", "parquet", "npz", "arrow", "mds", "litdata"):
+        record, lines = export_quietly(root, to, tmp_path / to)
+        assert record.splits == {"train": 1} and lines[0] == "split val has no samples: it is left out"
+    with pytest.raises(Error, match="there is nothing to export: no samples in val"):
+        export_quietly(root, "npz", tmp_path / "none", splits=("val",))
+    assert len(read_back("parquet", tmp_path / "parquet", ["train"], tmp_path)["train"][1]) == 1
+
+
+def test_a_file_that_may_not_grow_any_more(shapes_dir, tmp_path):
+    """As a full disk, which nobody can fill in a test: the error is one line, nothing looks whole, and it goes on."""
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+    limited += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limited += "import sys; from mlpdata.cli import main; sys.argv[0] = 'mlpdata'; main()"
+    words = ["export", shapes_dir, "--to", "arrow", "-o", tmp_path / "out", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "File too large" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "out" / "export.json").exists()
+    assert run_cli(*words).returncode == 0 and load_record(tmp_path / "out").splits == {"train": 1500, "val": 1500}
+
+
+def test_a_missing_library_is_one_line_that_says_how_to_get_it(shapes_dir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google_crc32c", None)
+    with pytest.raises(Error, match=r"needs google-crc32c: pip install 'mlpdata\[tfrecord\]'"):
+        export_quietly(shapes_dir, "tfrecord", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_other_format(tmp_path):
+    """From a beton to tars and back: the same file, byte for byte; pixels proven by `verify`."""
+    first = tmp_path / "first"
+    convert_quietly(dataset="shapes", res=16, limit=200, format="beton", out=first, workers=1)
+    for root, to, out in ((first, "tar", tmp_path / "tars"), (tmp_path / "tars", "beton", tmp_path / "back")):
+        export_shards(ExportOptions(root=root, to=to, out=out, workers=1, quiet=True), say=lambda line: None)
+        _, findings = verify(out, quiet=True)
+        assert not findings.num_problems and Manifest.load(out).formats == [to]
+    for split in ("train", "val"):
+        assert (tmp_path / "back" / f"{split}.beton").read_bytes() == (first / f"{split}.beton").read_bytes()
+    assert Manifest.load(tmp_path / "tars").command.startswith("mlpdata export first --format tar")
+    with pytest.raises(Error, match="--format and --file-mb are for other formats"):
+        ExportOptions(root=first, to="tar", out=tmp_path / "x", format="beton")
