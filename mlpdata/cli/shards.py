@@ -215,9 +215,11 @@ def bench(directory, device, split, format_, tier, cache_bytes, pixels, batch_si
     mlpdata bench s3://bucket/shards/imagenet21k-64 --tier stream --cache-bytes 50000000000
     """
     from mlpdata.inspect.bench import bench as run
+    from mlpdata.shards.streamed import local_directory
 
+    root = local_directory(directory, tier, cache_bytes, lambda line: click.echo(line, err=True))
     say(
-        run(directory, device=device, split=split, format=format_, tier=tier, cache_bytes=cache_bytes, pixels=pixels,
+        run(root, device=device, split=split, format=format_, tier=tier, cache_bytes=cache_bytes, pixels=pixels,
             batch_size=batch_size, res=res, num_threads=threads, seconds=seconds, as_json=as_json)
     )  # fmt: skip
 

@@ -7,16 +7,18 @@ manifest has one checksum for a whole beton, and what cannot be verified is not 
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 from mlpdata.errors import Error
 from mlpdata.fetch.download import exclusive
 from mlpdata.shards import remote
-from mlpdata.shards.files import local_sizes
+from mlpdata.shards.files import FileEntry, local_sizes
 from mlpdata.shards.manifest import Manifest, manifest_path
 from mlpdata.shards.tar_cache import TarCache
-from mlpdata.shards.tar_room import opened
+from mlpdata.shards.tar_room import opened, stamp_of
 from mlpdata.shards.text import read_text
 from mlpdata.system.files import write_atomic
 from mlpdata.system.format import format_bytes
@@ -87,14 +89,21 @@ def _folder_of(store: remote.Store, text: bytes, manifest: Manifest, say: remote
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with opened(folder), exclusive(folder.with_name(f".{folder.name}.fetch.lock"), say):
-            sizes = local_sizes(folder)
             for name, entry in files.items():
-                if sizes.get(name) != entry["bytes"]:
+                if not _is_unchanged(folder / name, entry):
                     store.fetch(name, entry, folder, say)
-            if sizes.get(ORIGIN) is None:
-                write_atomic(folder / ORIGIN, f"{store.where}\n".encode())
-            if manifest_path(folder).name not in sizes:
-                write_atomic(manifest_path(folder), text)
+                    os.utime(folder / name, ns=(time.time_ns(), stamp_of(entry)[1]))
+            for path, content in ((folder / ORIGIN, f"{store.where}\n".encode()), (manifest_path(folder), text)):
+                if not path.exists() or path.read_bytes() != content:
+                    write_atomic(path, content)
     except OSError as e:
         raise Error(f"cannot keep {store.where} in {folder}: {e.strerror or e}") from None
     return folder
+
+
+def _is_unchanged(path: Path, entry: FileEntry) -> bool:
+    try:
+        stat = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return (stat.st_size, stat.st_mtime_ns) == stamp_of(entry)

@@ -9,6 +9,7 @@ for others there, mlpdata.shards.tar_room says.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -22,7 +23,7 @@ from pathlib import Path
 from mlpdata.errors import Error, first_line
 from mlpdata.shards import remote
 from mlpdata.shards.files import FileEntry
-from mlpdata.shards.tar_room import PARTS, list_tars, locked, opened, removed
+from mlpdata.shards.tar_room import PARTS, list_tars, locked, opened, removed, stamp_of
 
 NUM_FETCHERS = 4  # tars that are fetched at a time
 FREE_SHARE = 0.8  # of the free disk that is taken where nobody says how much
@@ -68,9 +69,7 @@ class TarCache:
 
     def stamp(self, name: str) -> tuple[int, int]:
         """(bytes, time of change in ns) of a tar that is whole and unchanged."""
-        entry = self.entries[name]
-        # Whole seconds, which every file system keeps: a time between 2001 and 2017, another for another content.
-        return entry["bytes"], (10**9 + 2 * (int(entry["sha256"][:12], 16) % 250_000_000)) * 10**9
+        return stamp_of(self.entries[name])
 
     def want(self, names: Sequence[str]) -> None:
         """Have these tars fetched, in their order, and held until the next call: as many as the limit leaves room for.
@@ -182,8 +181,10 @@ class TarCache:
         """A descriptor of a tar under a shared lock; None where it is not here, or was changed."""
         try:
             fd = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return None
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ELOOP):
+                return None
+            raise
         fcntl.flock(fd, fcntl.LOCK_SH)
         stat, stamp = os.fstat(fd), self.stamp(name)
         if stat.st_nlink and (stat.st_size, stat.st_mtime_ns) == stamp:
@@ -244,7 +245,7 @@ class TarCache:
 
 def _close_all(held: dict[str, int], pid: int) -> None:
     if pid == os.getpid():  # a fork's copies go with the fork
-        for fd in held.values():
+        for fd in list(held.values()):  # at the end of a process, threads may still be at work
             os.close(fd)
 
 

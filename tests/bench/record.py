@@ -42,6 +42,14 @@ def stream(folder: Path, args):
     yield "stream", "streaming a cold 3 GB file in 1.2 GB of memory", rate, "GB/s", ratio, "`dd iflag=direct`"
 
 
+def remote(folder: Path, args):
+    (row,) = run("remote.py", folder)
+    for key, when in (("cold", "in the first epoch"), ("warm", "once its tars are kept")):
+        what = f"20,000 JPEGs at 64 px over HTTP from this machine, without a copy, {when}"
+        rate, ratio = row[f"{key}_images_per_s"]["median"], row[f"{key}_to_local"]
+        yield f"remote-{key}", what, rate, "images/s", ratio, "streaming the same files from a folder"
+
+
 def convert(folder: Path, args):
     run("make_archive.py", "made", folder / "made.tar", "--images", 100_000, "--tars", 100)
     words = ["--ffcv-python", args.ffcv_python] if args.ffcv_python else []
@@ -63,7 +71,7 @@ def derive(folder: Path, args):
         yield f"derive-{name}", what, rate, "MB/s", ratio, "`cp -r` and `sync`"
 
 
-PARTS = {"open": open_, "stream": stream, "convert": convert, "derive": derive}
+PARTS = {"open": open_, "stream": stream, "remote": remote, "convert": convert, "derive": derive}
 
 
 def main() -> None:

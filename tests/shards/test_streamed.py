@@ -251,6 +251,10 @@ def test_a_changed_tar_is_fetched_again(hub, shards, home):
     one.write_bytes(data)
     two.write_bytes(two.read_bytes()[:-1])
     three.unlink()
+    three.symlink_to("/dev/zero")
+    index = loader.root / "train.index.parquet"
+    index.write_bytes(index.read_bytes()[:-9] + b"123456789")
+    (loader.root / streamed.ORIGIN).write_text("hf:me/x@0000")
     again = mlpdata.load("hf:me/x", **LOAD)
     assert all(np.array_equal(a, b) for a, b in zip(epoch(again), first, strict=True))
     assert again.index.cache.fetched_bytes == sum(tar_bytes(shards)[:3])
