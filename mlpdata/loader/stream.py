@@ -76,8 +76,7 @@ class Stream(HostTier):
         last = np.maximum(first, np.searchsorted(edges, spans[:, 1], side="left") - 1)
         num_buffers = max(2, int((last - first).max()) + 1)  # what one step touches, or one in use and one read ahead
         opening, free = self._take_buffers(steps.order, int(first[0]), num_buffers)
-        left = threading.Event()  # by the consumer
-        read = prefetch(self._read_windows(steps, int(first[0]), free, opening, left), 1)
+        read = prefetch(self._read_windows(steps, int(first[0]), free, opening), 1)
         windows: dict[int, _Window] = {}
         decoding: list[Wait] = []  # of the step before, which may still read from its windows
         try:
@@ -98,7 +97,6 @@ class Stream(HostTier):
             for wait in decoding:
                 with contextlib.suppress(Exception):
                     wait()
-            left.set()
             free.put(None)  # ends a thread that waits for a buffer
             read.close()
             idle = [window.payloads.data for window in windows.values()]
@@ -125,17 +123,9 @@ class Stream(HostTier):
         return opening, free
 
     def _read_windows(
-        self,
-        steps: EpochSteps,
-        first: int,
-        free: queue.SimpleQueue[np.ndarray | None],
-        opening: _Window | None,
-        left: threading.Event,
+        self, steps: EpochSteps, first: int, free: queue.SimpleQueue[np.ndarray | None], opening: _Window | None
     ) -> Generator[_Window, None, None]:
-        """The windows of an epoch from `first` on. Then the window that the next epoch begins with is read.
-
-        left: is set when nobody takes any more.
-        """
+        """The windows of an epoch from `first` on. Then the window that the next epoch begins with is read."""
         if opening:
             yield opening
         todo = [(steps.order, k) for k in range(first + bool(opening), len(steps.order.windows) - 1)]
@@ -150,7 +140,7 @@ class Stream(HostTier):
             rows = steps.to_rows(order.window(k))
             ids = self.selection.ids_of_rows(rows)
             if self.reader.index.cache:
-                self.reader.index.cache.wait(self._tars(ids), left)
+                self.reader.index.cache.wait(self._tars(ids))
             window = _Window(k, rows, self.reader.fetch(ids, buffer, self.direct))
             if order is steps.order:
                 yield window

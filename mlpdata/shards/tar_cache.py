@@ -24,6 +24,7 @@ from mlpdata.errors import Error, first_line
 from mlpdata.shards import remote
 from mlpdata.shards.files import FileEntry
 from mlpdata.shards.tar_room import PARTS, list_tars, locked, opened, removed, stamp_of
+from mlpdata.system.threads import is_left
 
 NUM_FETCHERS = 4  # tars that are fetched at a time
 FREE_SHARE = 0.8  # of the free disk that is taken where nobody says how much
@@ -90,10 +91,10 @@ class TarCache:
             self._todo = [name for name in wanted if name not in self._held]
             self._start_threads()
 
-    def open(self, name: str, stop: threading.Event | None = None) -> int:
+    def open(self, name: str) -> int:
         """A descriptor of a tar, which is fetched if need be; whoever takes it closes it.
 
-        stop: when it is set, nobody waits any longer. Raises Error where the tar cannot be had.
+        Raises Error where the tar cannot be had, and where a thread waits for an iteration that was left.
         """
         with self._one_line(), self._change():
             self._urgent[name] = self._urgent.get(name, 0) + 1
@@ -102,7 +103,7 @@ class TarCache:
                 while name not in self._held:
                     if name in self._failed:
                         raise self._failed[name]
-                    if stop is not None and stop.is_set():
+                    if is_left():
                         raise Error(f"nobody waits for {name} any more")
                     self._changed.wait(POLL_S)
                 return os.dup(self._held[name])
@@ -115,10 +116,10 @@ class TarCache:
                         if name in self._held:
                             os.close(self._held.pop(name))
 
-    def wait(self, names: Sequence[str], stop: threading.Event) -> None:
-        """Wait until these tars are here, or `stop` is set. Raises Error where one cannot be had."""
+    def wait(self, names: Sequence[str]) -> None:
+        """Wait until these tars are here. Raises Error as `open` does."""
         for name in names:
-            os.close(self.open(name, stop))
+            os.close(self.open(name))
 
     # ---------------------------------------------------------------------------------------------------- fetching
 

@@ -38,7 +38,8 @@ class StoredTar:
 def stamp_of(entry: FileEntry) -> tuple[int, int]:
     """(bytes, time of change in ns) of a file that was fetched and verified, and that nobody has written to since.
 
-    The time, which is set then, is made from the SHA-256: one between 2001 and 2017 in whole seconds, which every file system keeps.
+    The time, which is set then, is made from the SHA-256: one between 2001 and 2017, in whole seconds, which every file
+    system keeps.
     """
     return entry["bytes"], (10**9 + 2 * (int(entry["sha256"][:12], 16) % 250_000_000)) * 10**9
 

@@ -126,6 +126,17 @@ class WaitClock:
 
 
 _END = object()
+_local = threading.local()
+
+
+def _stops() -> tuple[threading.Event, ...]:
+    """What ends this thread, where it makes items ahead: the leaving of its iteration, or of one that this is for."""
+    return getattr(_local, "stops", ())
+
+
+def is_left() -> bool:
+    """Whether this thread makes items ahead for an iteration that was left: it has nothing to wait for any more."""
+    return any(stop.is_set() for stop in _stops())
 
 
 def prefetch(items: Generator[T, None, None], depth: int, clock: WaitClock | None = None) -> Generator[T, None, None]:
@@ -139,6 +150,7 @@ def prefetch(items: Generator[T, None, None], depth: int, clock: WaitClock | Non
     """
     ready: queue.Queue = queue.Queue(depth)
     stop, clock = threading.Event(), clock or WaitClock()
+    stops = (*_stops(), stop)
 
     def put(item: object) -> bool:
         while not stop.is_set():
@@ -150,7 +162,7 @@ def prefetch(items: Generator[T, None, None], depth: int, clock: WaitClock | Non
         return False
 
     def run() -> None:
-        end = _END
+        _local.stops, end = stops, _END
         try:
             for item in items:
                 if not put(item):

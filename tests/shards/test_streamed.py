@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import convert_quietly, run_cli, until
+from conftest import HANG_S, convert_quietly, run_cli, until
 from servers import HubServer, cut, replaced, stall, status
 
 import mlpdata
@@ -391,21 +391,42 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(hub, shards, home, tmp_
         mlpdata.load("hf:me/x", **LOAD)
 
 
-def test_leaving_an_epoch_waits_for_no_server(hub, shards):
-    loader, release, waiting, answered = mlpdata.load("hf:me/x", **LOAD), threading.Event(), [], []
+@pytest.fixture
+def held(hub):
+    """(what holds a request, those that wait, those that were answered): no answer before the test's end."""
+    release, waiting, answered = threading.Event(), [], []
 
     def hold(handler, body):
         waiting.append(body)
-        release.wait(60)
+        release.wait(HANG_S)
         answered.append(body)
         return body
 
-    hub.faults = [None] * 4 + [hold] * 100
-    for _ in loader:
-        until(lambda: waiting)
-        break
-    assert not answered
+    yield hold, waiting, answered
     release.set()
+
+
+def test_leaving_an_epoch_waits_for_no_server(hub, held, shards, monkeypatch):
+    hold, waiting, answered = held
+    monkeypatch.setattr("mlpdata.fetch.http.STALL_S", HANG_S)
+    loader = mlpdata.load("hf:me/x", **LOAD)
+    hub.faults = [None] * 4 + [hold] * 100
+    batches = iter(loader)
+    for _ in range(3):  # the thread that prepares batches then waits for the second window
+        next(batches)
+    until(lambda: waiting)
+    batches.close()
+    assert not answered
+
+
+def test_an_interrupt_waits_for_no_server(hub, held):
+    hold, waiting, answered = held
+    hub.faults = [hold] * 100
+    process = start(10**9)
+    until(lambda: waiting, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=HANG_S)
+    assert process.returncode and err.strip().endswith("KeyboardInterrupt") and not answered
 
 
 # ------------------------------------------------------------------------------------------------------ the choice
