@@ -6,8 +6,9 @@ INTEROP_TORCH ?= torch==2.14.1 torchvision==0.29.1
 
 BIN := .venv/bin
 INTEROP := .venv-interop/bin
+STRANGERS := .venv-strangers/bin
 
-.PHONY: bench setup interop demo test test-slow test-versions coverage lint gpu gpu-wheels clean
+.PHONY: bench setup interop strangers demo test test-slow test-strangers test-versions coverage lint gpu gpu-wheels clean
 
 setup: .venv/installed
 
@@ -28,6 +29,20 @@ interop: .venv-interop/installed
 	$(INTEROP)/pip install --quiet --no-build-isolation ffcv==1.0.2 || echo "ffcv did not build; its tests will be skipped"
 	touch $@
 
+# A dozen more libraries, and what mlpdata requires but not mlpdata: seven gigabytes, so not a part of `make test`. What
+# does not install is said, and its tests are skipped. streaming asks for an older numpy than the others: hence --no-deps.
+strangers: .venv-strangers/installed
+
+.venv-strangers/installed: Makefile pyproject.toml
+	$(PYTHON) -m venv .venv-strangers
+	$(STRANGERS)/pip install --quiet $(INTEROP_TORCH)
+	$(STRANGERS)/pip install --quiet . && $(STRANGERS)/pip uninstall --quiet --yes mlpdata
+	for library in lightning accelerate torchdata litdata jax tensorflow-cpu keras nvidia-dali-cuda120; do \
+	  $(STRANGERS)/pip install --quiet $$library || echo "$$library did not install; its tests will be skipped"; done
+	$(STRANGERS)/pip install --quiet --no-deps mosaicml-streaming && $(STRANGERS)/pip install --quiet boto3 brotli catalogue \
+	  paramiko python-snappy transformers zstd || echo "streaming did not install; its tests will be skipped"
+	touch $@
+
 demo: setup
 	$(BIN)/mlpdata convert shapes --res 32 --format both
 	$(BIN)/mlpdata info shards/shapes-32
@@ -44,6 +59,11 @@ test-slow: setup interop
 # By hand: the oldest and the newest versions that pyproject.toml admits, and every Python that is here; several GB a row.
 test-versions:
 	$(PYTHON) tests/versions.py
+
+# Runs what `mlpdata snippet` prints for these libraries, and writes the table of mlpdata/loader/README.md.
+test-strangers: setup strangers
+	MLPDATA_RECORD_STRANGERS=1 $(BIN)/python -m pytest -m strangers
+	$(BIN)/python tests/pages.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -74,4 +94,4 @@ bench: setup
 	$(BIN)/python tests/pages.py
 
 clean:
-	rm -rf .venv .venv-interop build *.egg-info
+	rm -rf .venv .venv-interop .venv-strangers build *.egg-info

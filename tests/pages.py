@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tests" / "bench" / "results.jsonl"
+STRANGERS = ROOT / "tests" / "interop" / "strangers.json"
 
 # ------------------------------------------------------------------------------------------------------ recipe keys
 
@@ -219,11 +220,22 @@ def headline() -> str:
     )
 
 
+def strangers_table() -> str:
+    """What other libraries read when their snippets were last run, for mlpdata/loader/README.md."""
+    rows = ["| library | version | it reads | images | warnings |", "|---|---|---|---|---|"]
+    for row in json.loads(STRANGERS.read_text()):
+        read = f"{row['images']:,} in {row['directories']} directories"
+        cells = (row["library"], row["version"], row["reads"], read, "; ".join(row["warnings"]) or "none")
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
 # ------------------------------------------------------------------------------------------------------------- pages
 
 PARTS = {
     "recipes/README.md": {"keys": recipe_keys},
     "mlpdata/README.md": {"api": python_api},
+    "mlpdata/loader/README.md": {"strangers": strangers_table},
     "tests/bench/README.md": {"results": bench_table},
     "README.md": {"headline": headline, "speed": speed_table},
 }

@@ -178,7 +178,7 @@ def test_broken_images_are_counted_and_named(tmp_path):
 
 
 def test_every_library_that_the_command_line_offers_has_a_snippet():
-    assert tuple(snippets.LIBRARIES) == choices.LIBRARIES
+    assert {*snippets.SNIPPETS} == {*choices.LIBRARIES}
 
 
 def test_the_version_of_pyproject_is_that_of_the_package_and_the_citation():

@@ -1,7 +1,7 @@
 """Code that reads a shard directory with other people's libraries; what is printed runs as it stands.
 
-Each snippet ends by printing the shape of its first batch, so that the user sees that it works. The interop tests run
-all of them with the real libraries.
+Each snippet prints the shape of its first batch, so that the user sees that it works. The interop tests run all of them
+with the real libraries. Those that train on `mlpdata.load` are in snippets_loops.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mlpdata.choices import LIBRARIES
 from mlpdata.errors import Error
+from mlpdata.inspect import snippets_loops
+from mlpdata.inspect.snippets_loops import BATCH_SIZE, load_arguments
 from mlpdata.shards import beton
-from mlpdata.shards.manifest import Manifest, beton_path
+from mlpdata.shards.manifest import Manifest, beton_path, index_path
 from mlpdata.shards.tar import EXTENSIONS
 from mlpdata.splits import on_hub
 
-BATCH_SIZE = 256
 # Characters of a path that a library, or one that it uses, takes for a pattern.
 SPECIAL = {"datasets": ("*", "?", "[", "$", "::"), "webdataset": ("?", "#", ";", "\n", "\r", "\t")}
 
@@ -33,9 +33,9 @@ def snippet(root: Path, library: str, split: str = "train") -> str:
         raise Error(f"timm takes the split {split!r} for the name of a file, as it has `tar` in it; take webdataset")
     if library == "ffcv" and not info.beton:
         raise Error(f"{root} has no beton of split {split!r}, which is what ffcv reads; convert with --format both")
-    if library in ("webdataset", "datasets", "timm") and not info.tars:
+    if library in ("webdataset", "datasets", "timm", "dali") and not info.tars:
         raise Error(f"{root} has no tars of split {split!r}, which {library} reads; convert with --format both")
-    return _SNIPPETS[library](root, manifest, split).strip()
+    return SNIPPETS[library](root, manifest, split).strip()
 
 
 def _ffcv(root: Path, manifest: Manifest, split: str) -> str:
@@ -101,8 +101,9 @@ def _datasets(root: Path, manifest: Manifest, split: str) -> str:
 from datasets import load_dataset
 {link}
 dataset = {call}
+dataset = dataset.rename_columns({{"{key}": "image", "cls": "label"}})
 print(len(dataset), dataset.features)
-print(dataset[0]["{key}"].size, dataset[0]["cls"])  # a PIL image and its label
+print(dataset[0]["image"].size, dataset[0]["label"])  # a PIL image and its label
 '''
 
 
@@ -147,12 +148,11 @@ for images, labels in loader:  # float32 (N, 3, {manifest.res}, {manifest.res}),
 
 
 def _torch(root: Path, manifest: Manifest, split: str) -> str:
-    res = f", res={manifest.res}" if manifest.resize == "longest" else ""
     return f"""
 import mlpdata
 
 # device="cuda" puts the batches there
-loader = mlpdata.load({str(root)!r}, {split!r}, batch_size={BATCH_SIZE}, shuffle={split == "train"}{res})
+loader = mlpdata.load({load_arguments(root, manifest, split)})
 for batch in loader:  # uint8 (N, {manifest.res}, {manifest.res}, 3), int64 (N,), on the device
     print(batch.images.shape, batch.images.dtype, batch.labels.shape, batch.labels.dtype)
     break
@@ -195,6 +195,80 @@ print(images.shape, images.dtype, labels.shape, labels.dtype)
 '''
 
 
-_SNIPPETS: dict[str, Callable[[Path, Manifest, str], str]] = dict(
-    zip(LIBRARIES, (_ffcv, _webdataset, _datasets, _timm, _torch, _numpy), strict=True)
+def _dali(root: Path, manifest: Manifest, split: str) -> str:
+    codec = manifest.tar_codec or "jpg"
+    key, resized, width, header = EXTENSIONS[codec], "", "", "0"
+    if manifest.resize == "longest":
+        resized = f"\n    images = fn.resize(images, size=({manifest.res}, {manifest.res}))"
+    if codec == "raw":
+        width, header = ', "width", "height"', 'len(f"P6\\n{row[5]} {row[6]}\\n255\\n")'
+    return f'''
+import itertools
+import os
+import tempfile
+import pyarrow.parquet as pq
+import torch
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
+
+root = {str(root)!r}
+folder = tempfile.mkdtemp()
+
+
+def rows():
+    """Where each sample lies, from the index of the shards: DALI then need not read the tars to find out."""
+    columns = ["file", "key", "label", "offset", "bytes"{width}]
+    for batch in pq.ParquetFile(os.path.join(root, {index_path(Path(), split).name!r})).iter_batches(columns=columns):
+        yield from zip(*(batch.column(name).to_pylist() for name in columns))
+
+
+tars, indices = [], []
+for tar, samples in itertools.groupby(rows(), lambda row: row[0]):
+    lines = []
+    for row in samples:
+        header = {header}  # what stands before the pixels
+        start, size = row[3] - header, row[4] + header
+        name = 512 if len(row[1].encode()) <= 96 else 1536  # bytes in which the tar names the label
+        label = start + -(-size // 512) * 512 + name
+        lines.append(f"{key} {{start}} {{size}} image cls {{label}} {{len(str(row[2]))}} label\\n")
+    tars.append(os.path.join(root, tar))
+    indices.append(os.path.join(folder, tar + ".idx"))
+    with open(indices[-1], "w") as f:
+        f.writelines([f"v1.2 {{len(lines)}}\\n", *lines])
+
+
+# device_id=0, and device="mixed" for the decoder, decode on a GPU.
+@pipeline_def(batch_size={BATCH_SIZE}, num_threads=2, device_id=None)
+def shards():
+    images, labels = fn.readers.webdataset(
+        paths=tars, index_paths=indices, ext=["{key}", "cls"], random_shuffle={split == "train"}, name="reader",
+        pad_last_batch=True,  # else the next epoch lacks what filled the last batch
+    )
+    images = fn.decoders.image(images, output_type=types.RGB){resized}
+    return images, fn.pad(labels, fill_value=ord(" "))
+
+
+loader = DALIGenericIterator(
+    [shards()], ["images", "labels"], reader_name="reader", last_batch_policy=LastBatchPolicy.PARTIAL
 )
+for step, (batch,) in enumerate(loader):
+    images = batch["images"]  # uint8 (N, {manifest.res}, {manifest.res}, 3)
+    labels = torch.tensor([int(bytes(text)) for text in batch["labels"].numpy()])
+    if step == 0:
+        print(images.shape, images.dtype, labels.shape, labels.dtype)
+'''
+
+
+SNIPPETS: dict[str, Callable[[Path, Manifest, str], str]] = {
+    "ffcv": _ffcv,
+    "webdataset": _webdataset,
+    "datasets": _datasets,
+    "timm": _timm,
+    "torch": _torch,
+    "numpy": _numpy,
+    "dali": _dali,
+    **{
+        name: getattr(snippets_loops, name)
+        for name in ("lightning", "accelerate", "torchdata", "jax", "tensorflow", "keras")
+    },
+}

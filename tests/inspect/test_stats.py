@@ -121,7 +121,7 @@ def test_a_split_without_samples(photos_dir, tmp_path, monkeypatch):
     assert "split extra  0 samples, 0 a class" in info.info(root)
     monkeypatch.setattr(verify, "LocalEngine", Inline)
     assert verify.verify(root, quiet=True)[1].problems == []
-    for library in snippets.LIBRARIES:
+    for library in snippets.SNIPPETS:
         with pytest.raises(Error, match="has no samples of split 'extra'"):
             snippets.snippet(root, library, "extra")
     with pytest.raises(Error, match="extra"):

@@ -429,7 +429,7 @@ def test_a_damaged_index_is_not_parsed(photos_dir, tmp_path, monkeypatch):
     assert len(mlpdata.load(root, "train", 8, format="beton").labels) == 60  # which needs no index
 
 
-@pytest.mark.parametrize("library", snippets.LIBRARIES)
+@pytest.mark.parametrize("library", snippets.SNIPPETS)
 def test_no_path_becomes_code_in_a_snippet(photos_dir, tmp_path, library):
     root = tmp_path / "x\"+print('got you')+\"{print('got you')}'\\\n"
     shutil.copytree(photos_dir, root)
