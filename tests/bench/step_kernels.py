@@ -51,7 +51,7 @@ def graph_breaks(name: str) -> int:
 
 
 def least_gb(args, num_parameters: int) -> float:
-    """Of model, loss and right answers; see the head of this script. The B-MLP's."""
+    """Of a B-MLP, its loss and right answers; see the head of this script."""
     config = config_of(args.model)
     k, stream = config.expansion, 2 * args.batch * config.width
     return (stream * (config.depth * (8 + 5 * k) + 1) + 2 * 2 * args.batch * args.classes + 12 * num_parameters) / 1e9
@@ -107,6 +107,8 @@ def main() -> None:
     args = parser.parse_args()
     if torch.version.cuda is None:
         parser.error(f"torch {torch.__version__} is no build for CUDA; see the head of this script")
+    if config_of(args.model).kind != "b_mlp":
+        parser.error("the least bytes of S-MLPs are not counted")
     if args.breaks is None:  # Inductor asks once a process what chip it has
         options = {**vars(args), "breaks": graph_breaks(args.model)}
         for chip in options.pop("chip"):
