@@ -103,6 +103,7 @@ def card_text(writer: ParquetWriter, written: dict[str, list[Written]]) -> str:
         info |= {"download_size": sum(sizes.values()), "dataset_size": sum(in_memory.values())}
         header["dataset_info"] = info
     rows = "\n".join(f"| {on_hub(split)} | {n:,} | {len(written[split])} |" for split, n in exported.splits.items())
+    made = "".join(f"    {printable(line)}\n" for line in (manifest.command, *manifest.lineage))
     citation = f"\n## Citation\n\n```bibtex\n{known.citation.strip()}\n```\n" if known.citation else ""
     return f"""---
 {yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=120).strip()}
@@ -122,6 +123,5 @@ each split.
 `export.json` says of which shard directory these files were made, with the SHA-256 of its manifest and of every file
 here. Made by mlpdata {exported.manifest.tool_version}:
 
-    {printable(manifest.command)}
-    {printable(exported.options.command)}
+{made}    {printable(exported.options.command)}
 {citation}"""

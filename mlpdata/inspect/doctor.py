@@ -22,6 +22,7 @@ OPTIONAL = {  # package -> what it is for, and how to get it
     "ffcv": "reading betons with FFCV itself: apt install libopencv-dev libturbojpeg0-dev, then "
     "pip install setuptools, then pip install --no-build-isolation ffcv",
     "timm": "other models on our shards: pip install timm",
+    "google-crc32c": "export --to tfrecord: pip install google-crc32c",
     "numba": "JPEG shards decoded by the batch: pip install numba",
     "ray": "convert --engine ray: pip install ray",
     "s3fs": "s3:// directories: pip install s3fs",

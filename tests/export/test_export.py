@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from archives import encoded, picture
 from conftest import Inline, change_manifest, convert_quietly, run_cli
+from huggingface_hub import DatasetCard
 from PIL import Image
 
 import mlpdata
 from mlpdata import Error
+from mlpdata.datasets import SPECS
 from mlpdata.export import run, workdir
 from mlpdata.export.options import ExportOptions
 from mlpdata.export.other_format import export_shards
@@ -26,6 +29,7 @@ from mlpdata.inspect.verify import verify
 from mlpdata.shards import index
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.manifest import Manifest
+from mlpdata.sources.credits import CREDITS
 from mlpdata.splits import on_hub
 
 sys.path.append(str(Path(__file__).parents[1] / "interop"))
@@ -152,6 +156,31 @@ def test_lineage(shapes_dir, tmp_path):
     files = files_of(tmp_path / "out")
     files.pop("export.json")
     assert {name: entry["sha256"] for name, entry in record.files.items()} == files
+
+
+@pytest.mark.usefixtures("inline")
+def test_what_the_viewer_of_the_hub_wants(shapes_dir, tmp_path):
+    """Small row groups with a page index, and a card that the Hub's library reads, with licence, classes and counts."""
+    export_quietly(shapes_dir, "parquet", tmp_path / "out", file_bytes=500_000)
+    paths = sorted((tmp_path / "out" / "data").iterdir())
+    assert [path.name for path in paths if "train" in path.name] == [
+        f"train-0000{k}-of-00003.parquet" for k in range(3)
+    ]
+    for path in paths:
+        metadata = pq.ParquetFile(path).metadata
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            assert group.num_rows <= 1024 and group.total_byte_size < 300_000_000
+            assert group.column(0).has_offset_index
+    card = DatasetCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "mit" and card.data.size_categories == ["1K<n<10K"]
+    info = card.data.to_dict()["dataset_info"]
+    assert [split["num_examples"] for split in info["splits"]] == [1500, 1500]
+    assert info["features"][1]["dtype"]["class_label"]["names"]["0"] == "disc"
+    assert info["download_size"] == sum(path.stat().st_size for path in paths)
+
+
+def test_credits_are_of_data_sets_that_there_are():
+    assert set(CREDITS) <= {spec.title for spec in SPECS.values()}
 
 
 # ------------------------------------------------------------------------------------------------------ going on
