@@ -59,6 +59,14 @@ def rows(root, split):
 
 
 @pytest.fixture(scope="module")
+def small_dir(tmp_path_factory):
+    """300 train and 300 val samples of ten classes at 16 px: raw beton, PNG tars of 80."""
+    out = tmp_path_factory.mktemp("small") / "small-16"
+    convert_quietly(dataset="shapes", res=16, out=out, limit=300, shard_size=80, workers=1)
+    return out
+
+
+@pytest.fixture(scope="module")
 def mixed_dir(tmp_path_factory):
     """JPEGs kept and encoded, PNGs, damaged ones that are skipped, equal images, unequal classes, a leak into val."""
     base = tmp_path_factory.mktemp("mixed")
@@ -138,7 +146,7 @@ def test_seed_and_shard_size_are_those_of_a_conversion(tmp_path, mixed_dir):
     assert data_sums(tmp_path / "back") == data_sums(mixed_dir)
 
 
-@pytest.mark.parametrize("fixture", ["mixed_dir", "shapes_dir"])
+@pytest.mark.parametrize("fixture", ["mixed_dir", "small_dir"])
 def test_each_format_is_made_of_the_other(tmp_path, fixture, request):
     root = request.getfixturevalue(fixture)
     make("subset", root, out=tmp_path / "beton", output={"format": "beton"})
@@ -150,7 +158,7 @@ def test_each_format_is_made_of_the_other(tmp_path, fixture, request):
         assert made == {name: s for name, s in expected.items() if name.endswith(part)}
     tars = {name: s for name, s in data_sums(tmp_path / "both").items() if name.endswith(".tar")}
     assert tars == {name: s for name, s in expected.items() if name.endswith(".tar")}
-    if fixture == "shapes_dir":  # PNGs give the pixels back
+    if fixture == "small_dir":  # PNGs give the pixels back
         assert data_sums(tmp_path / "both") == expected
         make("subset", tmp_path / "beton", out=tmp_path / "again", output={"format": "both", "codec": "auto"})
         assert data_sums(tmp_path / "again") == expected
@@ -183,41 +191,41 @@ def test_classes_give_the_bytes_of_a_conversion_of_these_classes(tmp_path):
     assert "labels are numbered anew, in the order of --classes: 2 of 3 classes" in said
 
 
-def test_samples_are_drawn_by_seed_and_key_whatever_the_order(tmp_path, shapes_dir):
-    make("subset", shapes_dir, out=tmp_path / "a", per_class=7)
-    make("subset", shapes_dir, out=tmp_path / "order", output={"seed": 3, "shard_size": 50})
-    make("subset", tmp_path / "order", out=tmp_path / "b", per_class=7, output={"seed": 0, "shard_size": 400})
+def test_samples_are_drawn_by_seed_and_key_whatever_the_order(tmp_path, small_dir):
+    make("subset", small_dir, out=tmp_path / "a", per_class=7)
+    make("subset", small_dir, out=tmp_path / "order", output={"seed": 3, "shard_size": 50})
+    make("subset", tmp_path / "order", out=tmp_path / "b", per_class=7, output={"seed": 0, "shard_size": 80})
     assert data_sums(tmp_path / "a") == data_sums(tmp_path / "b")
-    make("subset", shapes_dir, out=tmp_path / "more", per_class=9)
+    make("subset", small_dir, out=tmp_path / "more", per_class=9)
     assert rows(tmp_path / "a", "val").items() < rows(tmp_path / "more", "val").items()
-    make("subset", shapes_dir, out=tmp_path / "c", per_class=7, output={"seed": 1})
+    make("subset", small_dir, out=tmp_path / "c", per_class=7, output={"seed": 1})
     assert rows(tmp_path / "a", "val").keys() != rows(tmp_path / "c", "val").keys()
 
 
-def test_limit_is_the_first_samples_of_the_same_seed(tmp_path, shapes_dir):
-    make("subset", shapes_dir, out=tmp_path / "a", limit=33)
+def test_limit_is_the_first_samples_of_the_same_seed(tmp_path, small_dir):
+    make("subset", small_dir, out=tmp_path / "a", limit=33)
     for split in ("train", "val"):
-        assert list(rows(tmp_path / "a", split)) == list(rows(shapes_dir, split))[:33]
+        assert list(rows(tmp_path / "a", split)) == list(rows(small_dir, split))[:33]
 
 
-def test_a_fraction_keeps_the_shares_of_classes(tmp_path, shapes_dir):
-    manifest = make("subset", shapes_dir, out=tmp_path / "a", fraction=0.1)
-    before, after = (np.array(m.splits["train"].class_counts) for m in (Manifest.load(shapes_dir), manifest))
+def test_a_fraction_keeps_the_shares_of_classes(tmp_path, small_dir):
+    manifest = make("subset", small_dir, out=tmp_path / "a", fraction=0.1)
+    before, after = (np.array(m.splits["train"].class_counts) for m in (Manifest.load(small_dir), manifest))
     assert np.array_equal(after, np.maximum(1, np.floor(before * 0.1 + 0.5)))
 
 
-def test_a_split_is_held_out(tmp_path, shapes_dir):
+def test_a_split_is_held_out(tmp_path, small_dir):
     said = []
-    manifest = make("subset", shapes_dir, out=tmp_path / "a", split_off=SplitOff("dev", 5), said=said)
+    manifest = make("subset", small_dir, out=tmp_path / "a", split_off=SplitOff("dev", 5), said=said)
     assert set(manifest.splits["dev"].class_counts) == {5}
-    train, dev, before = rows(tmp_path / "a", "train"), rows(tmp_path / "a", "dev"), rows(shapes_dir, "train")
+    train, dev, before = rows(tmp_path / "a", "train"), rows(tmp_path / "a", "dev"), rows(small_dir, "train")
     assert not train.keys() & dev.keys()
     assert train | dev == before
-    assert rows(tmp_path / "a", "val") == rows(shapes_dir, "val")
-    manifest = make("subset", shapes_dir, out=tmp_path / "b", splits=("train",), split_off=SplitOff("val", None, 0.25))
+    assert rows(tmp_path / "a", "val") == rows(small_dir, "val")
+    manifest = make("subset", small_dir, out=tmp_path / "b", splits=("train",), split_off=SplitOff("val", None, 0.25))
     assert list(manifest.splits) == ["train", "val"]
     share = np.array(manifest.splits["val"].class_counts) / np.array(
-        Manifest.load(shapes_dir).splits["train"].class_counts
+        Manifest.load(small_dir).splits["train"].class_counts
     )
     assert abs(share - 0.25).max() < 0.01
 
@@ -253,19 +261,19 @@ def test_real_labels_follow_their_images(tmp_path, ilsvrc_dir):
 # ------------------------------------------------------------------------------------- merge, relabel, resize
 
 
-def test_halves_come_together_again(tmp_path, shapes_dir):
-    names = [name for name, _ in read_classes(shapes_dir)]
-    make("subset", shapes_dir, out=tmp_path / "a", classes=tuple(names[:3]))
-    make("subset", shapes_dir, out=tmp_path / "b", classes=tuple(names[3:]))
+def test_halves_come_together_again(tmp_path, small_dir):
+    names = [name for name, _ in read_classes(small_dir)]
+    make("subset", small_dir, out=tmp_path / "a", classes=tuple(names[:3]))
+    make("subset", small_dir, out=tmp_path / "b", classes=tuple(names[3:]))
     make("merge", tmp_path / "a", tmp_path / "b", out=tmp_path / "c", union=True)
-    assert data_sums(tmp_path / "c") == data_sums(shapes_dir)
-    assert Manifest.load(tmp_path / "c").mean == Manifest.load(shapes_dir).mean
+    assert data_sums(tmp_path / "c") == data_sums(small_dir)
+    assert Manifest.load(tmp_path / "c").mean == Manifest.load(small_dir).mean
     assert [p["name"] for p in Manifest.load(tmp_path / "c").parents] == ["a", "b"]
 
 
-def test_where_keys_meet_the_name_of_the_directory_goes_before(tmp_path, shapes_dir):
-    make("subset", shapes_dir, out=tmp_path / "a", limit=30)
-    make("subset", shapes_dir, out=tmp_path / "b.2", limit=40)
+def test_where_keys_meet_the_name_of_the_directory_goes_before(tmp_path, small_dir):
+    make("subset", small_dir, out=tmp_path / "a", limit=30)
+    make("subset", small_dir, out=tmp_path / "b.2", limit=40)
     said = []
     make("merge", tmp_path / "a", tmp_path / "b.2", out=tmp_path / "c", said=said)
     first, merged = rows(tmp_path / "a", "train"), rows(tmp_path / "c", "train")
@@ -275,25 +283,25 @@ def test_where_keys_meet_the_name_of_the_directory_goes_before(tmp_path, shapes_
     assert "keys that two directories have, of 120 images: a/ and b%2E2/ goes before them" in said
 
 
-def test_classes_get_other_names(tmp_path, shapes_dir):
-    names = [name for name, _ in read_classes(shapes_dir)]
+def test_classes_get_other_names(tmp_path, small_dir):
+    names = [name for name, _ in read_classes(small_dir)]
     lines = [f"{name}\t{'odd' if i % 2 else 'even'}\n" for i, name in enumerate(names)]
     (tmp_path / "map").write_text("".join(lines))
-    manifest = make("relabel", shapes_dir, out=tmp_path / "a", label_map=tmp_path / "map")
+    manifest = make("relabel", small_dir, out=tmp_path / "a", label_map=tmp_path / "map")
     assert read_classes(tmp_path / "a") == [("even", "even"), ("odd", "odd")]
-    old = rows(shapes_dir, "val")
+    old = rows(small_dir, "val")
     assert rows(tmp_path / "a", "val") == {key: (label % 2, digest) for key, (label, digest) in old.items()}
-    assert manifest.mean == Manifest.load(shapes_dir).mean
+    assert manifest.mean == Manifest.load(small_dir).mean
     (tmp_path / "part").write_text("".join(lines[1:]))
     with pytest.raises(Error, match=r"part does not map 1 of the .* classes: .*--drop-unmapped"):
-        make("relabel", shapes_dir, out=tmp_path / "b", label_map=tmp_path / "part")
-    make("relabel", shapes_dir, out=tmp_path / "b", label_map=tmp_path / "part", drop_unmapped=True)
+        make("relabel", small_dir, out=tmp_path / "b", label_map=tmp_path / "part")
+    make("relabel", small_dir, out=tmp_path / "b", label_map=tmp_path / "part", drop_unmapped=True)
     assert len(rows(tmp_path / "b", "val")) == sum(label > 0 for label, _ in old.values())
 
 
-def test_another_resolution_is_that_of_a_conversion_of_the_stored_images(tmp_path, shapes_dir):
-    make("resize", shapes_dir, out=tmp_path / "a", output={"res": 8, "filter": "lanczos"})
-    pixels, labels = mlpdata.load(shapes_dir, "train", 8, format="beton").arrays()
+def test_another_resolution_is_that_of_a_conversion_of_the_stored_images(tmp_path, small_dir):
+    make("resize", small_dir, out=tmp_path / "a", output={"res": 8, "filter": "lanczos"})
+    pixels, labels = mlpdata.load(small_dir, "train", 8, format="beton").arrays()
     for label in range(labels.max() + 1):
         (tmp_path / "in" / f"{label:02d}").mkdir(parents=True)
     for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
@@ -302,18 +310,18 @@ def test_another_resolution_is_that_of_a_conversion_of_the_stored_images(tmp_pat
     digests = [sorted(d for _, d in rows(tmp_path / root, "train").values()) for root in "ab"]
     assert digests[0] == digests[1]
     sizes = index.columns(tmp_path / "a", Manifest.load(tmp_path / "a"), "train", ["source_width", "width"])
-    original = index.columns(shapes_dir, Manifest.load(shapes_dir), "train", ["source_width"])
+    original = index.columns(small_dir, Manifest.load(small_dir), "train", ["source_width"])
     assert set(sizes["source_width"].tolist()) == set(original["source_width"].tolist())
     said = []
-    make("resize", shapes_dir, out=tmp_path / "c", output={"res": 20}, said=said)
+    make("resize", small_dir, out=tmp_path / "c", output={"res": 20}, said=said)
     assert "warning: images of 16 px are enlarged to 20: they show no more than before" in said
 
 
 # ------------------------------------------------------------------------------------------------------- wrong uses
 
 
-def test_wrong_uses_are_one_line(tmp_path, shapes_dir, photos_dir):
-    make("subset", shapes_dir, out=tmp_path / "a", limit=10)
+def test_wrong_uses_are_one_line(tmp_path, small_dir, photos_dir):
+    make("subset", small_dir, out=tmp_path / "a", limit=10)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "mine.txt").write_text("x")
     (tmp_path / "unfinished" / ".convert").mkdir(parents=True)
@@ -325,7 +333,7 @@ def test_wrong_uses_are_one_line(tmp_path, shapes_dir, photos_dir):
         ("did not finish", lambda: make("subset", tmp_path / "unfinished", out=tmp_path / "b")),
         ("it is not a shard directory", lambda: make("subset", tmp_path / "foreign", out=tmp_path / "b")),
         ("no conversion of ours", lambda: make("subset", a, out=tmp_path / "foreign")),
-        ("another conversion", lambda: make("subset", shapes_dir, out=a, limit=11)),
+        ("another conversion", lambda: make("subset", small_dir, out=a, limit=11)),
         ("name each once", lambda: make("merge", a, a, out=tmp_path / "b")),
         ("mlpdata resize", lambda: make("merge", a, photos_dir, out=tmp_path / "b")),
         ("lacks the class asked for: zebra", lambda: make("subset", a, out=tmp_path / "b", classes=("zebra",))),
@@ -339,13 +347,13 @@ def test_wrong_uses_are_one_line(tmp_path, shapes_dir, photos_dir):
     assert not (tmp_path / "b").exists()
 
 
-def test_different_classes_are_not_put_together_unasked(tmp_path, shapes_dir):
-    names = [name for name, _ in read_classes(shapes_dir)]
-    make("subset", shapes_dir, out=tmp_path / "a", classes=tuple(names[:3]), limit=10)
-    make("subset", shapes_dir, out=tmp_path / "b", classes=tuple(names[2:]), limit=10)
+def test_different_classes_are_not_put_together_unasked(tmp_path, small_dir):
+    names = [name for name, _ in read_classes(small_dir)]
+    make("subset", small_dir, out=tmp_path / "a", classes=tuple(names[:3]), limit=10)
+    make("subset", small_dir, out=tmp_path / "b", classes=tuple(names[2:]), limit=10)
     with pytest.raises(Error, match=r"other classes .* only b has .*--classes union"):
         make("merge", tmp_path / "a", tmp_path / "b", out=tmp_path / "c")
-    make("subset", shapes_dir, out=tmp_path / "r", classes=tuple(names[2::-1]), limit=10)
+    make("subset", small_dir, out=tmp_path / "r", classes=tuple(names[2::-1]), limit=10)
     with pytest.raises(Error, match=r"the same classes in another order.*--classes union"):
         make("merge", tmp_path / "a", tmp_path / "r", out=tmp_path / "c")
 
@@ -378,12 +386,12 @@ def test_a_damaged_jpeg_of_tars_alone_is_an_error(tmp_path, photos_dir):
         make("subset", tmp_path / "a", out=tmp_path / "b", output={"format": "both"})
 
 
-def test_a_finished_directory_is_that_of_these_parents_or_refused(tmp_path, shapes_dir):
-    make("subset", shapes_dir, out=tmp_path / "a", limit=20)
+def test_a_finished_directory_is_that_of_these_parents_or_refused(tmp_path, small_dir):
+    make("subset", small_dir, out=tmp_path / "a", limit=20)
     said = []
-    make("subset", shapes_dir, out=tmp_path / "a", limit=20, said=said)
+    make("subset", small_dir, out=tmp_path / "a", limit=20, said=said)
     assert "nothing to do" in said[-1]
-    make("subset", shapes_dir, out=tmp_path / "p", limit=30)
+    make("subset", small_dir, out=tmp_path / "p", limit=30)
     make("subset", tmp_path / "p", out=tmp_path / "q")
     change_manifest(tmp_path / "p", release="another")
     with pytest.raises(Error, match="the same of other shard directories"):
