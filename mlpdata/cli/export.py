@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from mlpdata.choices import EXPORT_CODECS, EXPORTS, FORMATS
 from mlpdata.cli.group import main, say
-from mlpdata.cli.parameters import SHARDS, quiet_option
+from mlpdata.cli.parameters import SHARDS, path_or_url, quiet_option
 
 
 @main.command()
 @click.argument("directory", type=SHARDS)
 @click.option("--to", type=click.Choice(EXPORTS), required=True, help="The format to write.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The folder to write to.")
+@click.option("-o", "--out", required=True, help="The folder to write to; for beton and tar, also a URL.")
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option("--codec", type=click.Choice(EXPORT_CODECS), default="stored",
               help="Of the images. stored: as they are, and PNG for raw pixels.")  # fmt: skip
@@ -41,9 +39,9 @@ def export(directory, to, out, splits, codec, quality, format_, file_mb, workers
     """
     from mlpdata.export.options import ExportOptions
 
-    options = ExportOptions(root=directory, to=to, out=out, splits=splits, codec=codec, quality=quality, format=format_,
-                            file_bytes=max(1, round(file_mb * 1e6)) if file_mb else None, workers=workers,
-                            quiet=quiet)  # fmt: skip
+    file_bytes = max(1, round(file_mb * 1e6)) if file_mb else None
+    options = ExportOptions(root=directory, to=to, out=path_or_url(out), splits=splits, codec=codec, quality=quality,
+                            format=format_, file_bytes=file_bytes, workers=workers, quiet=quiet)  # fmt: skip
     if to in FORMATS["both"]:
         from mlpdata.export.other_format import export_shards as run
     else:

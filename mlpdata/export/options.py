@@ -22,7 +22,7 @@ class ExportOptions:
 
     root: Path  # the shard directory
     to: str  # the format
-    out: Path
+    out: Path | str  # a string is a URL, to which only shard directories go
     splits: tuple[str, ...] = ()  # (): all
     codec: str = "stored"
     quality: int | None = None  # of JPEGs that are encoded; None: 90, or that of stored ones
@@ -35,6 +35,8 @@ class ExportOptions:
         for value, choices in ((self.to, EXPORTS), (self.codec, EXPORT_CODECS)):
             if value not in choices:
                 raise Error(f"{value!r:.80} is not one of {', '.join(choices)}")
+        if isinstance(self.out, str) and self.to not in FORMATS["both"]:
+            raise Error(f"-o {self.out}: an export as {self.to} goes to a local folder; copy it from there")
         if self.format not in (None, *FORMATS["both"]):
             raise Error(f"format {self.format!r:.80} is neither 'beton' nor 'tar'")
         if self.quality is not None and not 1 <= self.quality <= 100:

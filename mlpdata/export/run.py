@@ -53,7 +53,7 @@ def export(options: ExportOptions, say: Say = print) -> ExportRecord:
     one is left as it is. Raises Error where the work cannot be done; the export then has no `export.json`.
     """
     started = time.monotonic()
-    out = ExportDir(options.out)
+    out = ExportDir(Path(options.out))
     with _one_line(out):
         exported = look(options, say)
         check_place(out, options.root)

@@ -264,6 +264,7 @@ def test_wrong_uses_are_one_line_each(shapes_dir, tmp_path):
         (shapes_dir / "sub", {}, "lies in .*, which is exported; choose a place outside"),
         (shapes_dir.parent, {}, "holds .*, which is exported; choose a folder of its own"),
         (tmp_path / "x", {"splits": ("test2",)}, "no split 'test2' in this directory; it has train, val"),
+        ("s3://bucket/x", {}, "-o s3://bucket/x: an export as arrow goes to a local folder"),
         (tmp_path / "x", {"codec": "gif"}, "'gif' is not one of stored, jpg, png"),
     ):
         with pytest.raises(Error, match=message):
