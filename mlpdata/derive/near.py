@@ -28,7 +28,7 @@ FLAT = 1.0  # a frequency below is rounding; a level of 255 at one pixel of 32 x
 BLOCK_BYTES = 16 << 20  # of pixels that are held at a time
 CACHE_BYTES = 1 << 20  # of pixels that are hashed at a time: 64 images of 64 px go at 17,000/s, 1,024 at 9,000/s
 MAX_PAIRS = 5_000_000
-CANDIDATES = 1 << 22  # pairs that are compared at a time
+CANDIDATES = 1 << 20  # pairs that are compared at a time
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 COUNTS = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8)).reshape(-1, 16).sum(1, dtype=np.uint8)
 
@@ -81,6 +81,8 @@ def _of_a_row(width: int) -> np.ndarray:
 
 def num_bits(values: np.ndarray) -> np.ndarray:
     """(N,) uint8, how many bits are set in each of (N,) uint64 values."""
+    if hasattr(np, "bitwise_count"):  # from NumPy 2 on
+        return np.bitwise_count(values)
     return COUNTS[values[:, None].view(np.uint16)].sum(1, dtype=np.uint8)
 
 
@@ -155,12 +157,15 @@ def near_pairs(looks: Looks, most_bits: int) -> NearPairs:
         band = ((hashes >> np.uint64(shift)) & np.uint64((1 << width) - 1)).astype(np.int64)
         shift += width
         order = np.argsort(band, kind="stable")
-        band = band[order]
+        band, ordered = band[order], looks[order]  # what meets then lies side by side in memory
         starts = np.zeros((1 << width) + 1, np.int64)  # where each value begins in `band`
         np.cumsum(np.bincount(band, minlength=1 << width), out=starts[1:])
         for flips in _masks(width, most_bits // num_bands):
-            for i, j in _meetings(starts[band ^ flips], starts[(band ^ flips) + 1]):
-                pairs = _alike(looks, order[i], order[j], most_bits)
+            other = band ^ flips
+            rows = np.flatnonzero(other > band) if flips else np.arange(n)  # each pair from one side
+            lows = starts[other[rows]] if flips else rows + 1
+            for i, j in _meetings(rows, lows, starts[other[rows] + 1]):
+                pairs = _alike(ordered, order, i, j, most_bits)
                 found.append(pairs)
                 num_found += len(pairs)
                 if num_found > MAX_PAIRS:
@@ -173,13 +178,14 @@ def near_pairs(looks: Looks, most_bits: int) -> NearPairs:
     return NearPairs(np.stack([first, second], 1), num_bits(hashes[first] ^ hashes[second]))
 
 
-def _alike(looks: Looks, a: np.ndarray, b: np.ndarray, most_bits: int) -> np.ndarray:
-    """Of pairs (a[k], b[k]) with a < b those that are near, as a * N + b."""
-    is_near = (a < b) & (num_bits(looks.hashes[a] ^ looks.hashes[b]) <= most_bits)
-    a, b = a[is_near], b[is_near]
-    difference = np.abs(looks.colours[a].astype(np.int16) - looks.colours[b])
+def _alike(ordered: Looks, order: np.ndarray, i: np.ndarray, j: np.ndarray, most_bits: int) -> np.ndarray:
+    """Of the pairs (i[k], j[k]) of `ordered` those that are near, as a * N + b of their rows a < b. order: the rows."""
+    is_near = num_bits(ordered.hashes[i] ^ ordered.hashes[j]) <= most_bits
+    i, j = i[is_near], j[is_near]
+    difference = np.abs(ordered.colours[i].astype(np.int16) - ordered.colours[j])
     is_alike = difference.max(1, initial=0) <= NEAR_COLOUR
-    return a[is_alike].astype(np.int64) * len(looks.hashes) + b[is_alike]
+    a, b = order[i[is_alike]], order[j[is_alike]]
+    return np.minimum(a, b) * len(order) + np.maximum(a, b)
 
 
 def _masks(width: int, radius: int) -> list[int]:
@@ -190,8 +196,8 @@ def _masks(width: int, radius: int) -> list[int]:
     return sorted(masks)
 
 
-def _meetings(lows: np.ndarray, highs: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(i, j) for every i and every j from lows[i] to highs[i], as pairs of arrays of about CANDIDATES each."""
+def _meetings(rows: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows[k], j) for every k and every j from lows[k] to highs[k], as pairs of arrays of about CANDIDATES each."""
     counts = highs - lows
     ends = np.cumsum(counts)
     start = 0
@@ -199,8 +205,8 @@ def _meetings(lows: np.ndarray, highs: np.ndarray) -> Iterator[tuple[np.ndarray,
         before = int(ends[start] - counts[start])
         stop = max(start + 1, int(np.searchsorted(ends, before + CANDIDATES, side="right")))
         of = counts[start:stop]
-        i = np.repeat(np.arange(start, stop), of)
-        yield i, np.arange(len(i)) - np.repeat(np.cumsum(of) - of, of) + np.repeat(lows[start:stop], of)
+        first = lows[start:stop] - (ends[start:stop] - of - before)
+        yield np.repeat(rows[start:stop], of), np.arange(int(of.sum())) + np.repeat(first, of)
         start = stop
 
 

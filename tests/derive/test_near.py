@@ -107,6 +107,14 @@ def test_all_pairs_are_found(n, most_bits, monkeypatch):
     assert n < 500 or len(expected) > n // 40
 
 
+def test_bits_are_counted_alike_without_numpys_own_count(monkeypatch):
+    values = np.random.default_rng(0).integers(0, 1 << 64, 1000, dtype=np.uint64)
+    counted = [int(value).bit_count() for value in values]
+    assert near.num_bits(values).tolist() == counted
+    monkeypatch.delattr(np, "bitwise_count", raising=False)
+    assert near.num_bits(values).tolist() == counted
+
+
 def test_too_many_pairs_are_an_error(monkeypatch):
     monkeypatch.setattr(near, "MAX_PAIRS", 100)
     with pytest.raises(Error, match="more than 100 pairs of images differ in at most 4 bits"):
