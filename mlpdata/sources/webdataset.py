@@ -85,7 +85,8 @@ def open_tars(
         first = next(samples, None)
     name = f"{path}: {found.tars[0].name}"
     if first is None:
-        raise Error(f"{name} is no tar of samples")
+        hint = "; `mlpdata convert beton` reads FFCV's files" if name.endswith((".beton", ".ffcv")) else ""
+        raise Error(f"{name} is no tar of samples{hint}")
     raise Error(
         f"{name} has samples of {keys.listed(list(first.members), 4) or 'no files'}: wanted are an image and a class "
         f"beside it (cls, or label in a json); {_hint(first)}"

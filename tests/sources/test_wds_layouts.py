@@ -236,6 +236,8 @@ def test_names_for_numbers(tmp_path):
         open_wds(tmp_path / "names", class_filter=ClassFilter(classes=("dog",)))
 
 
-def test_a_shard_directory_of_ours(shapes_dir):
+def test_what_is_ours_or_ffcvs(shapes_dir):
     with pytest.raises(Error, match="is a shard directory of mlpdata"):
         open_wds(shapes_dir)
+    with pytest.raises(Error, match="is no tar of samples; `mlpdata convert beton` reads FFCV's files"):
+        open_wds(shapes_dir / "train.beton")
