@@ -15,7 +15,8 @@ def export_shards(options: ExportOptions, say: Say = print) -> Manifest:
     Pixels, and encoded images where the new format stores such ones, are those of the directory. Raises Error.
     """
     return derive(
-        Derivation(command="export", directories=(options.root,), splits=options.splits),
+        # On record is the command that makes the same bytes: `export` has no --seed and no --shard-size.
+        Derivation(command="subset", directories=(options.root,), splits=options.splits),
         options.out,
         format=options.to,
         codec=None if options.codec == "stored" else options.codec,

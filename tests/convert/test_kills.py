@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from archives import damaged_inside, encoded, picture
+from archives import damaged_inside, encoded, make_cifar, picture
 from conftest import HANG_S, Gate, run_cli, sums, until
 
 import mlpdata
@@ -129,6 +129,17 @@ def test_a_killed_merge_ends_with_the_same_bytes(tmp_path, two_dirs, durable, mo
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     words = [*two_dirs, "--classes", "union", "--shard-size", 150, "--quiet"]
     random_kills(words, tmp_path / "reference", tmp_path / "killed", kills=4, seed=6, command="merge")
+
+
+@pytest.mark.slow
+def test_a_killed_merge_of_two_directories_of_60_000_images(tmp_path):
+    """Every key meets its like, so that every sample is copied into a part first: the longest way."""
+    make_cifar(tmp_path / "cifar.tar.gz", rows=10_000)  # in each of six batches
+    for name, seed in (("a", 0), ("b", 1)):
+        words = ["cifar10", "--source", tmp_path / "cifar.tar.gz", "--format", "beton", "--seed", seed, "--quiet"]
+        assert start(*words, "--out", tmp_path / name).wait(HANG_S) == 0
+    words = [tmp_path / "a", tmp_path / "b", "--quiet"]
+    print(random_kills(words, tmp_path / "reference", tmp_path / "killed", kills=8, seed=7, command="merge"))
 
 
 @pytest.mark.slow

@@ -428,6 +428,6 @@ def test_the_other_format(tmp_path):
         assert not findings.num_problems and Manifest.load(out).formats == [to]
     for split in ("train", "val"):
         assert (tmp_path / "back" / f"{split}.beton").read_bytes() == (first / f"{split}.beton").read_bytes()
-    assert Manifest.load(tmp_path / "tars").command.startswith("mlpdata export first --format tar")
+    assert Manifest.load(tmp_path / "tars").command.startswith("mlpdata subset first --format tar")
     with pytest.raises(Error, match="--format and --file-mb are for other formats"):
         ExportOptions(root=first, to="tar", out=tmp_path / "x", format="beton")
