@@ -34,9 +34,9 @@ DECODES = ("fast", "exact")  # how JPEGs that are resized are decoded: see image
 ENGINES = ("local", "ray")
 EXPORTS = ("folder", "parquet", "npz", "arrow", "mds", "litdata", "tfrecord", "beton", "tar")  # of `mlpdata export`
 EXPORT_CODECS = ("stored", "jpg", "png")  # stored: images as they are, and PNG for raw pixels
-# That `mlpdata snippet` writes code for.
+# That `mlpdata snippet` writes code for. litdata and streaming (MosaicML's) read their own formats, exported first.
 LIBRARIES = (
     "ffcv", "webdataset", "datasets", "timm", "torch", "numpy", "dali", "lightning", "accelerate", "torchdata", "jax",
-    "tensorflow", "keras",
+    "tensorflow", "keras", "litdata", "streaming",
 )  # fmt: skip
 MAX_RES = 1024  # pixels a side

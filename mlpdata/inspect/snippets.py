@@ -6,6 +6,7 @@ with the real libraries. Those that train on `mlpdata.load` are in snippets_loop
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def snippet(root: Path, library: str, split: str = "train") -> str:
         raise Error(f"{root} has no beton of split {split!r}, which is what ffcv reads; convert with --format both")
     if library in ("webdataset", "datasets", "timm", "dali") and not info.tars:
         raise Error(f"{root} has no tars of split {split!r}, which {library} reads; convert with --format both")
+    if library in ("litdata", "streaming") and manifest.resize == "longest":
+        raise Error(f"{root} has images of several sizes, of which {library} makes no batches; take torch")
     return SNIPPETS[library](root, manifest, split).strip()
 
 
@@ -259,6 +262,54 @@ for step, (batch,) in enumerate(loader):
 '''
 
 
+def _litdata(root: Path, manifest: Manifest, split: str) -> str:
+    return f"""
+# litdata reads chunks of its own format. Once, before this:
+#   mlpdata export {_shell(root)} --to litdata -o {_shell(exported(root, "litdata"))}
+from litdata import StreamingDataLoader, StreamingDataset
+
+dataset = StreamingDataset({str(exported(root, "litdata") / split)!r}, shuffle={split == "train"})
+loader = StreamingDataLoader(dataset, batch_size={BATCH_SIZE}, num_workers=0)
+for step, batch in enumerate(loader):
+    if step == 0:  # uint8 (N, 3, {manifest.res}, {manifest.res}), int64 (N,)
+        print(batch["image"].shape, batch["image"].dtype, batch["label"].shape, batch["label"].dtype)
+"""
+
+
+def _streaming(root: Path, manifest: Manifest, split: str) -> str:
+    return f"""
+# MosaicML's streaming reads shards of its own format, MDS. Once, before this:
+#   mlpdata export {_shell(root)} --to mds -o {_shell(exported(root, "mds"))}
+import numpy as np
+import torch
+from streaming import StreamingDataset
+
+
+class Shards(StreamingDataset):
+    def __getitem__(self, i):
+        sample = super().__getitem__(i)  # a PIL image and its label
+        return torch.from_numpy(np.array(sample["image"])), sample["label"]
+
+
+dataset = Shards(
+    local={str(exported(root, "mds"))!r}, split={split!r}, shuffle={split == "train"}, batch_size={BATCH_SIZE}
+)
+for step, (images, labels) in enumerate(torch.utils.data.DataLoader(dataset, batch_size={BATCH_SIZE})):
+    if step == 0:  # uint8 (N, {manifest.res}, {manifest.res}, 3), int64 (N,)
+        print(images.shape, images.dtype, labels.shape, labels.dtype)
+"""
+
+
+def exported(root: Path, to: str) -> Path:
+    """Where a snippet has the directory exported to: beside it."""
+    return root.with_name(f"{root.name}-{to}")
+
+
+def _shell(path: Path) -> str:
+    """A path as one word of a shell, on one line of a comment."""
+    return shlex.quote(str(path)) if str(path).isprintable() else f"$'{str(path).encode('unicode_escape').decode()}'"
+
+
 SNIPPETS: dict[str, Callable[[Path, Manifest, str], str]] = {
     "ffcv": _ffcv,
     "webdataset": _webdataset,
@@ -267,6 +318,8 @@ SNIPPETS: dict[str, Callable[[Path, Manifest, str], str]] = {
     "torch": _torch,
     "numpy": _numpy,
     "dali": _dali,
+    "litdata": _litdata,
+    "streaming": _streaming,
     **{
         name: getattr(snippets_loops, name)
         for name in ("lightning", "accelerate", "torchdata", "jax", "tensorflow", "keras")
