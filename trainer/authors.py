@@ -21,10 +21,16 @@ MAX_CLASSES = 1 << 24
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file of torch.save, by the names of our models. No code in the file is run. Raises Error."""
     try:
-        if zipfile.is_zipfile(path):
+        if not zipfile.is_zipfile(path):
+            with open(path, "rb") as f:
+                if f.read(1) != pickle.PROTO:  # what torch.save wrote before it wrote zips
+                    raise Error(f"{path} is not a checkpoint: neither safetensors nor a file of torch.save")
+        else:
             with zipfile.ZipFile(path) as archive:
                 if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                    raise Error(f"{path} is packed, as torch packs no checkpoint: a small file may hide a large one")
+                    raise Error(
+                        f"{path} is compressed, which torch.save never does: a small file may unpack to a huge one"
+                    )
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Error:
         raise

@@ -57,13 +57,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path, facts = Path(path), {}
     if path.is_dir():
+        if not (path / BEST).exists():
+            raise Error(f"{path} has no {BEST}: give a checkpoint, or a run directory that has one{_runs_in(path)}")
         path = path / BEST
     try:
         with open(path, "rb") as f:
             start = f.read(9)
     except FileNotFoundError:
-        runs = sorted(run.parent for run in path.parent.glob(f"*/{BEST}")) if path.name == BEST else []
-        raise Error(f"no checkpoint at {path}{f'; there is one in {listed(runs, 3)}' if runs else ''}") from None
+        raise Error(f"no checkpoint at {path}") from None
     except (OSError, ValueError) as e:
         raise Error(f"cannot read checkpoint {path}: {getattr(e, 'strerror', None) or first_line(e)}") from None
     if not path.is_file():
@@ -83,6 +84,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(model=model.eval(), config=config, res=res, num_classes=num_classes, facts=facts)
 
 
+def _runs_in(folder: Path) -> str:
+    runs = sorted(run.parent for run in folder.glob(f"*/{BEST}"))
+    return f", as {listed(runs, 3)}" if runs else ""
+
+
 def read_facts(path: str | Path) -> dict[str, Any]:
     """The facts that save_weights stored, with the recipe under `recipe`. Raises Error for a file that is not ours."""
     try:
@@ -98,7 +104,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     except (SafetensorError, ValueError, OSError, RecursionError) as e:
         raise Error(f"{path} is no checkpoint of this trainer ({first_line(e)})") from None
     if not isinstance(facts, dict):
-        raise Error(f"{path} is no checkpoint of this trainer: what it says of itself is no set of facts")
+        raise Error(f"{path} is not a checkpoint of this trainer: its metadata is not a table of facts")
     return facts
 
 
@@ -109,7 +115,7 @@ def recipe_of(facts: dict[str, Any], path: Path) -> Recipe:
     except Error as e:
         raise Error(f"{path} has no recipe inside that can be read ({e})") from None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
-        raise Error(f"{path} lacks what a checkpoint of this trainer says of itself ({first_line(e)})") from None
+        raise Error(f"{path} lacks metadata that a checkpoint of this trainer has ({first_line(e)})") from None
 
 
 def _declared_config(facts: dict[str, Any], path: Path) -> tuple[Model, int, int]:
@@ -181,7 +187,9 @@ def _initial_weights(
     start = open_checkpoint(recipe.init or "")
     config = replace(start.config, dropout=recipe.model.dropout)
     if recipe.model not in (Model(), Model(dropout=recipe.model.dropout)) and own_config != config:
-        raise Error(f"recipe: model differs from that of {recipe.init}; leave the section out, init brings its own")
+        raise Error(
+            f"recipe: model differs from that of {recipe.init}; leave the section out: the model of init is used"
+        )
     if start.res != res:
         raise Error(f"{recipe.init} takes {start.res} px, this recipe gives {res}; set augment.res to {start.res}")
     same_list = start.facts.get("classes_sha256") in (None, manifest.classes_sha256)

@@ -70,7 +70,10 @@ def find_splits(recipe: Recipe, *, to_train: bool = True) -> DataSplits:
         if not manifest.splits[held_out].num_samples:
             raise Error(f"split {held_out!r} of {data.shards} has no images; data.eval_split chooses another")
     else:
-        warning = f"{data.shards} has no held-out images, only {train}: nothing is evaluated, and best is the last"
+        warning = (
+            f"{data.shards} has no held-out images, only {train}: nothing is evaluated, and the last checkpoint "
+            "counts as the best"
+        )
     return DataSplits(root=root, manifest=manifest, train_split=train, eval_split=held_out, warning=warning, tars=tars)
 
 

@@ -62,7 +62,7 @@ def cut_steps(run: Path, last: int, say: Callable[[str], None]) -> None:
             end, kept = end + len(line), step
         f.truncate(end)
     if kept < last:
-        say(f"warning: {path} lacks the losses of step {kept + 1} up to step {last}, which do not come again")
+        say(f"warning: {path} lacks the losses of step {kept + 1} up to step {last}, which cannot be recovered")
 
 
 def _step(line: bytes) -> int | None:

@@ -44,7 +44,7 @@ class Saturation:
         if self.seconds >= ENOUGH_S:
             return ""
         spread = f"from {self.saturation_min:.2f} to {self.saturation_max:.2f}"
-        return f"too short to go by: turns of {self.seconds:.2g} s in all, {spread}"
+        return f"too short to be reliable: turns of {self.seconds:.2g} s in all, {spread}"
 
     def sentence(self) -> str:
         doubt = f" ({doubt}; --profile measures for longer)" if (doubt := self.doubt()) else ""

@@ -64,6 +64,8 @@ class ScalingLaw:
 
 def read_point(run: Path) -> RunPoint:
     """The last measures of a run. Raises Error for a run that did not end with an evaluation."""
+    if not run.is_dir():
+        raise Error(f"there is no run directory {run}")
     rows = read_metrics(run)
     if not (run / "summary.json").is_file() or not rows or "val_top1" not in rows[-1]:
         raise Error(f"{run} is no finished run: it has no summary.json, or no evaluation at its end")
@@ -76,7 +78,7 @@ def read_point(run: Path) -> RunPoint:
     except TypeError:
         numbers = [np.nan]
     if not np.isfinite(numbers).all():
-        raise Error(f"{run}: its metrics.jsonl has other things than numbers where numbers belong")
+        raise Error(f"{run}: its metrics.jsonl has values that are not numbers; train it again")
     compute, error, parameters, images = numbers
     return RunPoint(run.name, compute, error, int(parameters), images)
 
@@ -86,8 +88,8 @@ def fit(compute: np.ndarray, error: np.ndarray) -> ScalingLaw:
 
     compute: (n,) FLOP. error: (n,) above 0. Raises Error for fewer points than unknowns.
     """
-    if len(set(compute.tolist())) < UNKNOWNS:
-        raise Error(f"a law with {UNKNOWNS} unknowns needs as many runs of different compute, not {len(compute)}")
+    if (n := len(set(compute.tolist()))) < UNKNOWNS:
+        raise Error(f"a law with {UNKNOWNS} unknowns needs {UNKNOWNS} or more runs of different compute, not {n}")
     if (error <= 0).any() or (compute <= 0).any():
         raise Error("a run without errors, or without compute, fits no power law")
     unit = float(np.exp(np.log(compute).mean()))

@@ -88,9 +88,9 @@ def _read_state(path: Path) -> dict[str, Any]:
     except OSError as e:
         raise Error(f"{path} cannot be read ({e.strerror})") from None
     if not re.fullmatch(rb"[0-9a-f]{64}", stored_digest):
-        raise Error(f"{path} cannot be read (it does not end with its checksum: cut short, or of another version)")
+        raise Error(f"{path} cannot be read (its checksum is missing: the file is cut short, or of another version)")
     if digest.hexdigest().encode() != stored_digest:
-        raise Error(f"{path} cannot be read (it is damaged: its checksum is another)")
+        raise Error(f"{path} cannot be read (it is damaged: its checksum differs)")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises nearly anything

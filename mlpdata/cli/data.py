@@ -10,7 +10,7 @@ import click
 
 from mlpdata.choices import CODECS, DECODES, ENGINES, FILTERS, FORMATS, MAX_RES, RESIZES
 from mlpdata.cli.group import main, say
-from mlpdata.cli.parameters import Share, json_option, path_or_url, quiet_option
+from mlpdata.cli.parameters import FiniteRange, Share, json_option, path_or_url, quiet_option
 from mlpdata.errors import Error
 
 
@@ -29,8 +29,10 @@ def list_(as_json):
 
 @main.command()
 @click.argument("dataset")
-@click.option("--to", type=click.Path(path_type=Path), help="Folder.  [default: $MLPDATA_HOME, or the user's cache]")
-@click.option("--only", multiple=True, metavar="FILE", help="Only this file of the data set; may be repeated.")
+@click.option(
+    "--to", type=click.Path(path_type=Path), help="Folder to save to.  [default: $MLPDATA_HOME, or the user's cache]"
+)
+@click.option("--only", multiple=True, metavar="FILE", help="Fetch only this file of the data set; may be repeated.")
 @click.option(
     "--cookies", type=click.Path(path_type=Path), help="A cookies.txt, exported by your browser, to log in with."
 )
@@ -83,7 +85,7 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
     default="squash",
     help="squash: to the square; crop: the centre square; longest: longer side to --res, shape kept, sizes differ.",
 )
-@click.option("--filter", "filter_", type=click.Choice(FILTERS), default="box", help="Of the resizing.")
+@click.option("--filter", "filter_", type=click.Choice(FILTERS), default="box", help="Filter of the resize.")
 @click.option(
     "--decode",
     type=click.Choice(DECODES),
@@ -93,18 +95,18 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 )
 @click.option(
     "--out",
-    help="Shard directory, or a URL of an object storage.  [default: shards/NAME-RES; with the name of your own folder "
-    "or repository between]",
+    help="Shard directory, or a URL of an object storage.  [default: shards/DATASET-RES; for your own data "
+    "shards/DATASET-SOURCE-RES, as shards/folder-photos-64]",
 )
 @click.option("--overwrite", is_flag=True, help="Delete the conversion that --out holds, and start again.")
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes.  [default: the cores]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the shuffle.")
-@click.option("--shard-size", type=click.IntRange(min=1), default=10_000, help="Samples in a tar.")
+@click.option("--shard-size", type=click.IntRange(min=1), default=10_000, help="Samples in each tar.")
 @click.option("--limit", type=click.IntRange(min=1), help="Convert only the first N samples of each split.")
 @click.option(
     "--max-skipped",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=0.01,
     help="Fail if a larger share of the images is unreadable.",
 )
@@ -121,14 +123,14 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.option(
     "--classes",
     type=click.Path(path_type=Path),
-    help="File that lists the classes to take, one a line, in label order; where classes are numbers (beton, wds), "
-    "their names.",
+    help="File that lists the classes to take, one a line, in label order. Where classes are numbers (beton, wds): the "
+    "names of classes 0, 1, ...",
 )
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
     default="local",
-    help="Where to work. ray: a running Ray cluster; all its nodes must see --source and --out.",
+    help="Where the work runs. ray: on a running Ray cluster, all nodes of which must see --source and --out.",
 )
 @click.option(
     "--part",

@@ -12,19 +12,21 @@ from mlpdata.cli.parameters import SHARDS, path_or_url, quiet_option
 from mlpdata.derive.derivation import DEDUPES, Derivation, SplitOff
 from mlpdata.errors import Error, UsageError
 
-AS_THERE = "  [default: as it is there]"
+UNCHANGED = "  [default: unchanged]"
 _OUT = (
     click.option("--out", required=True, help="Shard directory to make, or a URL of an object storage."),
     click.option("--overwrite", is_flag=True, help="Delete the conversion that --out holds, and start again."),
-    click.option("--format", type=click.Choice(list(FORMATS)), help=f"What is written.{AS_THERE}"),
-    click.option("--codec", type=click.Choice(["auto", *CODECS]), help=f"How images are stored.{AS_THERE}"),
+    click.option("--format", type=click.Choice(list(FORMATS)), help=f"Formats to write.{UNCHANGED}"),
+    click.option("--codec", type=click.Choice(["auto", *CODECS]), help=f"How images are stored.{UNCHANGED}"),
     click.option(
         "--quality",
         type=click.IntRange(1, 100),
-        help="Quality of the JPEGs that are encoded; stored ones stay as they are.  [default: theirs, or 90]",
+        help="Quality of newly encoded JPEGs; stored JPEGs keep theirs.  [default: that of the stored JPEGs, or 90]",
     ),
-    click.option("--seed", type=click.IntRange(min=0), help=f"Seed of the shuffle and of every choice.{AS_THERE}"),
-    click.option("--shard-size", type=click.IntRange(min=1), help=f"Samples in a tar.{AS_THERE}"),
+    click.option(
+        "--seed", type=click.IntRange(min=0), help=f"Seed of the shuffle and of every random choice.{UNCHANGED}"
+    ),
+    click.option("--shard-size", type=click.IntRange(min=1), help=f"Samples in each tar.{UNCHANGED}"),
     click.option("--workers", type=click.IntRange(min=1), help="Worker processes.  [default: the cores]"),
     quiet_option,
 )
@@ -53,35 +55,43 @@ def _class_names(given: str | None) -> tuple[tuple[str, ...] | None, str]:
             lines = path.read_text(encoding="utf-8").split("\n")
             return tuple(filter(None, (line.split("\t")[0].strip(" \r") for line in lines))), path.name
     except (OSError, UnicodeDecodeError) as e:
-        raise Error(f"cannot read --classes {given}: {getattr(e, 'strerror', None) or e}") from None
+        raise Error(
+            f"cannot read --classes {given}: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}"
+        ) from None
+    if path.suffix in (".txt", ".tsv", ".csv"):
+        raise Error(f"--classes {given}: there is no such file")
     return tuple(filter(None, (name.strip() for name in given.split(",")))), ""
 
 
 @main.command()
 @click.argument("directory", type=SHARDS)
-@click.option("--classes", help="Only these: names with commas, or a file, one a line; in label order.")
+@click.option(
+    "--classes", help="Only these classes, in label order: names separated by commas, or a file with one name a line."
+)
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option(
     "--dedupe",
     type=click.Choice(DEDUPES),
-    help="exact: of images with equal pixels keep one, of val before train. perceptual: of images that look alike, "
-    "too, for which all are read. What is left out is listed in skipped.jsonl.",
+    help="exact: keep one of the images with equal pixels, one in val before one in train. perceptual: keep one of the "
+    "images that look alike, which reads every image. skipped.jsonl lists what is left out.",
 )
 @click.option(
     "--split-off",
     metavar="NAME=N",
-    help="Hold N images of each class (or P%) out of train as a new split: val=50, val=10%.",
+    help="Move N images (or P%) of each class from train to a new split: val=50, val=10%.",
 )
 @click.option("--per-class", type=click.IntRange(min=1), help="At most N samples of each class of each split.")
-@click.option("--fraction", type=float, help="A share of each class of each split, rounded, at least one sample.")
+@click.option(
+    "--fraction", type=float, help="This share of each class of each split, such as 0.1; rounded, at least one sample."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="At most N samples of each split.")
 @output_options
 def subset(directory, classes, splits, dedupe, split_off, per_class, fraction, limit, out, **options):
     """Make a shard directory of some samples of another.
 
-    The archive is not needed. Choices are made in the order of the options here, each drawn by a hash of the seed and
-    the sample's key. Without any, the whole directory is written, in another --format, --seed or --shard-size.
-    If interrupted, run the same command again: it continues.
+    The archive is not needed. The options apply in the order in which they are listed here. A random choice depends on
+    --seed and the keys of the samples only. Without a choice the whole directory is written: in another --format, or
+    with another --seed or --shard-size. If interrupted, run the same command again: it continues.
 
     \b
     mlpdata subset shards/cifar10-32 --classes cat,dog --out shards/cats-dogs
@@ -99,21 +109,25 @@ def subset(directory, classes, splits, dedupe, split_off, per_class, fraction, l
 
 @main.command()
 @click.argument("directories", type=SHARDS, nargs=-1, required=True)
-@click.option("--classes", type=click.Choice(["union"]), help="union: all classes of all directories, by name.")
+@click.option(
+    "--classes",
+    type=click.Choice(["union"]),
+    help="union: class lists may differ; the result has the classes of all, matched by name.",
+)
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @output_options
 def merge(directories, classes, splits, out, **options):
-    """Put shard directories together.
+    """Merge shard directories into one.
 
-    Splits are put together by name. Class lists and resolutions have to be the same. Where two samples of a split have
-    one key, the name of its directory goes before each. If interrupted, run the same command again: it continues.
+    Splits of the same name are merged. Class lists and resolutions must be equal. If two samples of a split have the
+    same key, the name of its directory is put before each. If interrupted, run the same command again: it continues.
 
     \b
     mlpdata merge shards/photos-2023 shards/photos-2024 --out shards/photos
     mlpdata merge shards/cats shards/dogs --classes union --out shards/pets
     """
     if len(directories) < 2:
-        raise UsageError("merge wants two directories or more; `mlpdata subset` copies one")
+        raise UsageError("merge takes two or more shard directories; `mlpdata subset` copies one")
     _run(Derivation(command="merge", directories=directories, union=classes == "union", splits=splits), out, **options)
 
 
@@ -124,16 +138,16 @@ def merge(directories, classes, splits, out, **options):
     "label_map",
     required=True,
     metavar="FILE|LIST",
-    help="Old and new name of each class, TAB or comma between, a class a line; or cifar100-coarse, or a list of "
-    "ImageNet's: fall11, fall11-p, winter21-p, ilsvrc2012, ...",
+    help="File with one class a line: old name, TAB or comma, new name. Or a published list: cifar100-coarse, fall11, "
+    "fall11-p, winter21-p, ilsvrc2012, ...",
 )
 @click.option("--drop-unmapped", is_flag=True, help="Leave out classes that the map lacks.")
 @output_options
 def relabel(directory, label_map, drop_unmapped, out, **options):
-    """Give the classes of a shard directory other names, or put several together.
+    """Rename the classes of a shard directory, or merge several into one.
 
-    Labels follow the order of the new names: that of the published list, or that in which they come up in the file.
-    If interrupted, run the same command again: it continues.
+    Labels follow the order of the published list, or the order in which the new names first appear in the file. If
+    interrupted, run the same command again: it continues.
 
     \b
     mlpdata relabel shards/cifar10-32 --map animals.tsv --out shards/animals-32
@@ -149,9 +163,15 @@ def relabel(directory, label_map, drop_unmapped, out, **options):
 @main.command()
 @click.argument("directory", type=SHARDS)
 @click.option("--res", type=click.IntRange(1, MAX_RES), required=True, help="Pixels a side.")
-@click.option("--resize", "rule", type=click.Choice(RESIZES), help=f"As for convert.{AS_THERE}")
-@click.option("--filter", type=click.Choice(FILTERS), help=f"Of the resizing.{AS_THERE}")
-@click.option("--decode", type=click.Choice(DECODES), help="How JPEGs are decoded where there are no pixels.")
+@click.option(
+    "--resize", "rule", type=click.Choice(RESIZES), help=f"How images are fitted to --res, as for convert.{UNCHANGED}"
+)
+@click.option("--filter", type=click.Choice(FILTERS), help=f"Filter of the resize.{UNCHANGED}")
+@click.option(
+    "--decode",
+    type=click.Choice(DECODES),
+    help="How stored JPEGs are decoded where no lossless image is stored.  [default: fast up to --res 128, else exact]",
+)
 @output_options
 def resize(directory, rule, out, **options):
     """Make a shard directory at another resolution, from the stored images.

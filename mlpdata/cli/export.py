@@ -6,7 +6,7 @@ import click
 
 from mlpdata.choices import EXPORT_CODECS, EXPORTS, FORMATS
 from mlpdata.cli.group import main, say
-from mlpdata.cli.parameters import SHARDS, path_or_url, quiet_option
+from mlpdata.cli.parameters import SHARDS, FiniteRange, path_or_url, quiet_option
 
 
 @main.command()
@@ -15,12 +15,12 @@ from mlpdata.cli.parameters import SHARDS, path_or_url, quiet_option
 @click.option("-o", "--out", required=True, help="The folder to write to; for beton and tar, also a URL.")
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option("--codec", type=click.Choice(EXPORT_CODECS), default="stored",
-              help="Of the images. stored: as they are, and PNG for raw pixels.")  # fmt: skip
-@click.option("--quality", type=click.IntRange(1, 100), help="Of JPEGs that are encoded.  [default: 90]")
+              help="How images are written. stored: unchanged; raw pixels become PNGs.")  # fmt: skip
+@click.option("--quality", type=click.IntRange(1, 100), help="Quality of newly encoded JPEGs.  [default: 90]")
 @click.option("--format", "format_", type=click.Choice(FORMATS["both"]),
-              help="Which of the directory's formats to read.  [default: the one that needs least coding]")  # fmt: skip
-@click.option("--file-mb", type=click.FloatRange(0, min_open=True),
-              help="Size of a file, about.  [default: by format]")  # fmt: skip
+              help="Which of the directory's formats to read.  [default: the one with least to decode]")  # fmt: skip
+@click.option("--file-mb", type=FiniteRange(0, min_open=True),
+              help="Approximate size of each file, in MB.  [default: by format]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes.  [default: the cores]")
 @quiet_option
 def export(directory, to, out, splits, codec, quality, format_, file_mb, workers, quiet):

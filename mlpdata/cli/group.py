@@ -96,7 +96,7 @@ def stop(number, frame) -> None:
 )
 @click.version_option(package_name="mlpdata", prog_name="mlpdata")
 def main():
-    """Image archives to low-resolution FFCV and WebDataset shards, and a trainer that eats them at full speed.
+    """Image archives to low-resolution FFCV and WebDataset shards, and a trainer that reads them at full speed.
 
     \b
     mlpdata convert cifar10

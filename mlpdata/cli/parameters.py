@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -33,13 +34,23 @@ class Share(click.ParamType):
         return int(k), int(n)
 
 
+class FiniteRange(click.FloatRange):
+    """A range of floats without nan and inf, which click lets pass."""
+
+    def convert(self, value, param, ctx):
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
 def path_or_url(text: str):
     from mlpdata.shards import remote
 
     return text if remote.is_remote(text) else Path(text)
 
 
-def json_option(help: str = "For programs."):
+def json_option(help: str = "Print JSON, for programs."):
     """The option --json."""
     return click.option("--json", "as_json", is_flag=True, help=help)
 

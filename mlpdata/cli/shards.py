@@ -10,7 +10,7 @@ import click
 
 from mlpdata.choices import FORMATS, LIBRARIES, MAX_RES
 from mlpdata.cli.group import main, say
-from mlpdata.cli.parameters import SHARDS, json_option, path_or_url, split_option
+from mlpdata.cli.parameters import SHARDS, FiniteRange, json_option, path_or_url, split_option
 from mlpdata.derive.derivation import MAX_NEAR_BITS, NEAR_BITS
 from mlpdata.errors import Error
 from mlpdata.loader.options import PIXELS, TIERS
@@ -19,7 +19,7 @@ from mlpdata.system.format import plural
 
 @main.command()
 @click.argument("directory", type=SHARDS)
-@json_option("The manifest, for programs.")
+@json_option("Print the manifest as JSON, for programs.")
 def info(directory, as_json):
     """Say what is in a shard directory.
 
@@ -37,8 +37,8 @@ def info(directory, as_json):
 def verify(directory, as_json):
     """Check a shard directory: checksums, samples, both formats equal.
 
-    Every checksum is computed and every image decoded; the labels and positions in the index, the beton and the tars
-    are compared. Problems are listed, one a line, and the exit status is 1.
+    It computes every checksum, decodes every image, and compares the labels and positions in the index, the beton and
+    the tars. If there are problems, it lists them, one a line, and the exit status is 1.
 
     \b
     mlpdata verify shards/cifar10-32
@@ -63,7 +63,7 @@ def verify(directory, as_json):
 
 @main.command()
 @click.argument("directory", type=SHARDS)
-@json_option("For programs, with the keys of the duplicates.")
+@json_option("Print JSON, for programs, with the keys of the duplicates.")
 def stats(directory, as_json):
     """Count classes and duplicates; give mean and std.
 
@@ -141,8 +141,10 @@ def pull(name):
     "--augment", type=click.Path(path_type=Path), metavar="RECIPE", help="Show this recipe's augmentation too."
 )
 @split_option
-@click.option("--classes", metavar="NAME,...", help="Names in the source, or numbers.  [default: some at random]")
-@click.option("--page", type=click.IntRange(min=1), help="Ten classes a page, in label order.")
+@click.option(
+    "--classes", metavar="NAME,...", help="Classes to show: names in the source, or numbers.  [default: ten at random]"
+)
+@click.option("--page", type=click.IntRange(min=1), help="Show this page of all classes: ten a page, in label order.")
 def preview(directory, out, augment, split, classes, page):
     """Draw a contact sheet, before and after augmentation.
 
@@ -161,10 +163,12 @@ def preview(directory, out, augment, split, classes, page):
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The HTML file to write.")
 @click.option("--augment", type=click.Path(path_type=Path), metavar="RECIPE",
               help="Show this recipe's augmentation.  [default: random crops and flips]")  # fmt: skip
-@click.option("--source", help="The originals, as for convert: the worst images are shown beside their exact decode.")
+@click.option(
+    "--source", help="The original archive, as for convert. The worst images are shown beside its exact decode."
+)
 @click.option("--near", type=click.IntRange(0, MAX_NEAR_BITS), is_flag=False, flag_value=NEAR_BITS, metavar="[BITS]",
-              help="Show pairs of images that look alike: of 64 bits of a perceptual hash at most BITS differ "
-              f"({NEAR_BITS} without a number). All images are read for it.")  # fmt: skip
+              help="Show pairs of images that look alike: their perceptual hashes of 64 bits differ in at most BITS "
+              f"({NEAR_BITS} without a number). Reads every image.")  # fmt: skip
 def report(directory, out, augment, source, near):
     """Write one self-contained web page to judge a data set by.
 
@@ -196,7 +200,7 @@ def _augmentation(recipe: Path | None):
 @click.option("--format", "format_", type=click.Choice(FORMATS["both"]), help="[default: the beton if there is one]")
 @click.option("--tier", type=click.Choice([t for t in TIERS if t != "auto"]), help="[default: chosen by size]")
 @click.option("--cache-bytes", type=click.IntRange(min=1),
-              help="Of the local disk, for tars of a directory elsewhere.  [default: 80% of what is free]")  # fmt: skip
+              help="Local disk space for tars of a remote directory.  [default: 80% of the free space]")  # fmt: skip
 @click.option("--pixels", type=click.Choice(PIXELS), default="rgb",
               help="ycc420 holds chroma at half resolution: half the bytes.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=1024)
@@ -204,8 +208,8 @@ def _augmentation(recipe: Path | None):
     "--res", type=click.IntRange(1, MAX_RES), help="Resolution of the augmented images.  [default: the stored one]"
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that read and decode.  [default: the cores]")
-@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, help="Length of each measurement.")
-@json_option("One JSON row.")
+@click.option("--seconds", type=FiniteRange(0.1), default=3.0, help="Length of each measurement.")
+@json_option("Print one row of JSON.")
 def bench(directory, device, split, format_, tier, cache_bytes, pixels, batch_size, res, threads, seconds, as_json):
     """Measure images/s of loading and augmentation; name the bottleneck.
 
@@ -229,7 +233,7 @@ def bench(directory, device, split, format_, tier, cache_bytes, pixels, batch_si
 def doctor(as_json):
     """Say what is installed and what is missing.
 
-    Required and optional packages are listed apart. The exit status is 1 where a required one is missing.
+    Required and optional packages are listed apart. The exit status is 1 if a required one is missing.
 
     \b
     mlpdata doctor

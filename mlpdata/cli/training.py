@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mlpdata.cli.group import main, say
-from mlpdata.cli.parameters import SHARDS, json_option
+from mlpdata.cli.parameters import SHARDS, FiniteRange, json_option
 
 
 @main.group(invoke_without_command=True)
@@ -45,14 +45,16 @@ def show(name):
 @click.argument("recipe")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; may be repeated.")
 @click.option("--resume", is_flag=True, help="Continue the last run of this recipe.")
-@click.option("--force", is_flag=True, help="With --resume: take new epochs, optim.* or shards, as --set says.")
+@click.option(
+    "--force", is_flag=True, help="With --resume: accept what --set changes of train.epochs, optim.* or data.shards."
+)
 @click.option(
     "--profile",
     is_flag=True,
-    help="Train nothing: measure images/s from shards, and from one batch that is always there.",
+    help="Train nothing: measure images/s from shards, and from one batch that stays on the device.",
 )
 @click.option("--plan", "show_plan", is_flag=True,
-              help="Train nothing: print where the pixels will be, the rates that needs, the bottleneck.")  # fmt: skip
+              help="Train nothing: print where the pixels would lie, the rates needed, the bottleneck.")  # fmt: skip
 def train(recipe, overrides, resume, force, profile, show_plan):
     """Train a recipe.
 
@@ -79,14 +81,15 @@ def train(recipe, overrides, resume, force, profile, show_plan):
 
 @main.command("eval")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--shards", type=SHARDS, required=True, help="Shard directory.")
+@click.option("--shards", type=SHARDS, required=True, help="Shard directory to evaluate on.")
 @click.option("--split", default="val")
 @click.option("--tta", type=click.IntRange(min=0), default=0, help="Average over N random crops (the paper: 100).")
-@click.option("--average", type=click.Choice(["probabilities", "logits"]), default="probabilities")
+@click.option("--average", type=click.Choice(["probabilities", "logits"]), default="probabilities",
+              help="What --tta averages over the crops.")  # fmt: skip
 @click.option(
     "--crop-scale",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Smallest area of a crop.  [default: as in training]",
+    type=FiniteRange(0, 1, min_open=True),
+    help="Smallest area of a crop, as a share of the image.  [default: as in training]",
 )
 @click.option(
     "--normalize",
@@ -102,8 +105,8 @@ def train(recipe, overrides, resume, force, profile, show_plan):
 def eval_(**options):
     """Evaluate a checkpoint: top-1, top-5, ReaL.
 
-    CHECKPOINT is a file, or a run directory, of which the best checkpoint is taken. ReaL accuracy is measured where the
-    shards have ReaL labels.
+    CHECKPOINT is a file, or a run directory, whose best checkpoint is taken. ReaL accuracy is measured if the shards
+    have ReaL labels.
 
     \b
     mlpdata eval runs/cifar10-small --shards shards/cifar10-32
@@ -116,7 +119,7 @@ def eval_(**options):
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), default="scaling.png")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="scaling.png", help="The PNG to write.")
 def scaling(runs, out):
     """Fit a scaling law to finished runs, and draw it.
 
@@ -139,7 +142,7 @@ def scaling(runs, out):
 def predict(checkpoint, images, shards, device, as_json):
     """Classify image files: the five best classes, by name.
 
-    CHECKPOINT is a file, or a run directory, of which the best checkpoint is taken.
+    CHECKPOINT is a file, or a run directory, whose best checkpoint is taken.
 
     \b
     mlpdata predict runs/cifar10-small cat.jpg dog.png

@@ -17,7 +17,7 @@ from mlpdata.shards.files import difference
 from mlpdata.shards.manifest import Manifest, card_path, index_path, made_from, manifest_path
 from mlpdata.shards.text import open_file
 from mlpdata.sources.keys import listed
-from mlpdata.system.files import sync_dir
+from mlpdata.system.files import file_in_the_way, sync_dir
 
 # For people: fields of an identity whose values say something, and others.
 PLAIN = {"tool_version": "mlpdata", "release": "the release of the source", "format_version": "the format version"}
@@ -30,7 +30,7 @@ MARKS, MARKED_BYTES = (b'"classes_sha256"', b"\nMade by mlpdata "), 1 << 20
 def check_place(plan: ConversionPlan) -> None:
     """Raise Error where the output directory holds anything but a conversion, or its source."""
     root, work = plan.root, plan.work.path
-    if file := next((path for path in (root, *root.parents) if path.exists() and not path.is_dir()), None):
+    if file := file_in_the_way(root):
         raise Error(f"{file} is a file; choose another --out")
     for path in plan.stamps:
         if root.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
@@ -39,9 +39,9 @@ def check_place(plan: ConversionPlan) -> None:
         if work.is_symlink() or not work.is_dir():
             raise Error(f"{work} is not the folder that an unfinished conversion leaves; remove it")
         if foreign := plan.work.foreign():
-            raise Error(f"{work / foreign} is nothing that a conversion leaves; move it away, or choose another --out")
+            raise Error(f"{work / foreign} does not belong to a conversion; move it away, or choose another --out")
     elif root.is_dir() and any(root.iterdir()) and not os.path.lexists(manifest_path(root)):
-        raise Error(f"{root} is not empty and no conversion of ours; choose another --out, or delete it")
+        raise Error(f"{root} is not empty and not a conversion of mlpdata; choose another --out, or delete it")
 
 
 def finished_manifest(plan: ConversionPlan) -> Manifest | None:
@@ -73,7 +73,7 @@ def _own_manifest(plan: ConversionPlan) -> Manifest:
         )
     if plan.draft.parents and not _same_parents(manifest, plan.draft):
         raise Error(
-            f"{plan.root} holds the same of other shard directories, or of another choice of their samples; choose "
+            f"{plan.root} was made from other shard directories, or from other samples of them; choose "
             f"another --out, {OR_REPLACE}"
         )
     if not _same_files(there, asked):
@@ -141,7 +141,7 @@ def _overwrite(plan: ConversionPlan, say: Callable[[str], None]) -> None:
             say(f"{plan.root} is overwritten: it held {manifest.origin}")
             _remove_finished(plan.root, manifest)
     if plan.work.plan.exists() or not is_untouched(plan.work):
-        say(f"{plan.root} is overwritten: what was done of an unfinished conversion in it is removed")
+        say(f"{plan.root} is overwritten: the unfinished conversion in it is removed")
         reset(plan.work)
 
 
@@ -152,7 +152,7 @@ def _remove_recognised(root: Path, error: Error, say: Callable[[str], None]) -> 
     """
     if not any(map(_is_marked, (manifest_path(root), card_path(root)))):
         why = first_line(error).partition(";")[0]
-        raise Error(f"{why}, and nothing says that {root} is a conversion of ours: delete it, or choose another --out")
+        raise Error(f"{why}, and {root} does not look like a shard directory: delete it, or choose another --out")
     ending = index_path(root, "").name
     splits = {path.name.removesuffix(ending) for path in root.glob(f"?*{ending}")}
     removed = own_files(root, splits)
@@ -189,7 +189,7 @@ def bind(plan: ConversionPlan, say: Callable[[str], None]) -> None:
     bound = _read_bound(path)
     if bound is None:
         if path.exists():
-            say(f"warning: {path} was damaged and is written anew; what else is there is looked at piece by piece")
+            say(f"warning: {path} was damaged and is written again; the other files are checked one by one")
             path.unlink()
         _write_bound(plan, path)
         bound = _read_bound(path)
@@ -229,8 +229,8 @@ def check_source(plan: ConversionPlan) -> None:
     """Raise Error where the source is not what it was when it was opened."""
     if changed := _changed(plan.stamps, plan.source.stamps(str(plan.root))):
         raise Error(
-            f"{changed} changed while it was read, and nobody can say what is in {plan.root} now: delete that and run "
-            "the same command again"
+            f"{changed} changed while it was read, so {plan.root} may hold a mixture: delete it and run the same "
+            "command again"
         )
 
 

@@ -59,7 +59,7 @@ def derive(
         "quality": _quality(derivation, manifests, quality),
     }
     if quality and options["res"] == first.res and all(m.quality is None and _stores_jpegs(m) for m in manifests):
-        say("--quality changes nothing of stored JPEGs: they stay as they are")
+        say("--quality has no effect on stored JPEGs: they are not encoded again")
     manifest = convert(
         Options(dataset=first.dataset, derivation=derivation, out=out if remote.is_remote(out) else Path(out),
                 decode=decode, workers=workers, overwrite=overwrite, quiet=quiet, max_skipped=1.0, **options),
@@ -71,7 +71,7 @@ def derive(
 
 _ADVICE = {
     "res": "bring one to the size of the other first: `mlpdata resize {other} --res {value} --out ...`",
-    "resize": "images that keep their shape do not go with squares",
+    "resize": "images that keep their shape cannot be merged with square ones",
     "format": "say which with --format",
     "codec": "say which with --codec",
 }
@@ -99,7 +99,7 @@ def _quality(derivation: Derivation, manifests: list[Manifest], asked: int | Non
     stored = {manifest.quality for manifest in manifests if manifest.quality} | ({asked} if asked else set())
     if len(stored) > 1:
         raise Error(
-            f"JPEGs of quality {' and '.join(map(str, sorted(stored)))} would come together, and the stored ones are "
-            "kept as they are: leave --quality out, or store PNGs with --codec png"
+            f"JPEGs of quality {' and '.join(map(str, sorted(stored)))} would be mixed, as stored JPEGs are not "
+            "encoded again: leave --quality out, or store PNGs with --codec png"
         )
     return next(iter(stored), 90)

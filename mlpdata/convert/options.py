@@ -86,10 +86,12 @@ class Options:
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise Error(f"part is K/N with K from 1 to N, not {self.part[0]}/{self.part[1]}")
         if self.limit is not None and self.sharing:
-            raise Error("--limit takes the first samples, which one machine counts: leave out --part and --assemble")
+            raise Error("--limit counts the first samples on one machine: it cannot be used with --part or --assemble")
         if self.part is not None and self.assemble:
             raise Error("--part converts a share, --assemble finishes when all shares are there: give one of them")
         if self.overwrite and self.sharing:
-            raise Error("--overwrite removes what other machines made: delete the directory, and leave --overwrite out")
+            raise Error(
+                "--overwrite would delete the work of other machines: delete the directory, and leave --overwrite out"
+            )
         if not 0 <= self.seed < 2**63:
             raise Error(f"seed must be from 0 to 2^63 - 1, not {self.seed}")

@@ -272,7 +272,9 @@ def _asked_filter(options: Options, spec: datasets.DatasetSpec) -> ClassFilter:
         try:
             lines = Path(options.classes).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as e:
-            raise Error(f"cannot read --classes {options.classes}: {getattr(e, 'strerror', None) or e}") from None
+            raise Error(
+                f"cannot read --classes {options.classes}: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}"
+            ) from None
         names = tuple(filter(None, (line.split("\t")[0].strip(" \r") for line in lines)))
         if not names or len(set(names)) < len(names):
             raise Error(f"--classes {options.classes} names {'a class twice' if names else 'no classes'}")

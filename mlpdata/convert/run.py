@@ -56,16 +56,20 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
     leave_if_imported_by_worker()
     if remote.is_remote(options.out):
         if options.sharing or options.engine != "local":
-            raise Error(f"--out {options.out}: the work of several machines meets on a disk they share")
+            raise Error(
+                f"--out {options.out}: with --part the machines need a disk that they share; choose a directory on it"
+            )
         if options.overwrite:
-            raise Error(f"--out {options.out}: nothing is overwritten there; delete it, or choose another --out")
+            raise Error(
+                f"--out {options.out}: --overwrite works on local directories only; delete it, or choose another --out"
+            )
         with upload.staged(str(options.out), say) as folder:
             return convert(replace(options, out=folder), say)
     started = time.monotonic()
     with _one_line(
         "stopped before anything was written",
         lambda e: f"cannot read {e.filename or options.source or 'the source'}: {e.strerror or first_line(e)}",
-        "out of memory while the source was listed; it needs a machine with more",
+        "out of memory while the source was listed; use a machine with more memory",
     ):
         plan = make_plan(options, say)
     with _one_line(
@@ -73,7 +77,7 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
         f"{', without --overwrite' if plan.overwrite else ''}",
         lambda e: (
             f"{e.strerror or first_line(e)}{f': {e.filename}' if e.filename else ''}; "
-            "run the same command again to go on from here"
+            "when that is mended, run the same command again to go on from here"
         ),
         "out of memory; run the same command again, with fewer --workers, to go on from here",
     ):
@@ -122,7 +126,7 @@ def _convert_locked(plan: ConversionPlan, started: float, say: Callable[[str], N
     if result is None:
         k, n = plan.share or (1, 1)
         units = plural(len(plan.own_tasks), "unit")
-        say(f"part {k} of {n} is done, {units}; when all are, finish with --assemble for --part")
+        say(f"part {k} of {n} is done, {units}; when all are, run the same command with --assemble instead of --part")
         return None
     manifest, totals = result
     clean_up(plan.work, manifest, plan.all_splits)  # a run that comes now and finds the manifest does so too

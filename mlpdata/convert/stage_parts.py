@@ -210,5 +210,5 @@ def check_totals(plan: ConversionPlan, context: WorkerContext, totals: Totals) -
         raise Error(
             f"{num_skipped:,} of {total:,} images ({num_skipped / total:.2%}) could not be read, "
             f"more than --max-skipped {plan.max_skipped:g}; the first: {first_reason}; all are listed in "
-            f"{plan.work.skipped}. The same command with a larger share goes on from here"
+            f"{plan.work.skipped}. The same command with a larger --max-skipped goes on from here"
         )

@@ -187,7 +187,8 @@ def check_space(work: WorkDir, needed: int) -> None:
     if needed > free:
         raise Error(
             f"no space for {work.root}: at its largest the work takes about {format_bytes(needed)}, "
-            f"{format_bytes(free)} are free or in use by it already; the same command goes on when there is more"
+            f"{format_bytes(free)} are free or already used by it; free some space, and the "
+            "same command goes on from here"
         )
 
 

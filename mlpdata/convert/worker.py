@@ -98,13 +98,13 @@ class WorkerContext:
 
     def arrive(self) -> None:
         """Check that a worker on another machine of a cluster can do the work. Raises Error."""
-        node, advice = os.uname().nodename, "--engine ray needs it on a disk that all nodes share, under the same path"
+        node, advice = os.uname().nodename, "--engine ray needs it at the same path on all nodes, on a shared disk"
         for path in (str(self.work.path), *filter(os.path.isabs, self.source.files)):
             if not os.path.exists(path):
                 raise Error(f"node {node} does not see {path}: {advice}")
         if image.library_versions() != self._image_library:
             theirs, ours = (", ".join(v.values()) for v in (image.library_versions(), self._image_library))
-            raise Error(f"node {node} has {theirs}, this machine {ours}: make them equal")
+            raise Error(f"node {node} has {theirs}, this machine {ours}: install the same versions on both")
 
     @cached_property
     def label_map(self) -> np.ndarray:

@@ -106,7 +106,7 @@ def choose(parents: list[Parent], splits: list[str], classes: ClassMaps, derivat
         raise Error(f"nothing is left of {' and '.join(str(p.root) for p in parents)}: no sample fits the options")
     if not counts.all():  # an empty split cannot be written
         empty = [split for split, n in zip(splits, counts.tolist(), strict=True) if not n]
-        warnings.append(f"nothing is left of split {' and '.join(empty)}: there will be none of that name")
+        warnings.append(f"split {' and '.join(empty)} is left out: none of its samples fits the options")
         number = np.full(256, LEFT_OUT, np.uint8)
         number[REMOVED] = REMOVED
         number[1 + np.flatnonzero(counts)] = 1 + np.arange(np.count_nonzero(counts))
@@ -126,7 +126,7 @@ def _share(sizes: np.ndarray, fraction: float | None) -> np.ndarray:
 
 def _rows(parents: list[Parent], splits: list[str], classes: ClassMaps, derivation: Derivation, seed: int) -> _Rows:
     if len(splits) + (derivation.split_off is not None) > MAX_SPLITS:
-        raise Error(f"{len(splits)} splits are more than {MAX_SPLITS}; take some with --split")
+        raise Error(f"{len(splits)} splits are too many, {MAX_SPLITS} is the most; choose some with --split")
     starts, targets, labels, hashes, digests, n = {}, [], [], [], [], 0
     for p, parent in enumerate(parents):
         for split in (s for s in splits if s in parent.manifest.splits):

@@ -72,7 +72,7 @@ class Derivation:
 
     def __post_init__(self):
         if not self.directories:
-            raise Error(f"{self.command} wants a shard directory")
+            raise Error(f"{self.command} takes a shard directory")
         for name in ("limit", "per_class"):
             if (n := getattr(self, name)) is not None and n < 1:
                 raise Error(f"--{name.replace('_', '-')} must be at least 1, not {n}")

@@ -15,6 +15,7 @@ from mlpdata import labels
 from mlpdata.errors import Error
 from mlpdata.shards.text import parse_json, read_text, shown
 from mlpdata.sources.keys import listed
+from mlpdata.system.format import plural
 
 COARSE = "cifar100-coarse"
 NAMES = (COARSE, *labels.LISTS)  # of maps that need no file
@@ -80,8 +81,8 @@ def read_label_map(given: str | Path, classes: Sequence[str], may_lack: bool = F
             raise Error(f"none of the {len(classes):,} classes is in {given}: {given} lists wnids, as {wnids[0]}")
         return LabelMap(names=names, classes=wnids, left_out=_left_out(given, names, classes, may_lack))
     path = Path(given)
-    if not path.exists():
-        raise Error(f"no such map: {path} is no file, and none of {', '.join(NAMES)}")
+    if not path.is_file():
+        raise Error(f"no such map: {path} is neither a file nor one of {', '.join(NAMES)}")
     pairs = _pairs(path, read_text(path))
     return _checked(path, pairs, classes, may_lack)
 
@@ -102,7 +103,9 @@ def _pairs(path: Path, data: bytes) -> list[tuple[str, str]]:
         for row in rows:
             names = [name.strip() for name in row]
             if any(names) and len(names) != 2:
-                raise csv.Error(f"{', '.join(names)!r:.80}: {len(names)} names where an old and a new one are wanted")
+                raise csv.Error(
+                    f"{', '.join(names)!r:.80}: {plural(len(names), 'name')} in a line for an old and a new one"
+                )
             pairs += [(names[0], names[1])] if any(names) else []
     except csv.Error as e:
         raise Error(f"{path} is no map: {e}; write a line for a class: old name, TAB, new name") from None
@@ -127,7 +130,7 @@ def _checked(path: Path, pairs: list[tuple[str, str]], classes: Sequence[str], m
             example = f" ({shown(classes[0])} is one)" if classes else ""
             raise Error(f"{path} maps {shown(old)!r}, which is no class of the directory{example}; correct the map")
         if old in names:
-            raise Error(f"{path} maps {shown(old)!r} twice; leave one of its lines")
+            raise Error(f"{path} maps {shown(old)!r} twice; remove one of the lines")
         if not new or not new.isprintable():
             raise Error(f"{path} maps {shown(old)!r} to {shown(new)!r}, which is no name for a class")
         names[old] = new

@@ -102,9 +102,9 @@ def open_parents(directories: Sequence[Path], out: Path | None) -> list[Parent]:
         if out is not None:
             inside, here = out.resolve(), directory.resolve()
             if here == inside:
-                raise Error(f"{out} is read: it cannot be --out too; choose another --out")
+                raise Error(f"{out} is the input: it cannot be --out as well; choose another --out")
             if here in inside.parents:
-                raise Error(f"--out {out} lies in {directory}, which is read; choose another --out")
+                raise Error(f"--out {out} lies in {directory}, which is the input; choose another --out")
     return parents
 
 
@@ -161,10 +161,12 @@ def _union(parents: list[Parent], derivation: Derivation) -> ClassMaps:
     for parent in parents[1:]:
         ours, theirs = ([name for name, _ in p.classes] for p in (first, parent))
         if ours != theirs and not derivation.union:
-            raise Error(f"{_difference(first, ours, parent, theirs)}; --classes union takes all, by name")
+            raise Error(
+                f"{_difference(first, ours, parent, theirs)}; --classes union takes all classes, matched by name"
+            )
     if len(readable) > len(first.classes):
         notes.append(
-            f"{plural(len(readable), 'class')}, by name: those of {first.name}, then what the others have besides"
+            f"{plural(len(readable), 'class')}, matched by name: those of {first.name}, then those of the others"
         )
     return ClassMaps(list(readable.items()), maps, notes)
 

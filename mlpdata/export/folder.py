@@ -50,12 +50,10 @@ class FolderWriter(Writer):
         if empty := exported.manifest.splits[split].class_counts.count(0):
             say(
                 f"split {split} has no samples of {empty:,} of {len(exported.classes):,} classes, whose folders are "
-                "there and empty: labels keep their numbers, and ImageFolder wants allow_empty=True"
+                "written empty, so that labels keep their numbers; give ImageFolder allow_empty=True"
             )
         if not self._ambiguous and self._folders != self._parts:
-            say(
-                "folders of classes begin with the label: sorted by name alone, ImageFolder would number them otherwise"
-            )
+            say("each class folder begins with the label, as ImageFolder numbers folders in the order of their names")
         hashes = np.empty(len(whole), np.uint64)
         for first in range(0, len(whole), KEY_ROWS):
             rows = np.arange(first, min(len(whole), first + KEY_ROWS))

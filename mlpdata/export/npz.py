@@ -30,8 +30,8 @@ class NpzWriter(Writer):
     def prepare(self, folder: Path, split: str, whole: ShardIndex, say: Say) -> None:
         if (whole.width != whole.width[0]).any() or (whole.height != whole.height[0]).any():
             raise Error(
-                f"{self.exported.options.root}: split {split} has images of different sizes, which are no one array; "
-                "export to another format, or convert with --resize squash or crop"
+                f"{self.exported.options.root}: split {split} has images of different sizes, which do not fit in one "
+                "array; export to another format, or convert with --resize squash or crop"
             )
 
     def cut(self, sizes: np.ndarray) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ def push_export(root: Path, name: str, private: bool = False, say: Say = print) 
     """
     record = load_record(root)
     if record.format != "parquet":
-        raise Error(f"{root} is an export as {record.format}; the Hub reads those that are made with --to parquet")
+        raise Error(f"{root} is an export as {record.format}; push takes exports made with --to parquet")
     if wrong := record.damage(root):
         raise Error(f"{wrong}; delete {root} and export again")
     title = f"{record.origin.dataset} at {record.origin.res} px"

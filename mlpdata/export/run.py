@@ -97,7 +97,7 @@ def look(options: ExportOptions, say: Say) -> Exported:
     counts = {split: manifest.splits[split].num_samples for split in splits}
     counts = {split: n for split, n in counts.items() if n}
     if not counts:
-        raise Error(f"{root}: there is nothing to export: no samples in {', '.join(splits)}")
+        raise Error(f"{root}: nothing to export: no samples in split {', '.join(splits)}")
     pixels = writer_of(options.to).wants_pixels
     format = format_to_read(manifest, options, pixels)
     stored = manifest.beton_codec if format == "beton" else manifest.tar_codec

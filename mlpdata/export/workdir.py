@@ -22,7 +22,7 @@ from pathlib import Path
 from mlpdata.errors import Error
 from mlpdata.export.record import is_export, record_path
 from mlpdata.export.writer import Exported, Piece, Written
-from mlpdata.system.files import replacing, sync_dir, write_atomic
+from mlpdata.system.files import file_in_the_way, replacing, sync_dir, write_atomic
 from mlpdata.system.format import format_bytes
 
 ANOTHER = "choose another -o, or delete it"
@@ -46,14 +46,14 @@ def check_place(out: ExportDir, source: Path) -> None:
     """Raise Error where the output cannot be written to: it is something else, or lies in its source."""
     root, here = out.root.resolve(), source.resolve()
     if here == root or here in root.parents:
-        raise Error(f"-o {out.root} lies in {source}, which is exported; choose a place outside")
+        raise Error(f"-o {out.root} lies in {source}, the directory to export; choose a folder outside it")
     if root in here.parents:
-        raise Error(f"-o {out.root} holds {source}, which is exported; choose a folder of its own")
-    if out.root.exists() and not out.root.is_dir():
-        raise Error(f"{out.root} is a file; choose another -o")
+        raise Error(f"-o {out.root} holds {source}, the directory to export; choose another folder")
+    if file := file_in_the_way(out.root):
+        raise Error(f"{file} is a file; choose another -o")
     is_ours = is_export(out.root) or is_export(out.work)
     if out.root.is_dir() and not is_ours and any(path != out.work for path in out.root.iterdir()):
-        raise Error(f"{out.root} is not empty and no export of ours; {ANOTHER}")
+        raise Error(f"{out.root} is not empty and not an export of mlpdata; {ANOTHER}")
 
 
 def begin(out: ExportDir, exported: Exported, command: str) -> None:

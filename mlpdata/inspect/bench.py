@@ -95,7 +95,7 @@ def bench(
     ]
     if row["is_rough"]:
         enough = f"--seconds {math.ceil(seconds * ENOUGH / fewest)}, or a smaller --batch-size"
-        lines.append(("warning", f"{plural(fewest, 'batch')} measured: too few to go by; say {enough}"))
+        lines.append(("warning", f"{plural(fewest, 'batch')} measured, too few for a reliable rate; use {enough}"))
     return "\n".join(f"{name:<12} {text}" for name, text in lines)
 
 

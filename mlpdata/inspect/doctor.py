@@ -67,7 +67,7 @@ def _device() -> str:
         return "unknown without torch"
     import torch
 
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no CUDA device; the CPU will do"
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no CUDA device; mlpdata runs on the CPU"
 
 
 def _requirements() -> list[Requirement]:

@@ -14,6 +14,7 @@ from mlpdata.inspect.samples import ClassSamples, draw_samples, open_loader
 from mlpdata.loader.loader import Loader
 from mlpdata.loader.subset import class_numbers
 from mlpdata.shards.classes import read_classes
+from mlpdata.system.files import check_output
 from mlpdata.system.format import plural
 
 ROWS, COLUMNS = 10, 8
@@ -38,6 +39,7 @@ def preview(
     """
     if out.suffix.lower() not in ("", ".png"):
         raise Error(f"the contact sheet is a PNG: call it {out.with_suffix('.png')}, not {out}")
+    check_output(out)
     loader = open_loader(root, split)
     numbers, which = _choose(loader, classes, page, seed)
     samples = draw_samples(loader, numbers, COLUMNS, augment, seed)

@@ -51,7 +51,7 @@ def beton_samples(path: Path, codec: str, first: int, rows: IndexRows, note: Not
         file = open_file(path, BUFFER_BYTES)
         meta, allocations = beton.read_rows(path, first, n)
     except (OSError, Error) as e:
-        note(f"{path.name} cannot be read: {first_line(e)}")
+        note(f"{path.name} cannot be read: {getattr(e, 'strerror', None) or first_line(e)}")
         yield from [None] * n
         return
     expected = {

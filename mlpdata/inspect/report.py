@@ -32,7 +32,7 @@ from mlpdata.shards import index
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.manifest import Manifest, Skipped, skipped_path
 from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json, printable
-from mlpdata.system.files import write_atomic
+from mlpdata.system.files import check_output, write_atomic
 from mlpdata.system.format import format_bytes, plural
 
 CLASSES, PER_CLASS = 10, 7  # pictures of samples
@@ -68,6 +68,7 @@ def report(
     if out.suffix.lower() not in (".html", ".htm"):
         page = out.parent / f"{out.stem or 'report'}.html"
         raise Error(f"the report is a web page: call it {page}, not {out}")
+    check_output(out)
     manifest = Manifest.load(root)
     manifest.check_sizes(root)
     loaders = {split: open_loader(root, split) for split, info in manifest.splits.items() if info.num_samples}
@@ -252,7 +253,7 @@ def _compare(root: Path, manifest: Manifest, source: str | None) -> tuple[list[C
             return [], f"The originals could not be compared: {e}."
     return (
         [],
-        "The originals were not at hand: with --source ORIGINALS, the worst images stand beside their exact decode.",
+        "The originals were not found: with --source ORIGINALS, the worst images are shown beside their exact decode.",
     )
 
 

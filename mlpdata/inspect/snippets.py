@@ -31,7 +31,7 @@ def snippet(root: Path, library: str, split: str = "train") -> str:
     if not info.num_samples:
         raise Error(f"{root} has no samples of split {split!r}")
     if library == "timm" and "tar" in split:
-        raise Error(f"timm takes the split {split!r} for the name of a file, as it has `tar` in it; take webdataset")
+        raise Error(f"timm takes the split {split!r} for the name of a file, because it contains `tar`; use webdataset")
     if library == "ffcv" and not info.beton:
         raise Error(f"{root} has no beton of split {split!r}, which is what ffcv reads; convert with --format both")
     if library in ("webdataset", "datasets", "timm", "dali") and not info.tars:

@@ -61,8 +61,9 @@ class Findings:
             self.problems.append(text)
 
     def add(self, other: Findings) -> None:
-        self.problems += other.problems
-        self.num_problems += other.num_problems
+        new = [text for text in other.problems if text not in self.problems]  # several checks meet a missing file
+        self.problems += new
+        self.num_problems += other.num_problems - len(other.problems) + len(new)
         self.summary.add(other.summary)
         for split, counts in other.class_counts.items():
             self.class_counts[split] = self.class_counts.get(split, 0) + counts
@@ -162,7 +163,9 @@ def _check_directory(context: VerifyContext, total: Findings) -> None:
     names = local_sizes(root).keys()
     for name in sorted(names - manifest.files.keys()):
         if name.lower().endswith(STRAY_ENDINGS) or name == work_path(root).name:
-            total.note(f"{shown(name)} is not in the manifest, and readers that go by names would take it: remove it")
+            total.note(
+                f"{shown(name)} is not in the manifest, but readers that go by file names would read it: remove it"
+            )
     for path, check in (
         (classes_path(root), lambda: read_classes(root, manifest)),
         (skipped_path(root), lambda: _check_skipped(root, manifest, total)),
@@ -197,7 +200,7 @@ def _check_info(root: Path, manifest: Manifest) -> None:
     table = parse_json(read_text(info_path(root)), info_path(root), dict[str, dict[str, dict]])
     for split, row in card.timm_info(manifest)["splits"].items():
         if split in manifest.splits and table.get("splits", {}).get(split) != row:
-            raise Error(f"{info_path(root)} says other things of split {split} than the manifest")
+            raise Error(f"{info_path(root)} differs from the manifest in split {split}")
 
 
 def _check_totals(context: VerifyContext, total: Findings) -> None:
@@ -291,7 +294,7 @@ def _check_sample(
         findings.note(f"{lossy[0][0].file} and {lossy[1][0].file}: sample {key} is a different JPEG in each")
     for sample, pixels in lossy:
         if exact is not None and not _is_encoding_of(exact, manifest, sample, pixels):
-            findings.note(f"{sample.file}: sample {key} is another image than the one whose pixels the index knows")
+            findings.note(f"{sample.file}: sample {key} is not the image whose pixels the index lists")
     return exact
 
 

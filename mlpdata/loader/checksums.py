@@ -24,7 +24,7 @@ def check_files(root: Path, manifest: Manifest | None, split: str, reader: Reade
     Where pixels are stored raw, the error also names the first sample that differs from the index.
     """
     if manifest is None:
-        raise Error(f"{root} has no manifest to check against")
+        raise Error(f"{root} has no manifest, so there are no checksums to compare")
     with ThreadPoolExecutor(reader.num_threads) as pool:
         differences = pool.map(lambda path: _difference(path, manifest.files[path.name]), reader.index.files)
         for number, (path, wrong) in enumerate(zip(reader.index.files, differences, strict=True)):

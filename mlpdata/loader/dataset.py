@@ -92,11 +92,11 @@ class TorchDataset(Dataset):
 
     def _row(self, item: Any) -> int:
         if isinstance(item, (bool, np.bool_)) or getattr(item, "dtype", None) == torch.bool:
-            raise TypeError(f"{shown(item)} is no number of a sample")
+            raise TypeError(f"{shown(item)} is not the number of a sample")
         try:
             row = operator.index(item)
         except TypeError:
-            raise TypeError(f"{shown(item)} is no number of a sample") from None
+            raise TypeError(f"{shown(item)} is not the number of a sample") from None
         if not -len(self) <= row < len(self):
             raise IndexError(f"there are {plural(len(self), 'sample')}; asked for {shown(item)}")
         return row % len(self)

@@ -100,7 +100,7 @@ class Loader:
         if batch_size % self.world_size:
             raise Error(f"batch size {batch_size} is not divisible by the {self.world_size} processes")
         if augment is not None and not isinstance(augment, Augment):
-            raise Error(f"augment is an mlpdata.Augment, not {shown(augment)}; dataset(transform) takes others")
+            raise Error(f"augment must be an mlpdata.Augment, not {shown(augment)}; dataset(transform) takes others")
         self.augment, self.wait_s = augment, 0.0
         many = [_local_path(path, options) for path in root] if isinstance(root, (list, tuple)) else []
         self.root, self.device = many[0] if many else _local_path(root, options), _device(device)
@@ -280,8 +280,8 @@ class Loader:
         blocks = self._tier.blocks
         if position.step and self.shuffle and blocks and not position.blocks:
             raise Error(
-                "the loader state was saved in the middle of an epoch whose order does not go by blocks, which the "
-                "stream tier cannot go on with: load with tier='pinned' or 'resident', or resume at an epoch's start"
+                "the loader state was saved in the middle of an epoch whose order is not in blocks, and the "
+                "stream tier cannot continue it: load with tier='pinned' or 'resident', or resume at an epoch's start"
             )
         if not position.step or (blocks and not self.shuffle):  # unshuffled, blocks make no difference
             position.blocks = blocks
@@ -315,7 +315,7 @@ def _device(name: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError, ValueError):
         raise Error(f"there is no device {shown(name)}; take cpu or cuda") from None
     if device.type not in ("cpu", "cuda"):
-        raise Error(f"device {name!r}: batches go to cpu or cuda; move them on from there")
+        raise Error(f"device {name!r}: the loader delivers to cpu or cuda; move batches to other devices yourself")
     if device.type == "cpu":
         return device
     if not (device.index or 0) < torch.cuda.device_count():

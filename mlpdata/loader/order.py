@@ -81,7 +81,7 @@ class EpochOrder:
         edges: np.ndarray | None = None,
     ):
         if n >= 1 << 32:
-            raise Error(f"{n} samples are more than an order can hold")
+            raise Error(f"{n} samples are too many for one order")
         self.n, self.shuffle = n, shuffle
         self.key = (n, seed, epoch, shuffle, blocks)
         self._permutation = f"mlpdata order {seed} {epoch}"

@@ -158,7 +158,7 @@ def ids_of(subset: Any, n: int) -> np.ndarray:
     if len(array):
         _check_bounds(int(array.min()), int(array.max()), n)
         if len(array) == n > 2 and array.max() <= 1:
-            raise Error(f"subset has an entry of 0 or 1 for each of the {n} samples: a mask has to be of booleans")
+            raise Error(f"subset has an entry of 0 or 1 for each of the {n} samples: a mask must have booleans")
     return array.astype(np.int64)
 
 

@@ -279,7 +279,7 @@ def _choose(path: Path, names: list[str], types: list[int], wanted: int, usual: 
         warnings.warn(message, stacklevel=7)
         return fit[0]
     if asked is not None:
-        raise Error(f"{path} has no one field {asked!r} of type {TYPE_NAMES[wanted]}; it has {has}")
+        raise Error(f"{path} has not exactly one field {asked!r} of type {TYPE_NAMES[wanted]}; it has {has}")
     if not fit:
         raise Error(f"{path} has no field of type {TYPE_NAMES[wanted]}, as the {usual} is; it has {has}")
     raise Error(f"{path}: which field is the {usual} is not clear; it has {has}; {usual}_column= chooses one")

@@ -11,6 +11,7 @@ from typing import Annotated, BinaryIO, TypedDict
 from msgspec import Meta
 
 from mlpdata.errors import Error, reading
+from mlpdata.system.format import plural
 
 Count = Annotated[int, Meta(ge=0, le=1 << 48)]  # of samples or bytes
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -37,7 +38,7 @@ def check_sizes(listed: Mapping[str, FileEntry], sizes: Mapping[str, int | None]
 
     >>> check_sizes({"a.tar": {"bytes": 2, "sha256": ""}}, {"a.tar": 1}, "shards/a", "convert again")
     Traceback (most recent call last):
-    mlpdata.errors.Error: shards/a/a.tar has 1 bytes, the manifest says 2; convert again
+    mlpdata.errors.Error: shards/a/a.tar has 1 byte, the manifest says 2; convert again
     """
     for name, entry in listed.items():
         if name not in sizes:
@@ -45,14 +46,14 @@ def check_sizes(listed: Mapping[str, FileEntry], sizes: Mapping[str, int | None]
         if (size := sizes[name]) is None:
             raise Error(f"{where}/{name} is no file; {advice}")
         if size != entry["bytes"]:
-            raise Error(f"{where}/{name} has {size} bytes, the manifest says {entry['bytes']}; {advice}")
+            raise Error(f"{where}/{name} has {plural(size, 'byte')}, the manifest says {entry['bytes']:,}; {advice}")
 
 
 def difference(file: BinaryIO, entry: FileEntry) -> str | None:
     """How an open file differs from what the manifest lists; None where it does not. Reads it whole and rewinds it."""
     size = os.fstat(file.fileno()).st_size
     if size != entry["bytes"]:
-        return f"has {size:,} bytes, the manifest says {entry['bytes']:,}"
+        return f"has {plural(size, 'byte')}, the manifest says {entry['bytes']:,}"
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType] - any file will do
     file.seek(0)
     if digest != entry["sha256"]:

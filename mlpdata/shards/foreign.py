@@ -66,7 +66,7 @@ def find_tars(path: Path | list[Path], split: str) -> tuple[list[Path], str]:
         names = ", ".join(of_split)
         raise Error(f"{path} has no tars of split {split!r}; it has {names} (such as {listing.tars[0].name})")
     if unnamed := [tar.name for tar in listing.tars if tar.split is None]:
-        listing.warnings.append(f"{path}: {unnamed[0]} and whatever else names no split is taken for train")
+        listing.warnings.append(f"{path}: {unnamed[0]} and other tars that name no split are taken for train")
     for line in listing.warnings:
         warnings.warn(line, RuntimeWarning, stacklevel=2)
     return of_split[name], name
@@ -78,7 +78,7 @@ def _listed_tars(paths: list[Path]) -> list[Path]:
     for path in paths:
         found = [] if path.is_dir() else find_tars(path, "train")[0]
         if not found:
-            raise Error(f"{path} is no tar; a list names WebDataset tars or patterns of them")
+            raise Error(f"{path} is not a tar; a list takes WebDataset tars or patterns of them")
         tars += found
     if twice := [tar for tar, count in Counter(tars).items() if count > 1]:
         raise Error(f"{twice[0]} is listed twice")

@@ -57,7 +57,7 @@ def open_tars(
     address = read_text(root / ORIGIN).decode(errors="replace").strip()
     if format == "beton" or not manifest.splits[split].tars:
         has = "its tars are streamed" if manifest.splits[split].tars else "it has no tars: `mlpdata export --to tar`"
-        raise Error(f"{address} cannot be streamed as a beton, which is verified as a whole or not at all; {has}")
+        raise Error(f"{address} cannot be streamed as a beton, which can only be verified as a whole; {has}")
     entries = {name: manifest.files[name] for name in manifest.splits[split].tars}
     return TarCache(root, address, entries, cache_bytes)
 

@@ -59,8 +59,8 @@ class TarCache:
         """Raise Error where the limit is below what is needed at a time."""
         if num_bytes > self.limit:
             raise Error(
-                f"{self.address} cannot be streamed: {what} may have {num_bytes:,} bytes, and {self.limit:,} may be "
-                f"kept in {self.folder.parent}; raise cache_bytes, or free disk space"
+                f"{self.address} cannot be streamed: {what} may take {num_bytes:,} bytes, but at most {self.limit:,} "
+                f"may be kept in {self.folder.parent}; raise cache_bytes, or free disk space"
             )
 
     @property

@@ -49,7 +49,7 @@ def staged(url: str, say: Say) -> Iterator[Path]:
     if finished:
         _stand_in(store, folder)
     elif not folder.exists() and not journal.exists() and store.sizes():
-        raise Error(f"{store.where} is not empty and no conversion of ours; choose another --out")
+        raise Error(f"{store.where} is not empty and not a conversion of mlpdata; choose another --out")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         yield folder
@@ -90,7 +90,7 @@ def _upload(store: ObjectStore, folder: Path, journal: Path, say: Say) -> None:
     sizes = store.sizes()
     if strange := {name for name in sizes if any(fnmatch(name, pattern) for pattern in SHARD_FILES)} - {*files}:
         raise Error(
-            f"{store.where} also holds {min(strange)}, which is no part of this: remove it, or choose another --out"
+            f"{store.where} also holds {min(strange)}, which is not part of it: remove it, or choose another --out"
         )
     stored = {n for n, e in files.items() if f"{e['sha256']} {n}" in lines and sizes.get(n) == e["bytes"]}
     total = sum(entry["bytes"] for entry in files.values())

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from mlpdata.errors import Error
+
 
 @contextlib.contextmanager
 def replacing(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
@@ -36,6 +38,19 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that, whenever the machine stops, either the old file is there or the whole new one."""
     with replacing(path) as f:
         f.write(data)
+
+
+def file_in_the_way(folder: Path) -> Path | None:
+    """What keeps a folder from being made: the nearest of it and its parents that exists and is not a folder."""
+    return next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+
+
+def check_output(path: Path) -> None:
+    """Raise Error, before the work, where a folder has the name of a file to write, or a file that of its folder."""
+    if path.is_dir():
+        raise Error(f"cannot write {path}: it is a folder")
+    if file := file_in_the_way(path.parent):
+        raise Error(f"cannot write {path}: {file} is a file, not a folder")
 
 
 def sync_dir(path: Path) -> None:

@@ -269,7 +269,7 @@ def test_output_directory_that_holds_something_else(tmp_path):
     options = dict(dataset="folder", source=str(tmp_path / "in"), res=8)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
-    with pytest.raises(Error, match="not empty and no conversion of ours"):
+    with pytest.raises(Error, match="not empty and not a conversion of mlpdata"):
         convert_quietly(**options, out=tmp_path / "full")
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
     with pytest.raises(Error, match="is a file"):

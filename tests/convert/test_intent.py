@@ -77,9 +77,9 @@ def test_overwrite_replaces_any_conversion_of_ours_and_nothing_else(photos):
     for path in root.iterdir():
         path.unlink()
     (root / "thesis.tex").write_text("mine")
-    with pytest.raises(Error, match="not empty and no conversion of ours"):
+    with pytest.raises(Error, match="not empty and not a conversion of mlpdata"):
         convert_quietly(**options, overwrite=True)
-    with pytest.raises(Error, match="--overwrite removes what other machines made"):
+    with pytest.raises(Error, match="--overwrite would delete the work of other machines"):
         Options(dataset="folder", part=(1, 2), overwrite=True)
 
 
@@ -141,7 +141,7 @@ def test_overwrite_deletes_nothing_where_somebody_elses_manifest_stands(photos):
     root.mkdir()
     for name in ("manifest.json", "train-000000.tar", "README.md"):
         (root / name).write_text('{"name": "my page"}')
-    with pytest.raises(Error, match=r"nothing says that .*out is a conversion of ours: delete it, or choose another"):
+    with pytest.raises(Error, match=r"out does not look like a shard directory: delete it, or choose another"):
         convert_quietly(**options, overwrite=True)
     assert {p.read_text() for p in root.iterdir() if p.is_file()} == {'{"name": "my page"}'}
 
@@ -159,7 +159,7 @@ def test_a_work_directory_that_is_not_ours_is_never_emptied(photos, damaged):
                   lambda: (root / "manifest.json").unlink()):  # fmt: skip
         place()
         for overwrite in (False, True):
-            with pytest.raises(Error, match=r"\.convert\S* is (not the folder|nothing) that"):
+            with pytest.raises(Error, match=r"\.convert\S* (is not the folder that|does not belong)"):
                 convert_quietly(**options, overwrite=overwrite)
             assert (root / ".convert" / "sub" / "thesis.tex").read_text() == "mine"
 

@@ -120,5 +120,5 @@ def test_interrupted_it_goes_on(tmp_path, monkeypatch):
 
 def test_shares_are_refused():
     for more in ({"part": (1, 2)}, {"assemble": True}):
-        with pytest.raises(Error, match="--limit takes the first samples"):
+        with pytest.raises(Error, match="--limit counts the first samples"):
             Options(dataset="shapes", limit=5, **more)

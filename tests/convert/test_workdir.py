@@ -235,7 +235,7 @@ def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch, change):
     monkeypatch.setattr(run, "LocalEngine", Inline)
     count_parts = run.count_parts
     monkeypatch.setattr(run, "count_parts", lambda *args: (CHANGES[change](tmp_path / "in"), count_parts(*args))[1])
-    with pytest.raises(Error, match=r"in changed while it was read, .*: delete that and run the same command again"):
+    with pytest.raises(Error, match=r"in changed while it was read, .*: delete it and run the same command again"):
         convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -251,7 +251,7 @@ def test_a_source_that_is_cut_while_it_is_read_is_not_called_damaged(tmp_path, m
         convert_parts(*args, **kwargs)
 
     monkeypatch.setattr(run, "convert_parts", cut)
-    with pytest.raises(Error, match=r"in changed while it was read, .*: delete that and run the same command again"):
+    with pytest.raises(Error, match=r"in changed while it was read, .*: delete it and run the same command again"):
         convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, out=tmp_path / "out")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archives import encoded, make_folder, make_ilsvrc, picture
-from conftest import ROOT, Inline, change_manifest, convert_quietly, relist
+from conftest import ROOT, Inline, change_manifest, convert_quietly, relist, run_cli
 
 import mlpdata
 from mlpdata import Error
@@ -318,6 +318,15 @@ def test_another_resolution_is_that_of_a_conversion_of_the_stored_images(tmp_pat
 # ------------------------------------------------------------------------------------------------------- wrong uses
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("none.txt", "there is no such file"), ("names.txt", "it is not UTF-8 text")]
+)
+def test_a_wrong_file_of_classes_is_refused(small_dir, tmp_path, name, message):
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe")
+    done = run_cli("subset", small_dir, "--classes", tmp_path / name, "--out", tmp_path / "out")
+    assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_wrong_uses_are_one_line(tmp_path, small_dir, photos_dir):
     make("subset", small_dir, out=tmp_path / "a", limit=10)
     (tmp_path / "foreign").mkdir()
@@ -325,12 +334,12 @@ def test_wrong_uses_are_one_line(tmp_path, small_dir, photos_dir):
     (tmp_path / "unfinished" / ".convert").mkdir(parents=True)
     a = tmp_path / "a"
     for message, run_ in (
-        ("is read: it cannot be --out too", lambda: make("subset", a, out=a)),
-        ("which is read; choose another", lambda: make("subset", a, out=a / "b")),
+        ("is the input: it cannot be --out as well", lambda: make("subset", a, out=a)),
+        ("which is the input; choose another", lambda: make("subset", a, out=a / "b")),
         ("no shard directory at", lambda: make("subset", tmp_path / "no", out=tmp_path / "b")),
         ("did not finish", lambda: make("subset", tmp_path / "unfinished", out=tmp_path / "b")),
         ("it is not a shard directory", lambda: make("subset", tmp_path / "foreign", out=tmp_path / "b")),
-        ("no conversion of ours", lambda: make("subset", a, out=tmp_path / "foreign")),
+        ("not a conversion of mlpdata", lambda: make("subset", a, out=tmp_path / "foreign")),
         ("another conversion", lambda: make("subset", small_dir, out=a, limit=11)),
         ("name each once", lambda: make("merge", a, a, out=tmp_path / "b")),
         ("mlpdata resize", lambda: make("merge", a, photos_dir, out=tmp_path / "b")),
@@ -392,5 +401,5 @@ def test_a_finished_directory_is_that_of_these_parents_or_refused(tmp_path, smal
     make("subset", small_dir, out=tmp_path / "p", limit=30)
     make("subset", tmp_path / "p", out=tmp_path / "q")
     change_manifest(tmp_path / "p", release="another")
-    with pytest.raises(Error, match="the same of other shard directories"):
+    with pytest.raises(Error, match="was made from other shard directories"):
         make("subset", tmp_path / "p", out=tmp_path / "q")

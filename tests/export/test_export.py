@@ -261,8 +261,8 @@ def test_what_was_written_before_the_machine_was_started_is_written_again(shapes
 @pytest.mark.usefixtures("inline")
 def test_wrong_uses_are_one_line_each(shapes_dir, tmp_path):
     for out, options, message in (
-        (shapes_dir / "sub", {}, "lies in .*, which is exported; choose a place outside"),
-        (shapes_dir.parent, {}, "holds .*, which is exported; choose a folder of its own"),
+        (shapes_dir / "sub", {}, "lies in .*, the directory to export; choose a folder outside it"),
+        (shapes_dir.parent, {}, "holds .*, the directory to export; choose another folder"),
         (tmp_path / "x", {"splits": ("test2",)}, "no split 'test2' in this directory; it has train, val"),
         ("s3://bucket/x", {}, "-o s3://bucket/x: an export as arrow goes to a local folder"),
         (tmp_path / "x", {"codec": "gif"}, "'gif' is not one of stored, jpg, png"),
@@ -273,7 +273,11 @@ def test_wrong_uses_are_one_line_each(shapes_dir, tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
-    for name, message in (("file", "is a file"), ("other", "is not empty and no export of ours")):
+    for name, message in (
+        ("file", "file is a file"),
+        ("file/x", "file is a file"),
+        ("other", "is not empty and not an export of mlpdata"),
+    ):
         with pytest.raises(Error, match=message):
             export_quietly(shapes_dir, "arrow", tmp_path / name)
     assert (tmp_path / "other" / "thesis.tex").read_text() == "x"
@@ -334,7 +338,7 @@ def odd_dir(tmp_path):
 @pytest.mark.usefixtures("inline")
 def test_odd_names_of_classes_and_files(odd_dir, tmp_path):
     _, lines = export_quietly(odd_dir, "folder", tmp_path / "out")
-    assert any("folders of classes begin with the label" in line for line in lines)
+    assert any("each class folder begins with the label" in line for line in lines)
     classes = read_classes(odd_dir)
     for split in ("train", "val"):
         folders = sorted(path.name for path in (tmp_path / "out" / split).iterdir())
@@ -355,7 +359,7 @@ def test_images_of_different_sizes(tmp_path):
         path.write_bytes(encoded(picture(20 + 10 * k, 40, k), "PNG"))
     source = str(tmp_path / "in")
     convert_quietly(dataset="folder", source=source, res=32, resize="longest", out=tmp_path / "d", workers=1)
-    with pytest.raises(Error, match="images of different sizes, which are no one array; export to another format"):
+    with pytest.raises(Error, match="different sizes, which do not fit in one array; export to another format"):
         export_quietly(tmp_path / "d", "npz", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     export_quietly(tmp_path / "d", "parquet", tmp_path / "out", format="beton")

@@ -504,7 +504,7 @@ def test_object_storage_copies_are_verified(s3, tmp_path, monkeypatch, shapes_di
             remote.local_copy(url)
         assert "\n" not in str(caught.value)
     assert {p.parent.name for p in tmp_path.rglob("manifest.json")} == {".remote"}
-    with pytest.raises(Error, match="is not empty and no conversion of ours"):
+    with pytest.raises(Error, match="is not empty and not a conversion of mlpdata"):
         s3.put_object(Bucket="bucket", Key="mine/letter.txt", Body=b"dear")
         convert_quietly(dataset="shapes", res=16, limit=50, workers=1, out="s3://bucket/mine")
 

@@ -36,7 +36,7 @@ def test_a_measurement_of_few_batches_says_so(photos_dir, monkeypatch):
             row = json.loads(bench(photos_dir, seconds=length, as_json=True, **options))
             text = bench(photos_dir, seconds=length, **options)
         assert row["is_rough"] == is_rough == (row["fewest_batches"] < 20)
-        assert ("1 batch measured: too few to go by; say --seconds 40, or a" in text) == is_rough
+        assert ("1 batch measured, too few for a reliable rate; use --seconds 40, or a" in text) == is_rough
 
 
 def test_the_bottleneck_is_the_slower_part(monkeypatch):

@@ -65,14 +65,20 @@ def test_kept_jpegs_and_skipped_images_are_whole(kept_dir):
     assert problems(kept_dir) == []
 
 
+def test_a_missing_file_is_one_problem(photos_dir, tmp_path):
+    root = copy(photos_dir, tmp_path)
+    (root / "train.beton").unlink()
+    assert problems(root) == ["train.beton cannot be read: No such file or directory"]
+
+
 def test_another_version_of_the_encoder_is_allowed_what_versions_differ_in(photos_dir, tmp_path, monkeypatch):
     root = copy(photos_dir, tmp_path)
     monkeypatch.setattr(image, "encode_jpeg", lambda pixels, quality: encoded(pixels, quality=quality))
-    assert "is another image" in problems(root)[0]  # of this version it has to be the very bytes
+    assert "is not the image whose pixels" in problems(root)[0]  # of this version it has to be the very bytes
     change_manifest(root, image_library={"jpeg": "simplejpeg 0.1", "resize": "pillow 1", "png": "deflate 0"})
     assert problems(root) == []
     monkeypatch.setattr(image, "encode_jpeg", lambda pixels, quality: encoded(pixels[::-1], quality=quality))
-    assert "is another image" in problems(root)[0]
+    assert "is not the image whose pixels" in problems(root)[0]
 
 
 def test_where_some_jpegs_are_kept_and_some_encoded_the_mean_is_not_asked_of_a_part(tmp_path):
@@ -281,7 +287,7 @@ DAMAGE = [
     (swap_places, "train.beton: sample {key0} has allocation"),
     (change_class, "train-000000.tar: sample {key0} has class b'7'"),
     (rename_member, "train-000001.tar holds "),
-    (another_picture, "train-000000.tar: sample {key2} is another image"),
+    (another_picture, "train-000000.tar: sample {key2} is not the image whose pixels the index lists"),
     (add_member, "val-000002.tar holds "),
     (change_digest, "val.beton: sample"),
     (change_index_label, "the index says"),
@@ -299,7 +305,7 @@ DAMAGE = [
     (skipped_elsewhere, "skipped.jsonl names the split 'other'"),
     (skipped_number, "skipped.jsonl is damaged"),
     (skipped_deep, "skipped.jsonl is damaged"),
-    (other_table, "_info.json says other things of split train than the manifest"),
+    (other_table, "_info.json differs from the manifest in split train"),
     (table_gone_wrong, "_info.json is damaged"),
     (stray_tar, "train-000009.tar is not in the manifest"),
     (stray_part, "other.beton.tmp is not in the manifest"),

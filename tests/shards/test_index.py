@@ -393,7 +393,7 @@ def test_splits_and_names_of_foreign_tars(tmp_path):
     assert mlpdata.load(root / "train" / "?.tar").num_samples == mlpdata.load(root / "train" / "0.tar").num_samples == 5
     (tmp_path / "plain").mkdir()
     write_tar(tmp_path / "plain" / "0.tar", tar_samples(0, 5))
-    with pytest.warns(RuntimeWarning, match="names no split is taken for train"):
+    with pytest.warns(RuntimeWarning, match="name no split are taken for train"):
         assert mlpdata.load(tmp_path / "plain").num_samples == 5
 
 

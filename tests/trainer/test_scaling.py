@@ -81,6 +81,12 @@ def test_a_floor_that_is_one_has_an_interval():
     assert f"E_inf = {law.e_inf:.2%}" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
 
+def test_runs_of_equal_compute_count_once():
+    compute = np.array([1e12, 1e12, 2e12, 4e12])
+    with pytest.raises(Error, match="needs 4 or more runs of different compute, not 3"):
+        fit(compute, np.array([0.5, 0.5, 0.4, 0.3]))
+
+
 def test_as_many_runs_as_unknowns_have_no_intervals():
     points = points_of(lambda c: 0.3 * (c / 1e15) ** -0.3, per_decade=1)
     law = law_of(points)

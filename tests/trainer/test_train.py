@@ -902,7 +902,7 @@ def test_waiting_for_data_is_seen(recipe, monkeypatch):
     assert measured.seconds == pytest.approx(1.0)
     for seconds, is_rough in ((0.31, True), (2.1, False)):
         texts = (m := dataclasses.replace(measured, seconds=seconds)).sentence(), m.table()
-        assert all(("too short to go by: turns of 0.31 s in all, from 0.33 to 0.33" in t) == is_rough for t in texts)
+        assert all(("too short to be reliable: turns of 0.31 s in all, from 0.33" in t) == is_rough for t in texts)
 
 
 def test_states_are_replaced_in_one_piece_and_the_last_ones_kept(tmp_path, monkeypatch):
