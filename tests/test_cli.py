@@ -142,7 +142,6 @@ BAD = [
     (["predict", "none", "r.yaml"], 1, "no checkpoint at none"),
     (["report", "full", "-o", "r.yaml/x.html"], 1, "cannot write r.yaml/x.html: r.yaml is a file, not a folder"),
     (["preview", "full", "-o", "r.yaml/x/y.png"], 1, "cannot write r.yaml/x/y.png: r.yaml is a file, not a folder"),
-    (["report", "full", "-o", "full.html"], 1, "cannot write full.html: it is a folder"),
     (["export", "full", "--to", "npz", "-o", "x", "--file-mb", "nan"], 2, "nan is not a finite number"),
     (["export", "full", "--to", "npz", "-o", "x", "--file-mb", "inf"], 2, "inf is not a finite number"),
     (["bench", "full", "--seconds", "nan"], 2, "nan is not a finite number"),
