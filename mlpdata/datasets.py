@@ -101,7 +101,9 @@ def _hub(path, *, class_filter, res, **_):
     if tars := webdataset.find(path):
         return webdataset.WebDataset(path, tars, class_filter, res, ())
     hint = ""
-    if isinstance(path, Path) and path.is_dir() and any(path.rglob("*.arrow")):
+    if isinstance(path, Path) and (path / "dataset_dict.json").is_file():
+        hint = "; `save_to_disk` wrote it: make parquet of each split, load_from_disk(...)[SPLIT].to_parquet(FILE)"
+    elif isinstance(path, Path) and path.is_dir() and any(path.rglob("*.arrow")):
         hint = "; it is a cache of the `datasets` library, which reads its Arrow files alone: pass hf:OWNER/NAME"
     raise Error(f"{path} holds neither parquet files nor WebDataset tars of images{hint}")
 

@@ -70,7 +70,11 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
     "--source",
     help="Archive, directory, URL or hf:OWNER/NAME[@REVISION].  [default: the official archive, fetched if not here]",
 )
-@click.option("--res", type=click.IntRange(1, MAX_RES), help="Pixels a side.  [default: the data set's own]")
+@click.option(
+    "--res",
+    type=click.IntRange(1, MAX_RES),
+    help="Pixels a side.  [default: the data set's own; 64 for folder, hub, beton, wds]",
+)
 @click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="both")
 @click.option(
     "--codec",

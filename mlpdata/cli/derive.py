@@ -90,13 +90,15 @@ def subset(directory, classes, splits, dedupe, split_off, per_class, fraction, l
     """Make a shard directory of some samples of another.
 
     The archive is not needed. The options apply in the order in which they are listed here. A random choice depends on
-    --seed and the keys of the samples only. Without a choice the whole directory is written: in another --format, or
-    with another --seed or --shard-size. If interrupted, run the same command again: it continues.
+    --seed and the keys of the samples only: --fraction 0.1 of train takes the very images that --split-off val=10%
+    holds out of it. To have both, give both in one command. Without a choice the whole directory is written: in
+    another --format, or with another --seed or --shard-size. If interrupted, run the same command again: it continues.
 
     \b
     mlpdata subset shards/cifar10-32 --classes cat,dog --out shards/cats-dogs
     mlpdata subset shards/cifar10-32 --fraction 0.1 --out shards/cifar10-tenth
-    mlpdata subset shards/in21k-64 --dedupe exact --split-off val=50 --out shards/in21k-64-clean
+    mlpdata subset shards/photos-64 --dedupe exact --split-off test=50 --out shards/photos-64-clean
+    mlpdata subset shards/cifar10-32 --split train --split-off val=10% --out shards/cifar10-tuning
     mlpdata subset shards/cifar10-32 --format beton --out shards/cifar10-32-beton
     """
     names, file = _class_names(classes)

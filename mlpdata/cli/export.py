@@ -31,6 +31,10 @@ def export(directory, to, out, splits, codec, quality, format_, file_mb, workers
     numpy. mds: for MosaicML's StreamingDataset. litdata: for Lightning's StreamingDataset. tfrecord: for tf.data and
     TensorFlow Datasets. beton, tar: a shard directory of FFCV files or WebDataset tars.
 
+    Fields of a sample are image and label, in mds, litdata and tfrecord also key; arrays of npz are images, labels,
+    keys, classes and class_names. Names of classes, where the library has no place for them, are in classes.txt.
+    `mlpdata snippet DIRECTORY --for litdata`, or streaming, prints code that reads the export.
+
     If interrupted, run the same command again: it continues. export.json is written last.
 
     \b

@@ -231,7 +231,11 @@ def _split_off(splits: list[str], rows: _Rows, classes: ClassMaps, derivation: D
     off = derivation.split_off
     assert off is not None
     if off.split in splits:
-        raise Error(f"--split-off {off}: there is a split {off.split} already ({', '.join(splits)}); name another one")
+        others = " ".join(f"--split {split}" for split in splits if split != off.split)
+        leave = f", or leave that one out with {others}" if others else ""
+        raise Error(
+            f"--split-off {off}: there is a split {off.split} already ({', '.join(splits)}); name another one{leave}"
+        )
     number = _training(splits)
     of = rows.of_split(number)
     sizes = np.bincount(rows.label[of], minlength=len(classes.classes))

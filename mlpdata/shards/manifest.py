@@ -249,6 +249,8 @@ class Manifest:
             if not os.path.exists(work_path(root)):
                 is_ours = any(root.glob(f"*{index_path(root, '').name}"))
                 hint = "get or convert it again" if is_ours else "it is not a shard directory"
+                if (root / "export.json").is_file():
+                    hint = "it is an export for another library: give the shard directory that it was made of"
             raise Error(f"{root} has no manifest.json; {hint}")
         return cls.parse(read_text(path), path)
 

@@ -282,6 +282,8 @@ def test_wrong_uses_are_one_line_each(shapes_dir, tmp_path):
             export_quietly(shapes_dir, "arrow", tmp_path / name)
     assert (tmp_path / "other" / "thesis.tex").read_text() == "x"
     export_quietly(shapes_dir, "npz", tmp_path / "done", splits=("val",))
+    with pytest.raises(Error, match="it is an export for another library: give the shard directory"):
+        export_quietly(tmp_path / "done", "arrow", tmp_path / "x")
     with pytest.raises(Error, match=r"holds another export .*--to npz --split val"):
         export_quietly(shapes_dir, "arrow", tmp_path / "done")
     (tmp_path / "done" / "val.npz").unlink()

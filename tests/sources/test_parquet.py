@@ -565,3 +565,20 @@ def test_the_cache_of_the_datasets_library_is_told_from_its_source(tmp_path):
     )
     with pytest.raises(Error, match="a cache of the `datasets` library"):
         datasets.open_source(datasets.get("hub"), str(tmp_path), res=32, seed=0)
+
+
+def test_what_save_to_disk_wrote_is_no_cache_and_can_be_read_as_parquet(tmp_path):
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, load_from_disk
+    from datasets import Image as ImageFeature
+    from PIL import Image
+
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [Image.new("RGB", (8, 8), color) for color in ("red", "blue")], "label": [0, 1]}
+    DatasetDict(train=Dataset.from_dict(rows, features)).save_to_disk(tmp_path / "saved")
+    with pytest.raises(Error, match=r"`save_to_disk` wrote it: .*load_from_disk\(...\)\[SPLIT\].to_parquet\(FILE\)"):
+        datasets.open_source(datasets.get("hub"), str(tmp_path / "saved"), res=32, seed=0)
+    (tmp_path / "parquet").mkdir()
+    load_from_disk(str(tmp_path / "saved"))["train"].to_parquet(str(tmp_path / "parquet" / "train.parquet"))
+    opened = datasets.open_source(datasets.get("hub"), str(tmp_path / "parquet"), res=32, seed=0)
+    assert [unit.split for unit in opened.units()] == ["train"]
+    assert [name for name, _ in opened.classes] == ["cat", "dog"]
