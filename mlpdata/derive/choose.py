@@ -7,6 +7,7 @@ same seed `--limit N` takes the first N.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -116,6 +117,7 @@ def choose(parents: list[Parent], splits: list[str], classes: ClassMaps, derivat
     choice = Choice(splits, targets, removed, notes=notes, warnings=warnings)
     if len(parents) > 1:
         _rename(parents, choice)
+        _warn_of_leaks(parents, choice)
     return choice
 
 
@@ -273,4 +275,25 @@ def _rename(parents: list[Parent], choice: Choice) -> None:
                 total += int(choice.renamed[p, split].sum())
     if total:
         names = " and ".join(f"{keys.part(parent.name)}/" for parent in parents)
-        choice.notes.append(f"keys that two directories have, of {total:,} images: {names} goes before them")
+        choice.notes.append(f"{total:,} images have keys that another directory has, too: {names} go before them")
+
+
+def _warn_of_leaks(parents: list[Parent], choice: Choice) -> None:
+    """Warn of images of equal pixels that one directory has in one split, and another directory in another."""
+    if len(choice.splits) < 2:
+        return
+    digests = {
+        (p, split): index.columns(parents[p].root, parents[p].manifest, split, ["digest"])["digest"]
+        for p, split in choice.targets
+    }
+    for a, b in itertools.combinations(choice.splits, 2):
+        total = 0
+        for (p, split), ours in digests.items():
+            theirs = [other for (q, there), other in digests.items() if q != p and there == b]
+            if split == a and theirs:
+                total += int(np.isin(ours, np.concatenate(theirs)).sum())
+        if total:
+            choice.warnings.append(
+                f"{plural(total, 'image')} of {a} will be in {b}, too, as the directories differ in what is held out; "
+                "`mlpdata subset --dedupe exact` then keeps one of each"
+            )

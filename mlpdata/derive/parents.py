@@ -185,7 +185,7 @@ def _chosen(parent: Parent, classes: ClassList, derivation: Derivation) -> Class
     if missing := [name for name in names if name not in position]:
         where = f"of the {len(names):,} classes asked for" if len(names) > 1 else "the class asked for"
         count = f"lacks {len(missing):,} {where}" if len(names) > 1 else f"lacks {where}"
-        raise Error(f"{parent.root} {count}: {keys.listed(missing)}; its classes.txt has the names")
+        raise Error(f"{parent.root} {count}: {keys.listed(missing)}; the first column of its classes.txt has the names")
     label_map = np.full(len(classes), -1, np.int32)
     label_map[[position[name] for name in names]] = np.arange(len(names))
     notes = []

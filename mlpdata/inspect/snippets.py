@@ -33,9 +33,9 @@ def snippet(root: Path, library: str, split: str = "train") -> str:
     if library == "timm" and "tar" in split:
         raise Error(f"timm takes the split {split!r} for the name of a file, because it contains `tar`; use webdataset")
     if library == "ffcv" and not info.beton:
-        raise Error(f"{root} has no beton of split {split!r}, which is what ffcv reads; convert with --format both")
+        raise Error(f"{root} has no beton of split {split!r}, which ffcv reads; `mlpdata export --to beton` makes one")
     if library in ("webdataset", "datasets", "timm", "dali") and not info.tars:
-        raise Error(f"{root} has no tars of split {split!r}, which {library} reads; convert with --format both")
+        raise Error(f"{root} has no tars of split {split!r} for {library}: `mlpdata export --to tar` makes some")
     if library in ("litdata", "streaming") and manifest.resize == "longest":
         raise Error(f"{root} has images of several sizes, of which {library} makes no batches; take torch")
     return SNIPPETS[library](root, manifest, split).strip()

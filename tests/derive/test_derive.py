@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from mlpdata import Error
 from mlpdata.convert import run
 from mlpdata.convert.derived import derive
 from mlpdata.derive.derivation import Derivation, SplitOff
+from mlpdata.derive.duplicates import find_duplicates
 from mlpdata.inspect.info import info
 from mlpdata.inspect.verify import verify
 from mlpdata.shards import index
@@ -278,7 +280,22 @@ def test_where_keys_meet_the_name_of_the_directory_goes_before(tmp_path, small_d
     expected = {f"{name}/{key}": row for name in ("a", "b%2E2") for key, row in first.items()}
     alone = {key: row for key, row in rows(tmp_path / "b.2", "train").items() if key not in first}
     assert merged == expected | alone
-    assert "keys that two directories have, of 120 images: a/ and b%2E2/ goes before them" in said
+    assert "120 images have keys that another directory has, too: a/ and b%2E2/ go before them" in said
+
+
+def test_a_merge_that_puts_images_of_train_into_val_warns(tmp_path, small_dir):
+    make("subset", small_dir, out=tmp_path / "a", splits=("train",), split_off=SplitOff("val", 5))
+    make("subset", small_dir, out=tmp_path / "b")
+    said = []
+    make("merge", tmp_path / "a", tmp_path / "b", out=tmp_path / "c", said=said)
+    (warning,) = [line for line in said if "will be in" in line]
+    held_out = rows(tmp_path / "a", "val")
+    assert held_out and re.match(rf"warning: {len(held_out)} images of train will be in val, too", warning)
+    duplicates = find_duplicates(tmp_path / "c", Manifest.load(tmp_path / "c"))
+    assert duplicates.leaks()["train", "val"] == len(held_out)
+    said = []
+    make("merge", small_dir, tmp_path / "b", out=tmp_path / "d", said=said)
+    assert not [line for line in said if "will be in" in line]
 
 
 def test_classes_get_other_names(tmp_path, small_dir):
