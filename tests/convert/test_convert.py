@@ -291,7 +291,7 @@ def test_no_space(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
     # What an unfinished run has written already is room for the same run.
     (tmp_path / "out" / ".convert" / "parts").mkdir(parents=True)
-    (tmp_path / "out" / ".convert" / "parts" / "x.data").write_bytes(bytes(1_000_000))
+    (tmp_path / "out" / ".convert" / "parts" / "x.data").write_bytes(bytes(50_000_000))
     convert_quietly(**options)
 
 
@@ -313,7 +313,7 @@ def test_several_machines_share_a_plan(tmp_path):
     assert done.returncode == 0 and "part 2 of 3 is done" in done.stdout and "--assemble" in done.stdout
     done = run_cli(*words, "--out", root, "--assemble")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "of 3 units missing, the first is" in done.stderr and "--part 1/3, --part 3/3" in done.stderr
+    assert "3 of 4 units missing, the first is" in done.stderr and "--part 1/3, --part 3/3" in done.stderr
     with pytest.raises(Error, match="did not finish"):
         Manifest.load(root)
     both = [
@@ -448,7 +448,13 @@ def test_low_fidelity_is_warned_of_unless_chance_explains_it(errors, psnr, upper
     total = Summary()
     for mse in errors:
         total.add(
-            Summary(num_measured=1, measured_values=12, measured_squared_error=12 * mse, measured_mse_squared=mse**2)
+            Summary(
+                num_measured=1,
+                measured_values=12,
+                measured_squared_error=12 * mse,
+                measured_mse_squared=mse**2,
+                measured_max_diff=int(mse > 0),
+            )
         )
     seen = total.fidelity()
     assert (seen["num_samples"], seen["psnr_db"], seen["psnr_db_upper"]) == (len(errors), psnr, upper)
