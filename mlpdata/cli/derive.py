@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -51,7 +52,7 @@ def _class_names(given: str | None) -> tuple[tuple[str, ...] | None, str]:
         return None, ""
     path = Path(given)
     try:
-        if path.is_file():
+        if os.path.isfile(given):  # names with commas may be too long for a path
             lines = path.read_text(encoding="utf-8").split("\n")
             return tuple(filter(None, (line.split("\t")[0].strip(" \r") for line in lines))), path.name
     except (OSError, UnicodeDecodeError) as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from mlpdata.convert.plan import ConversionPlan
 from mlpdata.convert.record import option_difference
 from mlpdata.convert.workdir import clean_up, is_untouched, own_files, reset
 from mlpdata.errors import Error, first_line, reading
+from mlpdata.shards.classes import classes_text
 from mlpdata.shards.files import difference
 from mlpdata.shards.manifest import Manifest, card_path, index_path, made_from, manifest_path
 from mlpdata.shards.text import open_file
@@ -76,6 +78,10 @@ def _own_manifest(plan: ConversionPlan) -> Manifest:
             f"{plan.root} was made from other shard directories, or from other samples of them; choose "
             f"another --out, {OR_REPLACE}"
         )
+    if plan.draft.parents and hashlib.sha256(classes_text(plan.source.classes).encode()).hexdigest() != (
+        manifest.classes_sha256
+    ):
+        raise Error(f"{plan.root} holds the same with other names of classes; choose another --out, {OR_REPLACE}")
     if not _same_files(there, asked):
         raise Error(
             f"{plan.root} holds a conversion of another source: {_other_source(asked, there)}; choose another --out, "

@@ -260,21 +260,30 @@ def _split_off(splits: list[str], rows: _Rows, classes: ClassMaps, derivation: D
 
 
 def _rename(parents: list[Parent], choice: Choice) -> None:
-    """Mark the samples whose key another directory has in the same split: each directory's name goes before its own."""
-    total = 0
+    """Mark the samples whose key another directory has in the same split: each directory's name goes before its own.
+
+    Where such a name is a key already, as in what was merged before, it goes before all keys of the split.
+    """
+    total, prefixes = 0, [f"{keys.part(parent.name)}/" for parent in parents]
     for split in choice.splits:
         numbers = [p for p in range(len(parents)) if (p, split) in choice.targets]
         if len(numbers) < 2:
             continue
-        hashes = [index.key_hashes(parents[p].root, parents[p].manifest, split, 0) for p in numbers]
+        hashes = [_key_hashes(parents[p], split) for p in numbers]
         values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-        twice = values[counts > 1]
-        if len(twice):
-            for p, of_parent in zip(numbers, hashes, strict=True):
-                choice.renamed[p, split] = np.isin(of_parent, twice)
-                total += int(choice.renamed[p, split].sum())
+        if not (counts > 1).any():
+            continue
+        twice = [np.isin(of_parent, values[counts > 1]) for of_parent in hashes]
+        names = [
+            np.where(is_twice, _key_hashes(parents[p], split, prefixes[p]), of_parent)
+            for p, is_twice, of_parent in zip(numbers, twice, hashes, strict=True)
+        ]
+        still_meet = len(np.unique(np.concatenate(names))) < sum(map(len, names))
+        for p, is_twice in zip(numbers, twice, strict=True):
+            choice.renamed[p, split] = np.ones_like(is_twice) if still_meet else is_twice
+            total += int(choice.renamed[p, split].sum())
     if total:
-        names = " and ".join(f"{keys.part(parent.name)}/" for parent in parents)
+        names = " and ".join(prefixes)
         choice.notes.append(f"{total:,} images have keys that another directory has, too: {names} go before them")
 
 
@@ -297,3 +306,7 @@ def _warn_of_leaks(parents: list[Parent], choice: Choice) -> None:
                 f"{plural(total, 'image')} of {a} will be in {b}, too, as the directories differ in what is held out; "
                 "`mlpdata subset --dedupe exact` then keeps one of each"
             )
+
+
+def _key_hashes(parent: Parent, split: str, prefix: str = "") -> np.ndarray:
+    return index.key_hashes(parent.root, parent.manifest, split, 0, prefix)

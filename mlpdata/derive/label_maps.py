@@ -7,6 +7,7 @@ published list, or in the file.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,8 @@ def read_label_map(given: str | Path, classes: Sequence[str], may_lack: bool = F
             raise Error(f"none of the {len(classes):,} classes is in {given}: {given} lists wnids, as {wnids[0]}")
         return LabelMap(names=names, classes=wnids, left_out=_left_out(given, names, classes, may_lack))
     path = Path(given)
-    if not path.is_file():
-        raise Error(f"no such map: {path} is neither a file nor one of {', '.join(NAMES)}")
+    if not os.path.isfile(path):  # a long text is no path, which Path.is_file() may raise for
+        raise Error(f"no such map: {shown(str(given))} is neither a file nor one of {', '.join(NAMES)}")
     pairs = _pairs(path, read_text(path))
     return _checked(path, pairs, classes, may_lack)
 

@@ -58,13 +58,19 @@ class ExportRecord:
         write_atomic(record_path(root), json_text(asdict(self), indent=1).encode())
 
     def damage(self, root: Path) -> str:
-        """What is wrong with the first listed file that is missing or has another size; "" if none is."""
+        """What is wrong with the first listed file that is missing or has another size; "" if none is.
+
+        Of images that are files of their own, only the number is looked at.
+        """
         for name, entry in self.files.items():
             path = root / name
             if not path.is_file():
                 return f"{path} is missing"
             if (size := path.stat().st_size) != entry["bytes"]:
                 return f"{path} has {size:,} bytes instead of {entry['bytes']:,}"
+        unlisted = self.num_files - len(self.files)
+        if unlisted and (found := sum(len(names) for s in self.splits for *_, names in os.walk(root / s))) < unlisted:
+            return f"{root} holds {found:,} images instead of {unlisted:,}"
         return ""
 
 

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mlpdata.errors import Error
-from mlpdata.export.record import is_export, record_path
+from mlpdata.export.record import is_export, load_record, record_path
 from mlpdata.export.writer import Exported, Piece, Written
 from mlpdata.system.files import file_in_the_way, replacing, sync_dir, write_atomic
 from mlpdata.system.format import format_bytes
@@ -70,6 +70,8 @@ def begin(out: ExportDir, exported: Exported, command: str) -> None:
             what = bound.get("command") if bound else None
             same = "another version of that directory" if what == command else f"{what or 'unreadable'!s:.200}"
             raise Error(f"{out.root} holds an unfinished export of something else ({same}); {ANOTHER}")
+    if is_export(out.work):  # all of it was synced before the record was written
+        return
     if (bound or {}).get("boot") != (boot := boot_id()) or not boot:
         shutil.rmtree(out.data, ignore_errors=True)
         shutil.rmtree(out.done, ignore_errors=True)
@@ -118,6 +120,8 @@ def complete(out: ExportDir) -> None:
     for path in sorted(out.data.iterdir()):
         os.rename(path, out.root / path.name)
     sync_dir(out.root)
+    if wrong := load_record(out.work).damage(out.root):
+        raise Error(f"{wrong}; delete {out.root} and run the same command again")
     os.rename(record_path(out.work), record_path(out.root))
     sync_dir(out.root)
     clean_up(out)
@@ -135,6 +139,8 @@ def locked(out: ExportDir) -> Iterator[None]:
     with open(out.lock, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_nlink == 0:  # the run that held it has just removed it
+                raise BlockingIOError
         except BlockingIOError:
             raise Error(f"another export is at work in {out.root}; wait for it, or choose another -o") from None
         except OSError as e:

@@ -17,6 +17,7 @@ from mlpdata.export.samples import Block, Rows
 from mlpdata.shards.files import FileEntry
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.shard_index import ShardIndex
+from mlpdata.system.files import sync_dir
 
 Say = Callable[[str], None]  # takes a line for the user
 
@@ -98,9 +99,12 @@ class Writer(ABC):
 
     def sync(self, folder: Path, names: Iterable[str]) -> None:
         """Bring to the disk what was written. names: the listed files."""
-        for name in names:
-            with open(folder / name, "rb") as f:
+        paths = [folder / name for name in names]
+        for path in paths:
+            with open(path, "rb") as f:
                 os.fsync(f.fileno())
+        for parent in {path.parent for path in paths}:
+            sync_dir(parent)
 
 
 def entry(folder: Path, path: Path) -> dict[str, FileEntry]:

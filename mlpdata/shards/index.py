@@ -109,12 +109,15 @@ def keys(root: Path, manifest: Manifest, split: str, of_rows: np.ndarray | None 
         return result
 
 
-def key_hashes(root: Path, manifest: Manifest, split: str, seed: int) -> np.ndarray:
-    """(N,) uint64, XXH3-64 of every key under a seed: what decides the order of a split. Raises Error."""
+def key_hashes(root: Path, manifest: Manifest, split: str, seed: int, prefix: str = "") -> np.ndarray:
+    """(N,) uint64, XXH3-64 of every key under a seed: what decides the order of a split. Raises Error.
+
+    prefix: goes before each key.
+    """
     hashes, start = np.empty(manifest.splits[split].num_samples, np.uint64), 0
     with _open(root, manifest, split) as table:
         for batch in table.iter_batches(READ_ROWS, columns=["key"]):
-            found = [xxhash.xxh3_64_intdigest(key.encode(), seed) for key in _texts(batch.column("key"))]
+            found = [xxhash.xxh3_64_intdigest((prefix + key).encode(), seed) for key in _texts(batch.column("key"))]
             hashes[start : start + len(found)] = found
             start += len(found)
     return hashes

@@ -258,6 +258,21 @@ def test_real_labels_follow_their_images(tmp_path, ilsvrc_dir):
         assert [chosen[n] for n in labels] == [names[n] for n in before[key] if names[n] in chosen]
 
 
+def test_real_labels_of_images_that_get_another_key(tmp_path, ilsvrc_dir):
+    names = [name for name, _ in read_classes(ilsvrc_dir)]
+    make("subset", ilsvrc_dir, out=tmp_path / "a", splits=("val",))
+    make("subset", ilsvrc_dir, out=tmp_path / "b", splits=("val",), limit=5)
+    manifest = make("merge", tmp_path / "a", tmp_path / "b", out=tmp_path / "c")
+    whole, real = read_real(ilsvrc_dir, Manifest.load(ilsvrc_dir), "val"), read_real(tmp_path / "c", manifest, "val")
+    assert whole and real
+    twice = rows(tmp_path / "b", "val").keys()
+    expected = {f"a/{key}" if key in twice else key: row for key, row in whole.items()}
+    assert real == expected | {f"b/{key}": whole[key] for key in twice}
+    (tmp_path / "map").write_text("".join(f"{name}\tall\n" for name in names))
+    manifest = make("relabel", tmp_path / "a", out=tmp_path / "d", label_map=tmp_path / "map")
+    assert read_real(tmp_path / "d", manifest, "val") == {key: [0] if row else [] for key, row in whole.items()}
+
+
 # ------------------------------------------------------------------------------------- merge, relabel, resize
 
 
@@ -296,6 +311,19 @@ def test_a_merge_that_puts_images_of_train_into_val_warns(tmp_path, small_dir):
     said = []
     make("merge", small_dir, tmp_path / "b", out=tmp_path / "d", said=said)
     assert not [line for line in said if "will be in" in line]
+
+
+def test_the_name_of_a_directory_may_be_part_of_keys_already(tmp_path):
+    for name, keys in (("cat", ("x", "y")), ("other", ("x", "cat/x", "z"))):
+        for i, key in enumerate(keys):
+            path = tmp_path / "in" / name / "train" / "cat" / f"{key}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(picture(8, 8, 10 * len(keys) + i), "PNG"))
+        convert_quietly(dataset="folder", source=str(tmp_path / "in" / name), res=8, out=tmp_path / name, workers=1)
+    make("merge", tmp_path / "cat", tmp_path / "other", out=tmp_path / "both")
+    expected = {f"{n}/{key}": row for n in ("cat", "other") for key, row in rows(tmp_path / n, "train").items()}
+    assert "cat/cat/x" in rows(tmp_path / "other", "train")
+    assert rows(tmp_path / "both", "train") == expected
 
 
 def test_classes_get_other_names(tmp_path, small_dir):
@@ -423,3 +451,13 @@ def test_a_finished_directory_is_that_of_these_parents_or_refused(tmp_path, smal
     change_manifest(tmp_path / "p", release="another")
     with pytest.raises(Error, match="was made from other shard directories"):
         make("subset", tmp_path / "p", out=tmp_path / "q")
+
+
+def test_a_finished_directory_has_the_names_of_the_map_or_is_refused(tmp_path, small_dir):
+    names = [name for name, _ in read_classes(small_dir)]
+    for word in ("first", "second"):
+        (tmp_path / "map").write_text("".join(f"{name}\t{word}-{name}\n" for name in names))
+        if word == "first":
+            make("relabel", small_dir, out=tmp_path / "a", label_map=tmp_path / "map")
+    with pytest.raises(Error, match="the same with other names of classes"):
+        make("relabel", small_dir, out=tmp_path / "a", label_map=tmp_path / "map")

@@ -66,5 +66,8 @@ def test_wrong_uses(tmp_path, root):
     assert "--fraction is above 0" in refused("subset", root, "--fraction", "0", "--out", tmp_path / "a")
     assert "is not NAME=N or NAME=P%" in refused("subset", root, "--split-off", "val", "--out", tmp_path / "a")
     assert "--classes names a class twice" in refused("subset", root, "--classes", "x,x", "--out", tmp_path / "a")
+    names = ",".join(f"n{i:08d}" for i in range(40))  # longer than the name of a file may be
+    assert "lacks 40 of the 40 classes" in refused("subset", root, "--classes", names, "--out", tmp_path / "a")
+    assert "no such map" in refused("relabel", root, "--map", names, "--out", tmp_path / "a")
     assert "no such map" in refused("relabel", root, "--map", tmp_path / "no", "--out", tmp_path / "a")
     assert not (tmp_path / "a").exists()

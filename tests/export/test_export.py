@@ -56,6 +56,10 @@ def export_quietly(root, to, out, **options):
     return record, lines
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 @pytest.fixture
 def inline(monkeypatch):
     """Work in this process, where how the work is shared is not what is tested."""
@@ -241,6 +245,52 @@ def test_an_export_that_was_stopped_at_its_very_end(shapes_dir, tmp_path, monkey
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
     _, lines = export_quietly(shapes_dir, "arrow", tmp_path / "out")
     assert lines == [f"{tmp_path / 'out'} already holds exactly this: nothing to do"]
+
+
+@pytest.mark.usefixtures("inline")
+def test_the_machine_is_started_anew_at_the_very_end_of_an_export(shapes_dir, tmp_path, monkeypatch):
+    export_quietly(shapes_dir, "arrow", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "complete", interrupt)
+        with pytest.raises(Error, match="stopped"):
+            export_quietly(shapes_dir, "arrow", tmp_path / "out")
+    monkeypatch.setattr(workdir, "boot_id", lambda: "another")
+    export_quietly(shapes_dir, "arrow", tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("inline")
+def test_an_export_that_lost_a_file_before_its_end_is_none(shapes_dir, tmp_path, monkeypatch):
+    for to in ("arrow", "folder"):
+        out = tmp_path / to
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "complete", interrupt)
+            with pytest.raises(Error, match="stopped"):
+                export_quietly(shapes_dir, to, out)
+        next(path for path in (out / ".export" / "data").rglob("*") if path.suffix in (".arrow", ".png")).unlink()
+        with pytest.raises(Error, match=r"is missing; delete|images instead of .*; delete"):
+            export_quietly(shapes_dir, to, out)
+        assert not (out / "export.json").exists()
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_finished_folder_that_lost_an_image_is_not_called_whole(shapes_dir, tmp_path):
+    export_quietly(shapes_dir, "folder", tmp_path / "out")
+    next((tmp_path / "out").rglob("*.png")).unlink()
+    with pytest.raises(Error, match=r"out holds 2,999 images instead of 3,000; delete"):
+        export_quietly(shapes_dir, "folder", tmp_path / "out")
+
+
+def test_a_lock_that_its_holder_has_just_removed_holds_nothing(tmp_path, monkeypatch):
+    out, flock = workdir.ExportDir(tmp_path / "out"), workdir.fcntl.flock
+
+    def late(file, kind):  # the other run ends between the opening of the lock and its taking
+        workdir.clean_up(out)
+        flock(file, kind)
+
+    monkeypatch.setattr(workdir.fcntl, "flock", late)
+    with pytest.raises(Error, match="another export is at work"), workdir.locked(out):
+        pass
 
 
 @pytest.mark.usefixtures("inline")
