@@ -175,23 +175,11 @@ class ShardSource(Source):
             label_map = self.maps[number].tolist()
             for split in (s for p, s in self.choice.targets if p == number):
                 if labels := parent.real(split):
-                    names = self._new_keys(number, split)
-                    found |= {
-                        names.get(key, key): list(dict.fromkeys(label_map[n] for n in row if label_map[n] >= 0))
-                        for key, row in labels.items()
-                    }
+                    names = _new_keys(parent, split, self.choice.renamed.get((number, split)))
+                    for key, row in labels.items():
+                        new = (label_map[n] for n in row if label_map[n] >= 0)
+                        found[names.get(key, key)] = list(dict.fromkeys(new))
         return found
-
-    def _new_keys(self, number: int, split: str) -> dict[str, str]:
-        """{key: key in the output} of the samples of a split that are renamed."""
-        if (renamed := self.choice.renamed.get((number, split))) is None:
-            return {}
-        parent = self.parents[number]
-        old = index.keys(parent.root, parent.manifest, split, np.flatnonzero(renamed))
-        return {key: f"{self._prefix(number)}{key}" for key in old}
-
-    def _prefix(self, number: int) -> str:
-        return f"{keys.part(self.parents[number].name)}/"
 
     # ----------------------------------------------------------------------------------------------------- the samples
 
@@ -284,7 +272,7 @@ class ShardSource(Source):
         renamed = self.choice.renamed.get((content.parent, content.split))
         if renamed is None:
             return rows.key
-        prefix, of_rows = self._prefix(content.parent), renamed[content.first :].tolist()
+        prefix, of_rows = _prefix(self.parents[content.parent]), renamed[content.first :].tolist()
         return [prefix + key if is_renamed else key for key, is_renamed in zip(rows.key, of_rows, strict=False)]
 
     def removed(self, content: Rows, rows: index.IndexRows, targets: np.ndarray) -> Iterator[Broken]:
@@ -310,3 +298,16 @@ class ShardSource(Source):
         for row in self.parents[number].skipped():
             if row["split"] in taken & set(self.splits):
                 yield Broken(row["source"], row["reason"], row["split"], row.get("is_data", True))
+
+
+def _prefix(parent: Parent) -> str:
+    """What goes before the keys of a directory that another directory has, too."""
+    return f"{keys.part(parent.name)}/"
+
+
+def _new_keys(parent: Parent, split: str, renamed: np.ndarray | None) -> dict[str, str]:
+    """{key: key in the output} of the samples of a split that are renamed. renamed: see Choice."""
+    if renamed is None:
+        return {}
+    old = index.keys(parent.root, parent.manifest, split, np.flatnonzero(renamed))
+    return {key: _prefix(parent) + key for key in old}

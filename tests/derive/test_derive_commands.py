@@ -37,7 +37,7 @@ def test_a_subset_halves_and_their_merge(tmp_path, root):
     assert f"labels are numbered anew, in the order of --classes: 2 of {len(names)} classes" in out or len(names) == 2
     done("subset", root, "--classes", ",".join(names[2:]), "--split-off", "dev=1", "--out", tmp_path / "b")
     assert set(Manifest.load(tmp_path / "b").splits) == {"train", "val", "dev"}
-    assert "--classes union takes all, by name" in refused(
+    assert "--classes union takes all classes, matched by name" in refused(
         "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c"
     )
     done("merge", tmp_path / "a", tmp_path / "b", "--classes", "union", "--out", tmp_path / "c")
@@ -62,7 +62,7 @@ def test_relabel_and_resize(tmp_path, root):
 
 
 def test_wrong_uses(tmp_path, root):
-    assert "merge wants two directories or more" in refused("merge", root, "--out", tmp_path / "a", status=2)
+    assert "merge takes two or more shard directories" in refused("merge", root, "--out", tmp_path / "a", status=2)
     assert "--fraction is above 0" in refused("subset", root, "--fraction", "0", "--out", tmp_path / "a")
     assert "is not NAME=N or NAME=P%" in refused("subset", root, "--split-off", "val", "--out", tmp_path / "a")
     assert "--classes names a class twice" in refused("subset", root, "--classes", "x,x", "--out", tmp_path / "a")
