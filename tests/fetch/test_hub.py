@@ -477,7 +477,7 @@ def test_convert_list_and_train_with_object_storage(s3, tmp_path, monkeypatch):
         convert_quietly(**there, seed=1)
     taken = s3.get_object(Bucket="bucket", Key="shards/a/train.beton")["Body"].read()
     s3.put_object(Bucket="bucket", Key="shards/a/train.beton", Body=taken[:-1])
-    with pytest.raises(Error, match=r"train\.beton has \d+ bytes, .*; delete s3://bucket/shards/a and run the same"):
+    with pytest.raises(Error, match=r"train\.beton has [\d,]+ bytes, .*; delete s3://bucket/shards/a and run the same"):
         convert_quietly(**there)
     s3.put_object(Bucket="bucket", Key="shards/a/train.beton", Body=taken)
     loader = mlpdata.load("s3://bucket/shards/a", "train", batch_size=100)
@@ -577,7 +577,7 @@ def test_no_manifest_goes_where_a_file_has_not_arrived(s3, serve, tmp_path, monk
     assert not any(o["Key"] == "lost/manifest.json" for o in s3.list_objects(Bucket="bucket")["Contents"])
     s3.put_object(Bucket="bucket", Key="lost/train-000077.tar", Body=b"x")
     monkeypatch.setattr(remote.ObjectStore, "put", PUT)
-    with pytest.raises(Error, match=r"also holds train-000077\.tar, which is no part of this"):
+    with pytest.raises(Error, match=r"also holds train-000077\.tar, which is not part of it"):
         convert_quietly(dataset="shapes", res=16, workers=1, limit=200, out="s3://bucket/lost")
     # The Hub, where somebody else removes a file meanwhile; and a directory that lacks one from the start.
     server = serve({})

@@ -149,7 +149,7 @@ def test_many_classes_are_listed_in_part(made, tmp_path, monkeypatch):
 
 def test_originals_that_nobody_asked_for_cost_no_report(tmp_path, monkeypatch, shapes_dir):
     shutil.copytree(shapes_dir, tmp_path / "copy")
-    for dataset, seen in (("stl10", "could not be compared: "), ("unknown to this version", "were not at hand")):
+    for dataset, seen in (("stl10", "could not be compared: "), ("unknown to this version", "were not found")):
         change_manifest(tmp_path / "copy", dataset=dataset)
         monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
         (tmp_path / "home").mkdir(exist_ok=True)

@@ -129,7 +129,10 @@ def test_damage_to_any_file_is_found_and_the_file_named(photos_dir, tmp_path, ho
             path.write_bytes(path.read_bytes()[:at])
         else:
             overwrite(path, at, bytes([path.read_bytes()[at] ^ 1]))
-        assert any(name in p and ("sha256" in p or "bytes, the" in p or "cannot be read" in p) for p in problems(root))
+        said = problems(root)
+        assert any(
+            name in p and ("sha256" in p or " the manifest says " in p or "cannot be read" in p) for p in said
+        ), said
         shutil.rmtree(root)
 
 
