@@ -100,7 +100,7 @@ def serve(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def s3():
     """moto's S3 with one empty bucket; the address is in the environment, where every S3 client looks for it."""
-    pytest.importorskip("s3fs", reason="object storage needs s3fs (the extra `remote`)")
+    s3fs = pytest.importorskip("s3fs", reason="object storage needs s3fs (the extra `remote`)")
     moto_server = pytest.importorskip("moto.server", reason="the S3 of these tests is moto's")
     import boto3
 
@@ -115,6 +115,7 @@ def s3():
             "AWS_DEFAULT_REGION": "us-east-1",
         }.items():
             patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # which knows the address of another module's server
         client = boto3.client("s3")
         client.create_bucket(Bucket="bucket")
         yield client

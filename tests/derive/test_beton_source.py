@@ -89,7 +89,7 @@ def test_fields_of_any_name(tmp_path):
         f"{path}: fields left out: note, target",
     )
     assert not any("taken for" in line for line in open_beton(path, image_column="img", label_column="id").warnings)
-    with pytest.raises(Error, match=r"has no one field 'note' of type int"):
+    with pytest.raises(Error, match=r"has not exactly one field 'note' of type int"):
         open_beton(path, label_column="note")
     path = make_beton(tmp_path / "y.beton", raw_images(2), [0, 0], (("image", 2), ("y", 0), ("label", 1)))
     data = bytearray(path.read_bytes())
@@ -231,7 +231,7 @@ def test_the_command_line(tmp_path):
     make_beton(tmp_path / "x.beton", raw_images(6), [0, 1, 2, 0, 1, 2], (("photo", 2), ("class", 1)))
     words = ["convert", "beton", "--source", tmp_path / "x.beton", "--res", 8, "--out", tmp_path / "out", "--quiet"]
     done = run_cli(*words, "--image-column", "picture")
-    assert done.returncode == 1 and "has no one field 'picture'" in done.stderr
+    assert done.returncode == 1 and "has not exactly one field 'picture'" in done.stderr
     done = run_cli(*words, "--image-column", "photo")
     assert done.returncode == 0 and "field 'class' is taken for the label" in done.stdout + done.stderr
     manifest = Manifest.load(tmp_path / "out")

@@ -448,7 +448,7 @@ def test_one_sample_and_a_split_of_none(tmp_path):
     for to in ("folder", "parquet", "npz", "arrow", "mds", "litdata"):
         record, lines = export_quietly(root, to, tmp_path / to)
         assert record.splits == {"train": 1} and lines[0] == "split val has no samples: it is left out"
-    with pytest.raises(Error, match="there is nothing to export: no samples in val"):
+    with pytest.raises(Error, match="nothing to export: no samples in split val"):
         export_quietly(root, "npz", tmp_path / "none", splits=("val",))
     assert len(read_back("parquet", tmp_path / "parquet", ["train"], tmp_path)["train"][1]) == 1
 

@@ -49,9 +49,9 @@ def test_whole_numbers_are_items(loader, images, i):
 @pytest.mark.parametrize("i", [2.0, 2.7, np.float32(2), True, np.True_, torch.tensor(True), torch.tensor(2.0), "2",
                                None, slice(2), [2], torch.tensor([1, 2]), np.array([1, 2])])  # fmt: skip
 def test_what_is_no_item(loader, i):
-    with pytest.raises(TypeError, match="is no number of a sample"):
+    with pytest.raises(TypeError, match="is not the number of a sample"):
         loader.dataset()[i]
-    with pytest.raises(TypeError, match="is no number of a sample"):
+    with pytest.raises(TypeError, match="is not the number of a sample"):
         loader.dataset().__getitems__([0, i])
 
 

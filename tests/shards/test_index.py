@@ -164,7 +164,7 @@ def test_fields_that_are_not_clear_are_refused(tmp_path, fields, message):
         mlpdata.load(path)
     assert "\n" not in str(caught.value)
     for options in ({"label_column": "none"}, {"image_column": "none"}, {"label_column": "image"}):
-        with pytest.raises(Error, match=r"has no one field|no field of type|is not clear"):
+        with pytest.raises(Error, match=r"has not exactly one field|no field of type|is not clear"):
             mlpdata.load(path, **options)
 
 

@@ -130,7 +130,7 @@ def test_mistakes(tmp_path):
     (tmp_path / "no").mkdir()
     with pytest.raises(Error, match="is no finished run"):
         read_point(tmp_path / "no")
-    with pytest.raises(Error, match="as many runs of different compute, not 3"):
+    with pytest.raises(Error, match="needs 4 or more runs of different compute, not 3"):
         fit(np.array([1e12, 2e12, 3e12]), np.array([0.5, 0.4, 0.3]))
     with pytest.raises(Error, match="fits no power law"):
         fit(np.geomspace(1, 10, 5), np.array([0.5, 0.4, 0.3, 0.2, 0.0]))
