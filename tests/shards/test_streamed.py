@@ -70,7 +70,8 @@ def tar_bytes(shards, split="train"):
 
 
 def bytes_on_disk(home):
-    return sum(tar.num_bytes for tar in tar_room.list_tars(home / "stream"))
+    tars = tar_room.list_tars(home / "stream")
+    return sum({(t.folder, t.path.name.removesuffix(".part")): t.num_bytes for t in tars}.values())  # moving ones twice
 
 
 def epoch(loader):
