@@ -56,18 +56,31 @@ def _use_path(folder: Path) -> Path:
 
 
 def list_tars(root: Path) -> list[StoredTar]:
-    """What there is of the tars of all directories."""
-    tars = []
+    """What there is of the tars of all directories.
+
+    A tar on its way is PARTS/X.tar.part, then PARTS/X.tar, then X.tar. It is looked for in this order, by the name of
+    its lock, which stays: one that moves meanwhile is seen twice, but seen.
+    """
+    tars: list[StoredTar] = []
     for folder in [entry.path for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]:
-        for place in (os.path.join(folder, PARTS), folder):  # a tar that moves meanwhile is seen twice, but seen
-            with contextlib.suppress(FileNotFoundError):
-                names = [name for name in os.listdir(place) if name.endswith((".tar", ".tar.part"))]
-                for path in (Path(place, name) for name in names):
-                    with contextlib.suppress(FileNotFoundError):
-                        stat = path.lstat()
-                        used = stat.st_atime_ns
-                        tars.append(StoredTar(folder=Path(folder), path=path, num_bytes=stat.st_size, used=used))
+        parts = os.path.join(folder, PARTS)
+        with contextlib.suppress(FileNotFoundError):
+            names = {name.removesuffix(".lock").removesuffix(".part") for name in os.listdir(parts)}
+            for name in sorted(name for name in names if name.endswith(".tar")):
+                tars += [*_stored(folder, Path(parts, f"{name}.part")), *_stored(folder, Path(parts, name))]
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(folder):
+                tars += _stored(folder, Path(folder, name)) if name.endswith(".tar") else []
     return tars
+
+
+def _stored(folder: str, path: Path) -> list[StoredTar]:
+    """The tar at a path, if there is one."""
+    try:
+        stat = path.lstat()
+    except FileNotFoundError:
+        return []
+    return [StoredTar(folder=Path(folder), path=path, num_bytes=stat.st_size, used=stat.st_atime_ns)]
 
 
 def removed(tars: list[StoredTar], held_too: bool) -> Iterator[StoredTar]:
@@ -95,7 +108,7 @@ def removed(tars: list[StoredTar], held_too: bool) -> Iterator[StoredTar]:
 
 
 def _remove_unheld(tar: StoredTar) -> bool:
-    """Remove a tar that nobody holds, or the part that somebody left who died. Returns whether it is gone."""
+    """Remove a tar that nobody holds, or the part that somebody left who died. Returns whether its room is free."""
     is_part = tar.path.parent != tar.folder
     lock = tar.path.with_name(f"{tar.path.name.removesuffix('.part')}.lock") if is_part else tar.path
     try:
@@ -104,7 +117,7 @@ def _remove_unheld(tar: StoredTar) -> bool:
                 return False
             tar.path.unlink()
     except FileNotFoundError:
-        pass
+        return not is_part  # a part that is gone has moved
     return True
 
 

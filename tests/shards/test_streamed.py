@@ -70,7 +70,8 @@ def tar_bytes(shards, split="train"):
 
 
 def bytes_on_disk(home):
-    tars = tar_room.list_tars(home / "stream")
+    with tar_room.locked(home / "stream" / ".lock"):  # else what comes and what went for it may both be counted
+        tars = tar_room.list_tars(home / "stream")
     return sum({(t.folder, t.path.name.removesuffix(".part")): t.num_bytes for t in tars}.values())  # moving ones twice
 
 
