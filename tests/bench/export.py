@@ -95,6 +95,8 @@ def main() -> None:
     args = parser.parse_args()
     manifest, original = Manifest.load(args.directory), content(args.directory)
     samples = sum(info.num_samples for info in manifest.splits.values())
+    if args.folder:
+        args.folder.mkdir(parents=True, exist_ok=True)
     for to in args.to:
         if (to,) == tuple(manifest.formats):
             continue  # it would be a copy of itself
