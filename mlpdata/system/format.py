@@ -31,7 +31,8 @@ def format_seconds(seconds: float) -> str:
 def plural(number: int, noun: str) -> str:
     """A number and its noun.
 
-    >>> plural(1, "epoch"), plural(2_000, "step"), plural(2, "class"), plural(0, "batch")
-    ('1 epoch', '2,000 steps', '2 classes', '0 batches')
+    >>> plural(1, "epoch"), plural(20, "epoch"), plural(2_000, "step"), plural(2, "class"), plural(0, "batch")
+    ('1 epoch', '20 epochs', '2,000 steps', '2 classes', '0 batches')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith(('s', 'x', 'ch')) else 's'}"
+    ending = "es" if noun.endswith(("s", "x", "tch")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else ending}"
