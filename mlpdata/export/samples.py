@@ -153,7 +153,7 @@ def _read_block(rows: Rows, start: int, stop: int, keys, files, options: ExportO
                 codec, encoded = _encoded(payload, codec, width, height, options)
                 codecs.append(codec)
                 images.append(encoded)
-        except Exception as e:
+        except (image.ImageError, ValueError) as e:
             where = f"sample {rows.first + start + i} at byte {offset} ({keys[i]})"
             raise Error(f"{path}: {where} cannot be decoded ({first_line(e)}); convert or get it again") from e
     return Block(rows.first + start, keys, part.label[start:stop].astype(np.int64), codecs, images, out)

@@ -280,6 +280,8 @@ class Reader:
                         if not self.index.is_foreign:  # a JPEG that was written here is whole, or damaged since
                             raise
                 self._decode_unusual(payload, codec, i, pixels)
+            except MemoryError:  # which is no damage
+                raise
             except Exception as e:
                 path, byte = self.index.files[int(self.index.file[i])], int(self.index.offset[i])
                 name = _member_name(self.index, i)
