@@ -51,14 +51,10 @@ def _class_names(given: str | None) -> tuple[tuple[str, ...] | None, str]:
     if given is None:
         return None, ""
     path = Path(given)
-    try:
-        if os.path.isfile(given):  # names with commas may be too long for a path
-            lines = path.read_text(encoding="utf-8").split("\n")
-            return tuple(filter(None, (line.split("\t")[0].strip(" \r") for line in lines))), path.name
-    except (OSError, UnicodeDecodeError) as e:
-        raise Error(
-            f"cannot read --classes {given}: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}"
-        ) from None
+    if os.path.isfile(given):  # names with commas may be too long for a path
+        from mlpdata.shards.classes import read_class_list
+
+        return read_class_list(path), path.name
     if path.suffix in (".txt", ".tsv", ".csv"):
         raise Error(f"--classes {given}: there is no such file")
     return tuple(filter(None, (name.strip() for name in given.split(",")))), ""

@@ -25,6 +25,7 @@ from mlpdata.convert.worker import ImageSettings, UnitTask
 from mlpdata.derive.source import ShardSource
 from mlpdata.errors import Error
 from mlpdata.shards import beton
+from mlpdata.shards.classes import read_class_list
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import ClassFilter, Source, Unit
 from mlpdata.splits import checked, find
@@ -269,13 +270,7 @@ def _asked_filter(options: Options, spec: datasets.DatasetSpec) -> ClassFilter:
     """The filter that was asked for; the data set's own where none was."""
     names = None
     if options.classes is not None:
-        try:
-            lines = Path(options.classes).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as e:
-            raise Error(
-                f"cannot read --classes {options.classes}: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}"
-            ) from None
-        names = tuple(filter(None, (line.split("\t")[0].strip(" \r") for line in lines)))
+        names = read_class_list(options.classes)
         if not names or len(set(names)) < len(names):
             raise Error(f"--classes {options.classes} names {'a class twice' if names else 'no classes'}")
     if names is None and options.min_class_size is None and options.val_per_class is None:

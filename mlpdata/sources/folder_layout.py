@@ -216,7 +216,7 @@ def parse_annotations(data: bytes) -> dict[str, str]:
     if len(data) > MAX_ANNOTATIONS_BYTES:
         raise ValueError(f"has more than {MAX_ANNOTATIONS_BYTES >> 20} MiB")
     class_of: dict[str, str] = {}
-    for number, line in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), 1):
+    for number, line in enumerate(data.decode("utf-8-sig", "surrogateescape").split("\n"), 1):
         if not line.strip():
             continue
         file, tab, rest = line.rstrip("\r").partition("\t")

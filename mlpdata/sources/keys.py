@@ -70,12 +70,13 @@ def line(name: str) -> str:
 
 
 def lines(data: bytes) -> list[str]:
-    """The names in a text file, one a line; blank lines, and blanks and tabs around a name, do not count.
+    """The names in a text file, one a line; blank lines, blanks and tabs around a name, and a byte order mark do not
+    count.
 
-    >>> lines(b"n01\\r\\n\\n  n02 x\\n")
+    >>> lines(b"\\xef\\xbb\\xbfn01\\r\\n\\n  n02 x\\n")
     ['n01', 'n02 x']
     """
-    names = text(data.decode("utf-8", "surrogateescape")).split("\n")
+    names = text(data.decode("utf-8-sig", "surrogateescape")).split("\n")
     return [name for line in names if (name := line.strip(" \r\t"))]
 
 

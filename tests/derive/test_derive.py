@@ -372,6 +372,16 @@ def test_a_wrong_file_of_classes_is_refused(small_dir, tmp_path, name, message):
     assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_list_of_classes_as_any_editor_saves_it(small_dir, tmp_path, mark, end):
+    names = [name.encode() for name, _ in read_classes(small_dir)][1::-1]
+    (tmp_path / "names.txt").write_bytes(mark + end.join([names[0], b"", b" " + names[1] + b"\treadable ", b""]))
+    done = run_cli("subset", small_dir, "--classes", tmp_path / "names.txt", "--out", tmp_path / "out", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert [name.encode() for name, _ in read_classes(tmp_path / "out")] == names
+
+
 def test_wrong_uses_are_one_line(tmp_path, small_dir, photos_dir):
     make("subset", small_dir, out=tmp_path / "a", limit=10)
     (tmp_path / "foreign").mkdir()
