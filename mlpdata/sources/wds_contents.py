@@ -12,8 +12,9 @@ from itertools import islice
 import numpy as np
 import xxhash
 
-from mlpdata.archive.tarscan import BLOCK
+from mlpdata.archive.tarscan import BLOCK, next_member
 from mlpdata.errors import Error
+from mlpdata.image.formats import what_it_is
 from mlpdata.sources import keys
 from mlpdata.sources.files import JPEG_SUFFIXES
 from mlpdata.sources.wds_sample import (
@@ -23,6 +24,7 @@ from mlpdata.sources.wds_sample import (
     TarSample,
     image_of,
     iter_samples,
+    label_member,
     label_of,
     other_images,
     record_of,
@@ -34,6 +36,7 @@ from mlpdata.system.progress import Progress
 WNID = re.compile(r"(?:^|/)(n\d{8})[_/]")
 PEEK = 16  # samples of as many tars, from which the class list is recognised
 MAX_CLASSES = 1 << 20
+LEAST_CAPTIONS = 8  # samples that are looked at together: fewer may well be of a class each
 
 
 @dataclass
@@ -46,6 +49,7 @@ class TarContents:
     splits: set[str] = field(default_factory=set)  # that folders inside it name; "" where a sample's name none
     numbers: Counter[int] = field(default_factory=Counter)  # labels
     names: Counter[str] = field(default_factory=Counter)
+    num_texts: int = 0  # of the labels that are names, those from a .txt, which may be captions
 
     def add(self, blob: Blob, sample: TarSample, has_labels: bool) -> None:
         """Count a sample. has_labels: whether its label is read too. Raises Error for too many classes."""
@@ -56,6 +60,7 @@ class TarContents:
             value, _ = label_of(blob, sample)
             if isinstance(value, str):
                 self.names[value] += 1
+                self.num_texts += label_member(sample) == "txt"
             elif value is not None and value >= 0:
                 self.numbers[value] += 1
             if len(self.names) + len(self.numbers) > MAX_CLASSES:
@@ -121,6 +126,34 @@ class Peek:
         num_jpegs = sum(f".{extension}" in JPEG_SUFFIXES for extension in extensions)
         self.codec = "jpg" if num_jpegs * 2 > len(extensions) else "png"
         self.mean_bytes = num_bytes / len(extensions)
+
+
+def refuse_what_is_no_tar(path: object, blobs: Mapping[str, Blob]) -> None:
+    """Raise Error for a file that is called a tar and holds nothing of one, as what a failed download leaves.
+
+    One of zeros is a tar without members, and one whose first header is damaged is damaged.
+    """
+    for name, blob in blobs.items():
+        head = blob.read_at(0, BLOCK)
+        is_tar = len(head) == BLOCK and (not head.strip(b"\0") or next_member(blob.read_at, 0, blob.size) is not None)
+        blob.close()
+        if not is_tar:
+            raise Error(
+                f"{path}: {name} is no tar but {what_it_is(head)}; get it again, or move it out of the data set"
+            )
+
+
+def refuse_captions(path: object, contents: Iterable[TarContents]) -> None:
+    """Raise Error where the names of the classes, from .txt members, are captions: next to no two of them are equal."""
+    num_texts, names = 0, set()
+    for tar in contents:
+        num_texts += tar.num_texts
+        names |= tar.names.keys()
+    if num_texts >= LEAST_CAPTIONS and 2 * len(names) > num_texts:
+        raise Error(
+            f"{path}: the .txt of its samples are captions, {len(names):,} different ones in {num_texts:,} samples, "
+            "and no classes; --label-column names the member that says the class (txt takes these as they are)"
+        )
 
 
 def read_through(

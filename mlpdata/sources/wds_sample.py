@@ -155,15 +155,21 @@ def says_class(extension: str) -> bool:
     return extension in LABELS or last == "cls" or (first in ("cls", "label", "class") and last in ("txt", "id"))
 
 
+def label_member(sample: TarSample) -> str | None:
+    """The extension of the member that says a sample's class; of several, the first. None without one."""
+    extension = next((e for e in LABELS if e in sample.members), None)
+    if extension in (None, "json", "txt"):
+        return next((e for e in sample.members if "." in e and says_class(e)), extension)
+    return extension
+
+
 def label_of(blob: Blob, sample: TarSample) -> tuple[int | str | None, str]:
     """(number or name of the class, "") of a sample, or (None, why there is none)."""
-    extension = next((e for e in LABELS if e in sample.members), None)
-    if extension in (None, "json", "txt") and (dotted := [e for e in sample.members if "." in e and says_class(e)]):
-        if len(dotted) > 1:
-            return None, f"has {len(dotted)} classes, {' and '.join(dotted[:2])}: one has to be chosen"
-        extension = dotted[0]
+    extension = label_member(sample)
     if extension is None:
         return None, "has no class"
+    if "." in extension and len(dotted := [e for e in sample.members if "." in e and says_class(e)]) > 1:
+        return None, f"has {len(dotted)} classes, {' and '.join(dotted[:2])}: one has to be chosen"
     member = sample.members[extension]
     if extension == "json":
         return _json_label(record_of(blob, sample))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from mlpdata import splits
 from mlpdata.errors import Error, first_line
 from mlpdata.fetch.hub import Repository
 from mlpdata.sources.files import is_system, matching
-from mlpdata.sources.keys import listed
+from mlpdata.sources.keys import lines, listed
 from mlpdata.sources.location import Location, has_file, open_file
 from mlpdata.system.format import plural
 
 INFO = "_info.json"  # timm's table of splits
+CLASS_NAMES = "classnames.txt"
+MAX_NAMES_BYTES = 1 << 20
 DATA = "data"  # the folder that repositories of the Hub have
 MAX_INFO_BYTES = 64 << 20
 LEAST_SAMPLE_BYTES = 1024  # in a tar: two headers
@@ -86,6 +89,18 @@ def _is_split(folder: str) -> bool:
         return True
 
 
+def class_names(tars: TarList) -> tuple[str, ...]:
+    """The names in a `classnames.txt` beside the tars, as CLIP benchmark has it; () without one."""
+    if not has_file(tars.location, CLASS_NAMES):
+        return ()
+    with contextlib.closing(open_file(tars.location, CLASS_NAMES)) as blob:
+        names = lines(blob.read_at(0, MAX_NAMES_BYTES)) if blob.size <= MAX_NAMES_BYTES else []
+    if len(set(names)) < len(names):
+        tars.warnings.append(f"{tars.location}: {CLASS_NAMES} is not used: it has a name twice")
+        return ()
+    return tuple(names)
+
+
 def tell_splits(found: TarList) -> None:
     """Give every tar its split and, where it is known, its number of samples; sort them by split. Raises Error."""
     location = found.location
@@ -100,9 +115,29 @@ def tell_splits(found: TarList) -> None:
             raise Error(
                 f"{info} says {plural(tar.num_samples, 'sample')} of {tar.name}, which has {size:,} bytes; correct it"
             )
+    if not any(tar.is_listed for tar in found.tars) and (gaps := _gaps([tar.name for tar in found.tars])):
+        found.warnings.append(f"{location}: tars seem to be missing, by their numbers: {listed(gaps, 3)}")
     if missing := [name for name in table if not has_file(location, name)]:
         found.warnings.append(f"{info} lists files that are not there: {listed(missing, 1, 'others')}")
     found.tars.sort(key=lambda t: (splits.canonical(t.split or "train") != "train", t.split or "train", t.name))
+
+
+def _gaps(names: list[str]) -> list[str]:
+    """Names that are missing in a row of numbered ones. Where as many are missing as there, they were chosen so.
+
+    >>> _gaps(["a-000.tar", "a-001.tar", "a-003.tar", "b-0.tar"]), _gaps(["a-0.tar", "a-8.tar"])
+    (['a-002.tar'], [])
+    """
+    rows: dict[tuple[str, str], dict[int, str]] = {}
+    for name in names:
+        if match := re.fullmatch(r"(.*?)(\d{1,9})(\D*)", name, re.DOTALL | re.ASCII):
+            rows.setdefault((match[1], match[3]), {})[int(match[2])] = match[2]
+    missing = []
+    for (before, after), numbers in rows.items():
+        row, width = range(min(numbers), max(numbers)), min(map(len, numbers.values()))
+        if len(row) + 1 < 2 * len(numbers):
+            missing += [f"{before}{number:0{width}d}{after}" for number in row if number not in numbers]
+    return missing
 
 
 def _read_info(location: Location, info: str) -> dict[str, tuple[str, int]]:

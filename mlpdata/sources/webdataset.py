@@ -20,8 +20,17 @@ from mlpdata.image.limits import MAX_IMAGE_BYTES
 from mlpdata.sources import keys
 from mlpdata.sources.base import Broken, ClassFilter, Sample, Source, Unit, most_samples
 from mlpdata.sources.files import IMAGE_SUFFIXES
-from mlpdata.sources.location import Location, has_file, open_file
-from mlpdata.sources.wds_contents import PEEK, Peek, TarContents, read_through, repeated_keys, wnid_of
+from mlpdata.sources.location import Location, open_file
+from mlpdata.sources.wds_contents import (
+    PEEK,
+    Peek,
+    TarContents,
+    read_through,
+    refuse_captions,
+    refuse_what_is_no_tar,
+    repeated_keys,
+    wnid_of,
+)
 from mlpdata.sources.wds_sample import (
     ANY,
     LABELS,
@@ -35,14 +44,14 @@ from mlpdata.sources.wds_sample import (
     says_class,
 )
 from mlpdata.sources.wds_splits import SampleSplits
-from mlpdata.sources.wds_tars import PACKED, TarList, list_tars, tell_splits
+from mlpdata.sources.wds_tars import CLASS_NAMES, PACKED, TarList, class_names, list_tars, tell_splits
+from mlpdata.system.format import plural
 
 OFFICIAL = re.compile(r"(?:^|/)(n\d{8}_\d+|ILSVRC2012_\w+_\d{8}(_n\d{8})?)$")  # names that no two images have
 LOOK = 4  # tars that are opened; one of them has to hold samples
 MAX_TEXT_BYTES = 64  # of a .txt that is a class, not a caption
 MAX_NUMBER = 21_841  # number of classes where the tars are not read through first
 MAX_CLASSES = 1 << 20
-CLASS_NAMES = "classnames.txt"
 
 
 def find(path: Location, columns: Columns = ANY) -> TarList | None:
@@ -76,7 +85,7 @@ def open_tars(
     """
     columns = Columns(image_column or "", label_column or "")
     if tars := find(path, columns):
-        return WebDataset(path, tars, class_filter, res, (), columns, _class_names(tars))
+        return WebDataset(path, tars, class_filter, res, (), columns, class_names(tars))
     found = list_tars(path)
     if not found.tars:
         raise Error(found.warnings[0] if found.warnings else f"{path} holds no .tar files")
@@ -103,15 +112,6 @@ def _hint(sample: TarSample) -> str:
     if sample.folder and images:
         return "of class folders, unpacked, `mlpdata convert folder` makes shards"
     return "the members of a sample have one name, and follow one another"
-
-
-def _class_names(tars: TarList) -> tuple[str, ...]:
-    """The names in a `classnames.txt` beside the tars, as CLIP benchmark has it; () without one."""
-    if not has_file(tars.location, CLASS_NAMES):
-        return ()
-    with contextlib.closing(open_file(tars.location, CLASS_NAMES)) as blob:
-        names = keys.lines(blob.read_at(0, MAX_CLASSES)) if blob.size <= MAX_CLASSES else []
-    return tuple(names) if len(set(names)) == len(names) else ()
 
 
 def _has_label(sample: TarSample) -> bool:
@@ -149,9 +149,11 @@ class WebDataset(Source):
         self.files = [str(tars.location if is_local and not path.exists() else path)]
         class_filter = class_filter.only_classes(f"{path} holds shuffled WebDataset tars")
         tell_splits(tars)
-        self._tars, notes = tars.tars, tars.warnings
+        self._tars, self._notes = tars.tars, tars.warnings
         self._blobs: dict[str, Blob] = {tar.name: open_file(tars.location, tar.name) for tar in self._tars}
-        peek = Peek(path, self._tars, self._blobs, notes, columns)
+        if is_local:
+            refuse_what_is_no_tar(path, self._blobs)
+        peek = Peek(path, self._tars, self._blobs, self._notes, columns)
         self.codec, self._mean_bytes = peek.codec, peek.mean_bytes
         self._by_wnid = False
         known = self._find_list(peek, lists)
@@ -161,19 +163,19 @@ class WebDataset(Source):
         is_sure = known and not splits_inside and all(map(OFFICIAL.search, peek.sample_names))
         is_all = is_local and not is_sure
         contents = read_through(self._tars, self._blobs, not known, columns) if is_all else peek.contents
-        self._splits = SampleSplits(path, self._tars, {tar.name: tar.splits for tar in contents}, notes)
+        self._splits = SampleSplits(path, self._tars, {tar.name: tar.splits for tar in contents}, self._notes)
         self.splits = self._splits.names
         splits_of = {tar.name: self._splits.of_tar(tar.name) for tar in self._tars}
         self._repeating, self._is_prefixed = repeated_keys(contents, splits_of)
         if not known:
             self._take_values(contents, is_all)
-            class_filter = self._name_numbers(class_filter, class_names, is_all, notes)
+            class_filter = self._name_numbers(class_filter, class_names, is_all)
         if len(self._list) > MAX_CLASSES:
             raise Error(f"{path} has {len(self._list):,} different classes; at most {MAX_CLASSES:,} are taken")
         names = class_filter.choose(dict.fromkeys(self._list), path)
         self.classes = [(name, labels.readable(name)) for name in names]
         self._labels = {name: i for i, name in enumerate(names)}
-        self.warnings = tuple(notes)
+        self.warnings = tuple(self._notes)
 
     # ---------------------------------------------------------------------------------------------------- classes
 
@@ -218,6 +220,8 @@ class WebDataset(Source):
                 raise Error(
                     f"{self.path} has classes by name, which are known only when all is read; download it first"
                 )
+            if not self._columns.label:
+                refuse_captions(self.path, contents)
             raw = sorted({*names, *map(str, numbers)})
             self._list = keys.distinct(map(keys.line, raw))
             self._name_of = dict(zip(raw, self._list, strict=True))
@@ -228,9 +232,7 @@ class WebDataset(Source):
             self._name_of = {number: str(number) for number in values}
             self._list = list(self._name_of.values())
 
-    def _name_numbers(
-        self, class_filter: ClassFilter, class_names: tuple[str, ...], is_all: bool, notes: list[str]
-    ) -> ClassFilter:
+    def _name_numbers(self, class_filter: ClassFilter, class_names: tuple[str, ...], is_all: bool) -> ClassFilter:
         """Give names to classes that are numbers; returns the filter that is left. Raises Error for too few names."""
         given, values = class_filter.classes, list(self._name_of)
         if not values or any(isinstance(value, str) for value in values):
@@ -241,9 +243,17 @@ class WebDataset(Source):
                 raise Error(f"{self.path} has classes from 0 to {last:,}; --classes names {len(given):,} of them")
             class_names, class_filter = given, ClassFilter()
         elif given is not None or last >= len(class_names):
+            if class_names and given is None:
+                names = plural(len(class_names), "name")
+                self._notes.append(f"{self.path}: {CLASS_NAMES} is not used: it has {names} for classes to {last:,}")
+            if last >= len(values):
+                self._notes.append(
+                    f"{self.path}: the class numbers are not 0, 1, 2, ...: the {len(values):,} that occur are counted "
+                    "from 0, and are the names of the classes"
+                )
             return class_filter
         else:
-            notes.append(f"{self.path}: the classes have the names of {CLASS_NAMES}")
+            self._notes.append(f"{self.path}: the classes have the names of {CLASS_NAMES}")
         self._list, self._name_of = list(class_names), dict(enumerate(class_names))
         self.drops_empty_classes = False
         self.release = self.release.replace("classes by number", "classes by number, with names")

@@ -229,11 +229,60 @@ def test_names_for_numbers(tmp_path):
     with pytest.raises(Error, match=r"has classes from 0 to 1; --classes names 1 of them"):
         open_wds(tmp_path, class_filter=ClassFilter(classes=("cat",)))
     assert read(open_wds(tmp_path, class_filter=ClassFilter(classes=("1",))))[0] == {(s, "1"): 2 for s in BOTH}
-    (tmp_path / "classnames.txt").write_text("cat\n")  # of something else
-    assert [name for name, _ in open_wds(tmp_path).classes] == ["0", "1"]
+    (tmp_path / "classnames.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")  # as an editor on Windows saves it
+    assert [name for name, _ in open_wds(tmp_path).classes] == ["cat", "dog"]
+    for text, why in (("cat\n", "it has 1 name for classes to 1"), ("cat\ncat\n", "it has a name twice")):
+        (tmp_path / "classnames.txt").write_text(text)
+        unnamed = open_wds(tmp_path)
+        assert [name for name, _ in unnamed.classes] == ["0", "1"]
+        assert any(f"classnames.txt is not used: {why}" in warning for warning in unnamed.warnings)
     make(tmp_path / "names" / "a.tar", [("0", {"jpg": img(0), "cls": "cat"})])
     with pytest.raises(Error, match="lacks 1 of the 1 classes asked for: dog"):
         open_wds(tmp_path / "names", class_filter=ClassFilter(classes=("dog",)))
+
+
+def test_numbers_that_do_not_begin_at_0_are_said(tmp_path):
+    make(tmp_path / "train.tar", [(str(i), {"jpg": img(i), "cls": str(1 + i % 2)}) for i in range(4)])
+    source = open_wds(tmp_path)
+    assert [name for name, _ in source.classes] == ["1", "2"]
+    assert any("class numbers are not 0, 1, 2, ...: the 2 that occur" in warning for warning in source.warnings)
+
+
+def test_captions_are_no_classes(tmp_path):
+    make(tmp_path / "train.tar", [(str(i), {"jpg": img(i), "txt": f"cat number {i}"}) for i in range(8)])
+    with pytest.raises(
+        Error, match=r"\.txt of its samples are captions, 8 different ones in 8 samples.*--label-column"
+    ):
+        open_wds(tmp_path)
+    assert len(open_wds(tmp_path, label_column="txt").classes) == 8
+    make(tmp_path / "train.tar", [(str(i), {"jpg": img(i), "txt": f"cat {i % 4}"}) for i in range(8)])
+    assert len(open_wds(tmp_path).classes) == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html><title>404</title>" * 50, "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (bytes(range(256)) * 40, "data of no known format"),
+    ],
+)
+def test_a_file_that_only_is_called_a_tar_is_no_tar(tmp_path, data, what):
+    webdataset_docs(tmp_path)
+    (tmp_path / "train-000009.tar").write_bytes(data)
+    with pytest.raises(Error, match=rf"train-000009\.tar is no tar but {what}.*; get it again, or move it out"):
+        open_wds(tmp_path)
+    (tmp_path / "train-000009.tar").write_bytes(bytes(10240))  # a tar of no members
+    assert read(open_wds(tmp_path))[1] == []
+
+
+def test_a_missing_number_is_said(tmp_path):
+    for number in (0, 1, 3):
+        make(tmp_path / f"train-{number:03d}.tar", [(f"{number}", {"jpg": img(number), "cls": "0"})])
+    assert any("missing, by their numbers: train-002.tar" in warning for warning in open_wds(tmp_path).warnings)
+    (tmp_path / "train-001.tar").unlink()  # now it may be a choice
+    assert not any("missing" in warning for warning in open_wds(tmp_path).warnings)
 
 
 def test_what_is_ours_or_ffcvs(shapes_dir):
