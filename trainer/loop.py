@@ -118,6 +118,7 @@ class Trainer:
             self.say(f"{record.folder} has its {plural(len(record.rows), 'epoch')}: nothing to do")
             return
         trackers = None
+        self.time_left = report.TimeLeft(self.step, self.recipe.train.epochs * len(self.train_loader))
         if is_first:
             record.begin()
             trackers = report.Trackers(record.folder, self.recipe, self.step)
@@ -157,7 +158,7 @@ class Trainer:
             if line.due():
                 (seconds, waited_s), sums = self.clock.since_start(), self.training_step.sums
                 images_per_s = (sums.samples - samples_before) * self.world.size / seconds
-                line.show(f"{title}  step {self.step}  {_measures(*sums.means())}  "
+                line.show(f"{title}  {self.step - epoch * len(loader)}/{len(loader)}  {_measures(*sums.means())}  "
                           f"{self._speed(images_per_s, waited_s / seconds)}")  # fmt: skip
         row = self._row(epoch)
         if (epoch + 1) % recipe.eval.every == 0 or epoch + 1 == recipe.train.epochs:
@@ -168,9 +169,8 @@ class Trainer:
         if self.world.rank == 0:
             report.write_metrics(self.record.folder, self.record.rows)
             self.record.draw_in_time()
-        held_out = f"  val top-1 {row['val_top1']:.2%} top-5 {row['val_top5']:.2%}" if "val_top1" in row else ""
-        measures, speed = _measures(row["train_loss"], row["train_top1"]), (row["images_per_s"], row["wait_share"])
-        line.end(f"{title}  {measures}{held_out}  {self._speed(*speed)}")
+        speed = self._speed(row["images_per_s"], row["wait_share"])
+        line.end(f"{title}  {len(loader)}/{len(loader)}  {_epoch_measures(row)}  {speed}")
         return row
 
     def train_step(self, batch: Batch) -> None:
@@ -230,8 +230,8 @@ class Trainer:
         return flop_share(images_per_s, image_flops, self.device, train.precision, self.world.size)
 
     def _speed(self, images_per_s: float, wait_share: float) -> str:
-        share = self.flop_share(images_per_s)
-        return f"{images_per_s:,.0f} images/s  wait {wait_share:.1%}" + (f"  MFU {share:.1%}" if share else "")
+        mfu = f"  MFU {share:.1%}" if (share := self.flop_share(images_per_s)) else ""
+        return f"{images_per_s:,.0f} images/s{self.time_left.text(self.step)}  wait {wait_share:.1%}{mfu}"
 
     # ------------------------------------------------------------------------------------------------------- state
 
@@ -312,7 +312,12 @@ class EpochClock:
 
 
 def _measures(loss: float, top1: float) -> str:
-    return f"loss {loss:.4f}  top-1 {top1:.2%}"
+    return f"loss {loss:.4f}  train {top1:.2%}"
+
+
+def _epoch_measures(row: dict[str, Any]) -> str:
+    held_out = f"  val {row['val_top1']:.2%} top-5 {row['val_top5']:.2%}" if "val_top1" in row else ""
+    return f"{_measures(row['train_loss'], row['train_top1'])}{held_out}"
 
 
 def describe(trainer: Trainer) -> str:

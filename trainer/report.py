@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlpdata.errors import Error
+from mlpdata.system.format import format_seconds
 from trainer.recipe import Recipe
 from trainer.run_directory import WriteError, write_errors, write_file
 
@@ -133,6 +134,21 @@ def print_line(text: str) -> None:
         raise WriteError(f"cannot write to standard output: {e.strerror}") from None
 
 
+class TimeLeft:
+    """The time until a run ends, from the steps that this process has taken: evaluating and saving count as well."""
+
+    def __init__(self, step: int, total_steps: int):
+        """step: the one that the run begins or resumes after."""
+        self._first, self._total, self._started = step, total_steps, time.monotonic()
+
+    def text(self, step: int) -> str:
+        """What a line says of it after so many steps; "" where nothing is left, or nothing known."""
+        taken, left = step - self._first, self._total - step
+        if not taken or not left:
+            return ""
+        return f"  {format_seconds((time.monotonic() - self._started) / taken * left)} left"
+
+
 class EpochLine:
     """The live line of an epoch; without a terminal, a plain line every few seconds, as when converting.
 
@@ -152,6 +168,8 @@ class EpochLine:
         self._last = time.monotonic()
         if self.live:
             columns = shutil.get_terminal_size().columns - 1  # a longer line would scroll
+            while len(text) > columns and "  " in text:  # no measure without its number
+                text = text.rpartition("  ")[0]
             print(f"\r\x1b[2K{text[:columns]}", end="", file=sys.stderr, flush=True)
         else:
             print_line(text)

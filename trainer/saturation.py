@@ -43,14 +43,15 @@ class Saturation:
         """What to say of a measurement that is too short to go by; "" of any other."""
         if self.seconds >= ENOUGH_S:
             return ""
-        spread = f"from {self.saturation_min:.2f} to {self.saturation_max:.2f}"
-        return f"too short to be reliable: turns of {self.seconds:.2g} s in all, {spread}"
+        spread = f"single turns are between {self.saturation_min:.2f} and {self.saturation_max:.2f}"
+        return f"the saturation was measured for only {self.seconds:.2g} s and is not reliable: {spread}"
 
     def sentence(self) -> str:
-        doubt = f" ({doubt}; --profile measures for longer)" if (doubt := self.doubt()) else ""
+        doubt = f"\n{doubt}; --profile measures for longer" if (doubt := self.doubt()) else ""
         return (
-            f"saturation {self.saturation:.3f}{doubt}: {self.shards:,.0f} images/s from shards, {self.fixed:,.0f} on "
-            f"one fixed batch, {self.wait_share:.1%} waiting; the loader alone {self.loader:,.0f}"
+            f"saturation {self.saturation:.3f}: training takes {self.shards:,.0f} images/s from shards, "
+            f"{self.fixed:,.0f} from one batch in memory; it waits {self.wait_share:.1%} of the time; loader and "
+            f"augmentation alone give {self.loader:,.0f} images/s{doubt}"
         )
 
     def table(self) -> str:

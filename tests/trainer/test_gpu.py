@@ -100,5 +100,5 @@ def test_a_part_that_fails_leaves_its_error_and_the_others_go_on(tmp_path):
 def test_everything_is_measured(tmp_path):
     status, report, shown = measure(tmp_path, "--budget", "2000")
     assert status == 0, report
-    assert set(report["parts"]) == {"machine", "shards", "steps", "tests", "tiers", "augment", "autotuned"}
+    assert set(report["parts"]) == {"machine", "shards", "steps", "tests", "tiers", "augment"}
     assert shown.count("\n| ") >= 7

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -860,15 +861,43 @@ def test_weights_and_biases_where_installed_and_asked_for(recipe, monkeypatch):
     assert [x[0] for x in logged[:2]] == [15, 30] and logged[2] == "mlpdata"
 
 
-@pytest.mark.parametrize("columns", [40, 80])
-def test_the_live_line_never_scrolls(monkeypatch, columns):
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (40, "epoch 2/20  57/97  loss 2.3742"),
+        (80, "epoch 2/20  57/97  loss 2.3742  train 8.50%  1,699 images/s  7:02 min left"),
+        (12, "epoch 2/20"),
+        (6, "epoch"),
+    ],
+)
+def test_the_live_line_never_scrolls_and_cuts_no_number(monkeypatch, columns, shown):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", str(columns))
-    report.EpochLine().show("epoch 1/300  step 123  " + "loss 2.3742  top-1 8.50%  1,699 images/s  " * 3)
-    line = terminal.getvalue().removeprefix("\r\x1b[2K")
-    assert len(line) == columns - 1 and line.startswith("epoch 1/300  step 123")
+    report.EpochLine().show(
+        "epoch 2/20  57/97  loss 2.3742  train 8.50%  1,699 images/s  7:02 min left  wait 0.0%  MFU 41.0%"
+    )
+    assert terminal.getvalue() == f"\r\x1b[2K{shown}"
+
+
+def test_the_time_left_follows_from_the_steps_of_this_process(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(report, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    resumed = report.TimeLeft(step=40, total_steps=100)
+    assert resumed.text(40) == ""
+    now[0] += 20
+    assert resumed.text(50) == "  1:40 min left"
+    assert resumed.text(100) == ""
+
+
+def test_lines_of_training_say_steps_accuracies_and_time_left(recipe, capsys):
+    run(recipe, ["train.epochs=2"], runs=recipe.parent / "runs")
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch "))
+    number = r"\d[\d,.:]*"
+    shape = rf"epoch 1/2  (\d+)/\1  loss {number}  train {number}%  val {number}% top-5 {number}%  {number} images/s"
+    assert re.match(rf"{shape}  {number} (s|min) left  wait {number}%", first)
+    assert " left" not in second
 
 
 def test_a_profile_says_what_data_costs_and_leaves_nothing(recipe, capsys):
@@ -902,7 +931,8 @@ def test_waiting_for_data_is_seen(recipe, monkeypatch):
     assert measured.seconds == pytest.approx(1.0)
     for seconds, is_rough in ((0.31, True), (2.1, False)):
         texts = (m := dataclasses.replace(measured, seconds=seconds)).sentence(), m.table()
-        assert all(("too short to be reliable: turns of 0.31 s in all, from 0.33" in t) == is_rough for t in texts)
+        doubt = "measured for only 0.31 s and is not reliable: single turns are between 0.33"
+        assert all((doubt in text) == is_rough for text in texts)
 
 
 def test_states_are_replaced_in_one_piece_and_the_last_ones_kept(tmp_path, monkeypatch):
