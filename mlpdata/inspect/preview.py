@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from mlpdata.system.format import plural
 
 ROWS, COLUMNS = 10, 8
 LEAST_CELL = 64  # pixels a side; smaller images are enlarged by a whole factor, so that every pixel is a square
-GAP, MARGIN, HEADING = 12, 130, 44
+GAP, MARGIN, HEADING = 12, 150, 52
+FONT_SIZE = 13
 
 
 def preview(
@@ -88,20 +90,34 @@ def _sheet(samples: list[ClassSamples], heading: str) -> Image.Image:
     lefts = MARGIN + np.cumsum([0, *(COLUMNS * cell + GAP for cell in cells)])
     sheet = Image.new("RGB", (int(lefts[-1]), HEADING + len(samples) * max(cells) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    is_latin = isinstance(draw.getfont(), ImageFont.ImageFont)  # that of a Pillow without FreeType knows Latin-1 only
+    font = _font()
 
-    def write(x: int, y: int, text: str) -> None:
-        draw.text((x, y), text.encode("latin-1", "replace").decode("latin-1") if is_latin else text, fill="black")
+    def write(x: int, y: int, text: str, width: float = np.inf) -> None:
+        if isinstance(font, ImageFont.ImageFont):  # that of a Pillow without FreeType knows Latin-1 only
+            text = text.encode("latin-1", "replace").decode("latin-1")
+        while font.getlength(text) > width:
+            text = f"{text.removesuffix('...')[:-1]}..."
+        draw.text((x, y), text, fill="black", font=font)
 
     write(6, 6, heading)
     for (title, rows), cell, left in zip(blocks, cells, lefts.tolist(), strict=False):
-        write(left, 24, title)
+        write(left, 30, title)
         for row, pictures in enumerate(rows):
             for column, picture in enumerate(pictures):
                 sheet.paste(_enlarged(picture), (left + column * cell, HEADING + row * max(cells)))
     for row, sample in enumerate(samples):
-        write(6, HEADING + row * max(cells) + max(cells) // 2 - 6, sample.name[:20])
+        write(6, HEADING + row * max(cells) + max(cells) // 2 - 8, sample.name[:40], MARGIN - 12)
     return sheet
+
+
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """matplotlib's DejaVu Sans, which has the letters of most languages; Pillow's own where that cannot be had."""
+    found = importlib.util.find_spec("matplotlib")  # not imported, which would take longer than the sheet
+    folders = (found.submodule_search_locations if found else None) or ["."]
+    try:
+        return ImageFont.truetype(str(Path(folders[0], "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")), FONT_SIZE)
+    except (ImportError, OSError):
+        return ImageFont.load_default()
 
 
 def _enlarged(picture: np.ndarray) -> Image.Image:

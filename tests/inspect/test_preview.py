@@ -1,5 +1,7 @@
 """The contact sheet: whole pixels, the classes and the page that were asked for."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +23,18 @@ def test_every_stored_pixel_is_a_square(shapes_dir, tmp_path):
         left, side = preview.MARGIN + column * (loader.shape[0] * factor + 2), loader.shape[0] * factor
         cell = sheet[preview.HEADING : preview.HEADING + side, left : left + side]
         assert np.array_equal(cell, pixels.repeat(factor, 0).repeat(factor, 1))
+
+
+def test_no_name_reaches_into_the_pictures(shapes_dir, monkeypatch):
+    loader = open_loader(shapes_dir, "train")
+    (short,) = draw_samples(loader, [3], preview.COLUMNS, None, 0)
+    sheets = [
+        np.asarray(preview._sheet([dataclasses.replace(short, name=name)], "")) for name in ("a", "W" * 99, "кошка 猫")
+    ]
+    for sheet in sheets:
+        names, gap = sheet[preview.HEADING :, : preview.MARGIN - 6], sheet[:, preview.MARGIN - 6 : preview.MARGIN]
+        assert (names < 128).any() and (gap == 255).all()
+    assert preview._font().getlength("as stored") > preview._font().getlength("asstored") + 3  # words stand apart
 
 
 def test_samples_are_of_their_class_and_none_comes_twice(shapes_dir):
