@@ -20,11 +20,11 @@ from markupsafe import Markup
 from mlpdata.augment.augment import Augment
 from mlpdata.augment.settings import Augmentation
 from mlpdata.choices import LIBRARIES
-from mlpdata.convert.run import LOW_FIDELITY_DB
 from mlpdata.derive.duplicates import Duplicates, find_duplicates, find_near, name_groups
 from mlpdata.errors import Error
 from mlpdata.image.png import encode_png
 from mlpdata.inspect import originals, snippets
+from mlpdata.inspect.findings import findings
 from mlpdata.inspect.originals import Comparison
 from mlpdata.inspect.samples import class_names, draw_samples, open_loader
 from mlpdata.loader.loader import Loader
@@ -83,7 +83,7 @@ def report(
         "manifest": manifest,
         "name": root.resolve().name,
         "num_bytes": format_bytes(sum(entry["bytes"] for entry in manifest.files.values())),
-        "findings": _findings(manifest, duplicates, sizes, compared),
+        "findings": findings(manifest, duplicates, sizes, compared),
         "samples": _samples(loaders[first], augment or Augment(), seed),
         "first": first,
         "classes": _classes(root, manifest, names),
@@ -131,63 +131,6 @@ def _picture(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(encode_png(np.ascontiguousarray(pixels), 6)).decode()
 
 
-# ------------------------------------------------------------------------------------------------------- findings
-
-
-def _findings(
-    manifest: Manifest, duplicates: Duplicates, sizes: dict, compared: list[Comparison]
-) -> list[tuple[str, str]]:
-    """("bad" | "note" | "good", sentence) of everything that speaks for or against the data set, in this order."""
-    found: dict[str, list[str]] = {"bad": [], "note": [], "good": []}
-    for split, info in manifest.splits.items():
-        if n := info.num_skipped:
-            total = info.num_samples + n
-            level = "bad" if n > total / 100 else "note"
-            found[level].append(f"Of the source, {_share(n, f'{split} image', total)} could not be used.")
-        if n := info.class_counts.count(0):
-            found["note"].append(f"{_share(n, 'class', manifest.num_classes)} without any {split} image.")
-    if not any(info.num_skipped for info in manifest.splits.values()):
-        found["good"].append("Every image of the source could be used.")
-    leaks = {pair: n for pair, n in duplicates.leaks().items() if n}
-    for (split, other), n in leaks.items():
-        found["bad"].append(f"Leak: {_share(n, f'{split} image', manifest.splits[split].num_samples)} also in {other}.")
-    if not leaks and len(manifest.splits) > 1:
-        found["good"].append("No image is in two splits.")
-    for split, n in duplicates.repeated().items():
-        if n:
-            found["note"].append(
-                f"{_share(n, f'{split} image', manifest.splits[split].num_samples)} repeating another."
-            )
-    if n := int(duplicates.is_labelled_differently().sum()):
-        found["bad"].append(f"{plural(n, 'group')} of equal images with more than one label.")
-    if n := sizes["num_smaller"]:
-        what = "keep their size" if manifest.resize == "longest" else "were enlarged"
-        found["note"].append(f"{_share(n, 'original', sizes['num_images'])} below {manifest.res} px: they {what}.")
-    if manifest.fidelity is None:
-        found["good"].append("Pixels are those of an exact decode.")
-    else:
-        psnr_db, n = manifest.fidelity["psnr_db"], manifest.fidelity["num_samples"]
-        measured = f"{psnr_db} dB from an exact decode, on {plural(n, 'image')}"
-        if psnr_db >= 99:
-            found["good"].append(f"Pixels are those of an exact decode, as measured on {plural(n, 'image')}.")
-        elif psnr_db < LOW_FIDELITY_DB:
-            found["bad"].append(f"Fast decode: {measured}. Below {LOW_FIDELITY_DB:g} dB fine detail differs.")
-        else:
-            found["good"].append(f"Fast decode: {measured}.")
-    if compared:
-        against = f"{plural(len(compared), 'image')} compared with the original for this page"
-        if compared[0].max_diff:
-            found["note"].append(f"{against}: the worst has {compared[0].psnr_db} dB.")
-        else:
-            found["good"].append(f"{against}: all are equal to its exact decode.")
-    found["note"].append("Files have the sizes that the manifest lists. Checksums and samples: run mlpdata verify.")
-    return [(level, sentence) for level, sentences in found.items() for sentence in sentences]
-
-
-def _share(n: int, noun: str, total: int) -> str:
-    return f"{plural(n, noun)} of {total:,} ({n / total:.2%})"
-
-
 # -------------------------------------------------------------------------------------------------------- sections
 
 
@@ -206,9 +149,10 @@ def _classes(root: Path, manifest: Manifest, names: list[str]) -> dict:
     for split, values in counts.items():
         ranked = np.sort(values)[::-1]
         groups = np.array_split(ranked, min(BARS, len(ranked)))
+        means = [float(group.mean()) for group in groups]
         titles = [f"{int(group.min()):,} to {int(group.max()):,} images" for group in groups]
         charts.append({
-            "split": split, "bars": _bars([float(group.mean()) for group in groups], titles), "most": int(ranked[0]),
+            "split": split, "bars": _bars(means, titles), "top": max(means), "most": int(ranked[0]),
             "least": int(ranked[-1]), "median": float(np.median(ranked)), "num_classes": int((ranked > 0).sum()),
         })  # fmt: skip
     in_source = [name for name, _ in read_classes(root, manifest)]
@@ -237,6 +181,8 @@ def _sizes(root: Path, manifest: Manifest) -> dict:
         "aspect": float((longer / np.maximum(shorter, 1)).max()),
         "common": [(int(pairs[i]) >> 32, int(pairs[i]) & 0xFFFFFFFF, int(counts[i])) for i in most],
         "bars": _bars(values.tolist(), titles) if len(edges) > 2 else [],
+        "top": int(values.max()),
+        "middle": int(edges[len(edges) // 2]),
     }
 
 

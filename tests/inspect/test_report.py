@@ -1,5 +1,6 @@
 """The report page: what it says is so, names are text, nothing comes from elsewhere; and a browser has no complaint."""
 
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -90,11 +91,11 @@ def test_what_speaks_against_the_data_set_comes_first(page, made):
     text = Page(page).text
     manifest = Manifest.load(made[1])
     wanted = [
-        "Of the source, 1 train image of 20 (5.00%) could not be used.",
-        "Leak: 1 train image of 19 (5.26%) also in val.",
-        "Leak: 1 val image of 13 (7.69%) also in train.",
-        "1 group of equal images with more than one label.",
-        "1 train image of 19 (5.26%) repeating another.",
+        "1 of 20 train images (5.00%) could not be used.",
+        "Leak: 1 of 19 train images (5.26%) also appears in val.",
+        "Leak: 1 of 13 val images (7.69%) also appears in train.",
+        "1 group of equal images has more than one label.",
+        "1 of 19 train images (5.26%) repeats an earlier one.",
     ]
     places = [text.index(sentence) for sentence in wanted]
     assert places == sorted(places)
@@ -102,6 +103,14 @@ def test_what_speaks_against_the_data_set_comes_first(page, made):
     assert manifest.files["train.beton"]["sha256"] in text
     for library in ("mlpdata", "ffcv", "webdataset", "datasets", "numpy"):
         assert f"{library} " in text[text.index("How to load it") :]
+
+
+def test_charts_have_scales_and_units(page, made):
+    text = page.read_text()
+    counts = Manifest.load(made[1]).splits["train"].class_counts
+    top = f"<span>{max(counts)}</span><span>{max(counts) / 2:g}</span><span>0</span>"
+    assert top in text and "<span>largest class</span><span>smallest class</span>" in text
+    assert re.search(r'<div class="x"><span>\d+ px</span><span>\d+ px</span><span>\d+ px</span></div>', text)
 
 
 def test_a_data_set_without_faults_is_called_so(shapes_dir, tmp_path):
