@@ -92,8 +92,8 @@ def _own_manifest(plan: ConversionPlan) -> Manifest:
 
 def _other_source(asked: dict[str, dict], there: dict[str, dict]) -> str:
     """How the files of a source differ from those on record."""
-    new, old = (made_from(files).removeprefix(", of ") for files in (asked, there))
-    return f"asked for {new}, there {old}" if new != old else f"{new} was another one, or has changed since"
+    new, old = (made_from(files).removeprefix(", from ") for files in (asked, there))
+    return f"asked for {new}, found {old}" if new != old else f"{new} was another one, or has changed since"
 
 
 def _same_parents(manifest: Manifest, draft: Manifest) -> bool:

@@ -150,7 +150,9 @@ def option_difference(asked: str, there: str) -> str:
     """In which options two recorded commands differ; "" where they do not.
 
     >>> option_difference("mlpdata convert folder --res 12 --limit 5", "mlpdata convert folder --res 16")
-    'asked for --res 12 --limit 5, there --res 16, no --limit'
+    'asked for --res 12 --limit 5, found --res 16, no --limit'
+    >>> option_difference("mlpdata convert cifar10 --res 32", "mlpdata subset cifar10-32 --limit 9")
+    'asked for convert cifar10, found subset cifar10-32'
     """
     options = [_options_of(command) for command in (asked, there)]
     data_sets = [{k: v for k, v in values.items() if not k.startswith("--")} for values in options]
@@ -159,8 +161,9 @@ def option_difference(asked: str, there: str) -> str:
     sides = []
     for values in options:
         given = " ".join(f"{name} {values[name]}" for name in names if name in values)
-        sides.append(", ".join(filter(None, [given, *(f"no {name}" for name in names if name not in values)])))
-    return f"asked for {sides[0]}, there {sides[1]}" if names else ""
+        missing = [f"no {name}" for name in names if name not in values and name.startswith("--")]
+        sides.append(", ".join(filter(None, [given, *missing])))
+    return f"asked for {sides[0]}, found {sides[1]}" if names else ""
 
 
 def _options_of(command: str) -> dict[str, str]:

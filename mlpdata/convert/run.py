@@ -214,7 +214,7 @@ def _say_plan(plan: ConversionPlan, say: Callable[[str], None]) -> None:
     files = []
     if beton_codec:
         is_padded = plan.beton_bytes > 1.5 * plan.estimate[0]
-        pages = f", mostly empty pages of {PAGE_SIZE >> 20} MiB" if is_padded and plan.num_expected else ""
+        pages = f", padded to pages of {PAGE_SIZE >> 20} MiB" if is_padded and plan.num_expected else ""
         files.append(f"beton ({beton_codec}, about {format_bytes(plan.beton_bytes)}{pages})")
     if tar_codec:
         files.append(f"tar ({tar_codec}, about {format_bytes(plan.estimate[1])})")

@@ -43,4 +43,5 @@ def info(root: Path, as_json: bool = False) -> str:
 
 def _some_classes(root: Path, manifest: Manifest) -> str:
     names = [shown(readable) for _, readable in read_classes(root, manifest)]
-    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    comma = "; " if any("," in name for name in names[:6]) else ", "  # WordNet's names are lists of synonyms
+    return comma.join(names[:6]) + (f"{comma}..." if len(names) > 6 else "")

@@ -110,7 +110,8 @@ def tar_samples(path: Path, codec: str, rows: IndexRows, note: Note) -> Iterator
             if (member := next(members, None)) is not None:
                 raise _unexpected(member, "its end")
     except (OSError, ValueError, Error) as e:
-        note(f"{path.name} {first_line(e)}")
+        # In the words of the check of the file, so that one missing file is one problem.
+        note(f"{path.name} {f'cannot be read: {e.strerror}' if isinstance(e, OSError) else first_line(e)}")
         yield from [None] * (len(rows) - num_read)
 
 

@@ -64,8 +64,9 @@ def _lines(
     for split, info in manifest.splits.items():
         facts = _class_facts(manifest, split)
         low, median, high = facts["class_counts"].values()
-        classes = f"{facts['num_classes']:,} of {plural(manifest.num_classes, 'class')}"
-        yield f"{f'split {split}':<12} {plural(info.num_samples, 'sample')} of {classes}"
+        present, all_ = facts["num_classes"], manifest.num_classes
+        classes = plural(all_, "class") if present == all_ else f"{present:,} of {plural(all_, 'class')}"
+        yield f"{f'split {split}':<12} {plural(info.num_samples, 'sample')} in {classes}"
         if low == high:
             yield f"{'':<12} {high:,} a class"
             continue
@@ -77,13 +78,16 @@ def _lines(
     title = "duplicates"
     for split, n in within.items():
         total = manifest.splits[split].num_samples
-        yield f"{title:<12} {split}: {n:,} of {total:,} ({n / max(total, 1):.2%}) repeat the pixels of another sample"
+        same = f"{'repeats' if n == 1 else 'repeat'} an earlier one"
+        yield f"{title:<12} {split}: {n:,} of {plural(total, 'image')} ({n / max(total, 1):.2%}) {same}"
         title = ""
     for (split, other), n in across.items():
         if n:
-            yield f"{'':<12} leak: {plural(n, f'{split} image')} also in {other}"
+            appear = "also appears" if n == 1 else "also appear"
+            yield f"{'':<12} leak: {plural(n, f'{split} image')} {appear} in {other}"
     if n := int(duplicates.is_labelled_differently().sum()):
-        yield f"{'':<12} {plural(n, 'group')} of equal images, of {len(duplicates):,}, with more than one label"
+        have = "has" if n == 1 else "have"
+        yield f"{'':<12} {n:,} of {plural(len(duplicates), 'group')} of equal images {have} more than one label"
     for group in name_groups(root, manifest, duplicates, range(min(MAX_SHOWN_GROUPS, len(duplicates)))):
         some = ", ".join(f"{s['split']}/{shown(s['key'])} ({names[s['label']]})" for s in group[:4])
         yield f"{'':<12} {len(group):,} times: {some}{', ...' if len(group) > 4 else ''}"

@@ -143,11 +143,11 @@ def made_from(source_files: dict[str, dict]) -> str:
     """Which files something was made from, for people.
 
     >>> made_from({"photos": {}}), made_from({"a": {}, "b": {}, "c": {}, "d": {}}), made_from({})
-    (', of photos', ', of a, b and 2 more', '')
+    (', from photos', ', from a, b and 2 more', '')
     """
     names = [shown(name) for name in source_files]
     listed = ", ".join(names if len(names) <= 3 else names[:2])
-    return f", of {listed}{f' and {len(names) - 2} more' if len(names) > 3 else ''}" if names else ""
+    return f", from {listed}{f' and {len(names) - 2} more' if len(names) > 3 else ''}" if names else ""
 
 
 @dataclass(frozen=True, kw_only=True)

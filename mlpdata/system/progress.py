@@ -35,6 +35,7 @@ class Progress:
         self._step = (0, 0)  # (samples, bytes) of the last `add`
         self._next = self._start + (SHOW_AFTER_S if self._live else PLAIN_EVERY_S)
         self._shown = False
+        self._shown_done = -1
 
     def resume(self, done: int, num_bytes: int = 0, skipped: int = 0) -> None:
         """Count what an earlier run did."""
@@ -61,7 +62,9 @@ class Progress:
         )
 
     def finish(self) -> None:
-        """Show the last line, where any was shown before or the work took its time."""
+        """Show the last line, where any was shown before or the work took its time; a plain one once only."""
+        if not self._live and self._shown_done == self.done == self.total:
+            return
         if self._shown or time.monotonic() - self._start > 1:
             self._show("", "\n")
 
@@ -138,7 +141,7 @@ class Progress:
 
     def _show(self, more: str, end: str) -> None:
         self._next = time.monotonic() + (LIVE_EVERY_S if self._live else PLAIN_EVERY_S)
-        self._shown = True
+        self._shown, self._shown_done = True, self.done
         if self._quiet:
             return
         columns = shutil.get_terminal_size().columns - 1

@@ -37,10 +37,9 @@ class Failed(Exception):
     """A command of a part failed; the end of its output is the text."""
 
 
-def command(settings, *words: object, **variables: str) -> str:
+def command(settings, *words: object) -> str:
     """The standard output of a command in this checkout's environment; it has until the part's end."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    env |= variables
     left = max(1.0, settings.deadline - time.monotonic())
     try:
         done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=env, capture_output=True, text=True,
@@ -141,25 +140,15 @@ def augment(settings):
 def steps(settings):
     """Training steps of the paper's four models: images/s, share of the peak, saturation, waiting."""
     for model in settings.models:
-        yield model, step(settings, model)
-
-
-def autotuned(settings):
-    """The step of the first model once more with products that Inductor chose by measuring, its own among them."""
-    yield settings.models[0], step(settings, settings.models[0], TORCHINDUCTOR_MAX_AUTOTUNE="1")
-
-
-def step(settings, model: str, **variables: str) -> dict:
-    """What step.py says of a model on the made shards."""
-    values = {"data.shards": settings.out / "raw", "model.name": model, "train.batch_size": settings.batch,
-              "train.device": settings.device, **settings.train}  # fmt: skip
-    words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    words += ["--seconds", settings.seconds]
-    return last_json(command(settings, BENCH / "step.py", ROOT / "recipes" / "in21k.yaml", *words, **variables))
+        values = {"data.shards": settings.out / "raw", "model.name": model, "train.batch_size": settings.batch,
+                  "train.device": settings.device, **settings.train}  # fmt: skip
+        words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+        recipe = ROOT / "recipes" / "in21k.yaml"
+        yield model, last_json(command(settings, BENCH / "step.py", recipe, "--seconds", settings.seconds, *words))
 
 
 # part -> seconds it may take at most
-PARTS = {machine: 60, shards: 120, steps: 240, tests: 150, tiers: 90, augment: 90, autotuned: 150}
+PARTS = {machine: 60, shards: 120, steps: 240, tests: 150, tiers: 90, augment: 90}
 
 
 # --------------------------------------------------------------------------------------------------------- report

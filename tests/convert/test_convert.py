@@ -322,7 +322,7 @@ def test_several_machines_share_a_plan(tmp_path):
     ]
     assert [p.wait(60) for p in both] == [0, 0]
     other = run_cli(*words, "--seed", 1, "--out", root, "--part", "1/3")
-    assert other.returncode == 1 and "asked for --seed 1, there --seed 0" in other.stderr
+    assert other.returncode == 1 and "asked for --seed 1, found --seed 0" in other.stderr
     assert run_cli(*words, "--out", root, "--assemble").returncode == 0
     assert sums(root) == sums(tmp_path / "alone")
 

@@ -61,7 +61,7 @@ def test_overwrite_replaces_any_conversion_of_ours_and_nothing_else(photos):
     (root / "notes.txt").write_text("of the user")
     with pytest.raises(
         Error,
-        match=r"holds another conversion, of photos: asked for --res 12, there --res 16; .*, or say --overwrite$",
+        match=r"holds another conversion, from photos: asked for --res 12, found --res 16; .*, or say --overwrite$",
     ):
         convert_quietly(**{**options, "res": 12})
     manifest, lines = convert_quietly(**{**options, "res": 12}, overwrite=True)
@@ -94,21 +94,21 @@ def test_another_conversion_is_told_by_the_options_that_differ(photos, monkeypat
             with pytest.raises(Error, match="stopped"):
                 convert_quietly(**options)
     for changes, differs in (
-        ({"decode": "exact"}, "asked for --decode exact, there --decode fast"),
-        ({"codec": "jpg", "seed": 3}, "asked for --codec jpg --seed 3, there --codec auto --seed 0"),
-        ({"splits": ("val",)}, "asked for --split val, there --split train --split val"),
+        ({"decode": "exact"}, "asked for --decode exact, found --decode fast"),
+        ({"codec": "jpg", "seed": 3}, "asked for --codec jpg --seed 3, found --codec auto --seed 0"),
+        ({"splits": ("val",)}, "asked for --split val, found --split train --split val"),
         (
             {"dataset": "shapes", "source": None},
-            "asked for convert shapes, there convert folder;",
+            "asked for convert shapes, found convert folder;",
         ),
     ):
         with pytest.raises(Error) as caught:
             convert_quietly(**options | changes)
-        assert "holds another conversion, of photos" in str(caught.value)
+        assert "holds another conversion, from photos" in str(caught.value)
         assert re.search(differs, str(caught.value))
     other = photos[1].parent / "pictures"
     make_folder(other, per_class=5)
-    with pytest.raises(Error, match="asked for pictures, there photos"):
+    with pytest.raises(Error, match="asked for pictures, found photos"):
         convert_quietly(**options | {"source": str(other)})
 
 
@@ -185,8 +185,8 @@ def test_overwrite_removes_unfinished_work(photos, monkeypatch):
         stop.setattr(run, "count_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(Error, match=r"the same command goes on from here$"):
             convert_quietly(**{**options, "res": 12})
-        differs = "asked for --res 16, there --res 12"
-        with pytest.raises(Error, match=rf"holds another conversion, of photos, unfinished: {differs};.*--overwrite$"):
+        differs = "from photos, unfinished: asked for --res 16, found --res 12"
+        with pytest.raises(Error, match=rf"holds another conversion, {differs};.*--overwrite$"):
             convert_quietly(**options)
         with pytest.raises(Error, match=r"goes on from here, without --overwrite$"):
             convert_quietly(**options, overwrite=True)
@@ -278,7 +278,7 @@ def test_the_size_of_a_small_beton_is_said_as_it_will_be(photos):
     options, root = photos
     _, lines = convert_quietly(**options)
     total = sum(path.stat().st_size for path in root.glob("*.beton"))
-    assert f"beton (raw, about {total / 1e6:.0f} MB, mostly empty pages of 8 MiB)" in lines[0]
+    assert f"beton (raw, about {total / 1e6:.0f} MB, padded to pages of 8 MiB)" in lines[0]
     sizes = [float(n) for n in re.findall(r"([\d.]+) MB", f"{lines[0]} {lines[-1]} {info.info(root)}")]
     peak, whole = float(re.search(r"at most about ([\d.]+) MB", lines[0])[1]), total / 1e6
     assert peak >= whole and all(n in (peak, pytest.approx(whole, rel=0.1)) for n in sizes if n > 1)

@@ -53,12 +53,12 @@ def test_the_command_tells_people(twins_dir):
     done = run_cli("stats", twins_dir)
     assert done.returncode == 0 and not done.stderr
     for part in (
-        "split train  20 samples of 3 of 3 classes",
+        "split train  20 samples in 3 classes",
         "6 to 7 a class, median 7",
         "fewest: émeu x 6",
-        "train: 2 of 20 (10.00%) repeat the pixels of another sample",
-        "leak: 2 val images also in train",
-        "1 group of equal images, of 2, with more than one label",
+        "train: 2 of 20 images (10.00%) repeat an earlier one",
+        "leak: 2 val images also appear in train",
+        "1 of 2 groups of equal images has more than one label",
         "3 times: ",
     ):
         assert part in done.stdout, done.stdout
@@ -116,7 +116,7 @@ def test_a_split_without_samples(photos_dir, tmp_path, monkeypatch):
     change_manifest(root, splits={**raw["splits"], "extra": extra}, files={**raw["files"], **files})
     (root / "_info.json").write_text(json.dumps(card.timm_info(Manifest.load(root))))
     relist(root)
-    assert "extra: 0 of 0 (0.00%) repeat" in stats.stats(root)
+    assert "extra: 0 of 0 images (0.00%) repeat" in stats.stats(root)
     assert json.loads(stats.stats(root, as_json=True))["across"]["train in extra"] == 0
     assert "split extra  0 samples, 0 a class" in info.info(root)
     monkeypatch.setattr(verify, "LocalEngine", Inline)

@@ -65,10 +65,11 @@ def test_kept_jpegs_and_skipped_images_are_whole(kept_dir):
     assert problems(kept_dir) == []
 
 
-def test_a_missing_file_is_one_problem(photos_dir, tmp_path):
+@pytest.mark.parametrize("name", ["train.beton", "train-000000.tar", "classes.txt"])
+def test_a_missing_file_is_one_problem(photos_dir, tmp_path, name):
     root = copy(photos_dir, tmp_path)
-    (root / "train.beton").unlink()
-    assert problems(root) == ["train.beton cannot be read: No such file or directory"]
+    (root / name).unlink()
+    assert problems(root) == [f"{name} cannot be read: No such file or directory"]
 
 
 def test_another_version_of_the_encoder_is_allowed_what_versions_differ_in(photos_dir, tmp_path, monkeypatch):

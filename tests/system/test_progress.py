@@ -56,6 +56,22 @@ def test_without_a_total_there_is_no_share_and_no_time_left(clock):
     assert progress.bar(60) == "listing: 10 [00:02, 5 images/s, 0 skipped]"
 
 
+def test_a_plain_last_line_is_not_repeated(clock, capsys):
+    for last in (100, 50):
+        with Progress("verifying", 100) as progress:
+            clock[0] += 6.0
+            progress.add(last)
+            clock[0] += 6.0
+            if last < 100:
+                progress.add(100 - last)
+    err = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in err] == [
+        "verifying: 100 of 100 images (100%)",
+        "verifying: 50 of 100 images (50%)",
+        "verifying: 100 of 100 images (100%)",
+    ]
+
+
 def test_bytes_are_shown_as_such(clock):
     progress = Progress("a.tar", 170_000_000, "bytes")
     clock[0] = 10.0
