@@ -225,6 +225,19 @@ def test_a_conversion_with_closed_streams_works(tmp_path, closed):
     assert run_cli("verify", tmp_path / "out").returncode == 0
 
 
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_a_folder_whose_name_is_no_utf8_is_as_good_as_any(tmp_path, encoding):
+    out, environ = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"), {**os.environ, "PYTHONIOENCODING": encoding}
+    try:
+        os.mkdir(out)
+    except OSError:
+        pytest.skip("this file system takes names of UTF-8 only")
+    for words in ("convert shapes --res 8 --limit 60 --workers 1 --out", "verify"):
+        done = run_cli(*words.split(), out, env=environ)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        assert r"caf\udce9" in done.stdout or "caf?" in done.stdout
+
+
 def test_cores_where_the_system_does_not_say(monkeypatch):
     assert cores() == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")

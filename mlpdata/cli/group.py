@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -63,7 +64,10 @@ def say(line: str) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Open what the caller closed (`2>&-`): else the next file that is opened is where messages are written to."""
+    """Open what the caller closed (`2>&-`): else the next file that is opened is where messages are written to.
+
+    They take any name: what cannot be encoded is written as Python writes it in strings.
+    """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
@@ -74,6 +78,9 @@ def _open_standard_streams() -> None:
                 os.close(fd)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    for stream in (sys.stdout, sys.stderr):  # a name of a file or class may hold what the encoding has not
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def stop(number, frame) -> None:

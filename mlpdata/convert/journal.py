@@ -125,8 +125,9 @@ class IndexWriter:
         self._path = index_path(work.root, split)
         self._tmp = work.temporary(self._path.name)
         repeating = [name for name in SCHEMA.names if name not in UNIQUE]
+        self._file = open(self._tmp, "wb")  # noqa: SIM115 - Arrow itself takes no path that is not UTF-8
         self._writer = pq.ParquetWriter(
-            self._tmp,
+            self._file,
             SCHEMA,
             compression="zstd",
             use_dictionary=repeating,  # pyright: ignore[reportArgumentType] - it takes names of columns too
@@ -141,8 +142,11 @@ class IndexWriter:
         self._writer.write_table(table.replace_schema_metadata())
 
     def finish(self) -> None:
-        self._writer.close()
+        self.close()
         os.replace(self._tmp, self._path)
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            self._file.close()

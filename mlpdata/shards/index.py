@@ -143,7 +143,8 @@ def row_group_sizes(root: Path, manifest: Manifest, split: str) -> list[int]:
 
 def keys_just_written(path: Path) -> list[str]:
     """The keys of an index that this process wrote a moment ago, and that no manifest lists yet."""
-    return _texts(pq.read_table(path, columns=["key"]).column("key"))
+    with open_file(path) as f:
+        return _texts(pq.read_table(f, columns=["key"]).column("key"))
 
 
 # ------------------------------------------------------------------------------------------------------- the file
