@@ -35,6 +35,10 @@ class FileChangedError(Exception):
     """The server has another file under this URL than when the transfer started, or serves no ranges of it."""
 
 
+class NotFoundError(Error):
+    """The server has nothing under this URL."""
+
+
 @dataclass(frozen=True)
 class Response:
     """A reply whose body is still to be read: the bytes from `start` of a file of `size` bytes (None: not said)."""
@@ -159,7 +163,8 @@ def _read_response(url: str, response: requests.Response, start: int, asked: dic
     if status in TRANSIENT:
         raise TransientError(f"the server answers {status} {_words(response.reason)}", _retry_after(response))
     hint = "; it wants a login: `mlpdata download` takes --cookies and --header" if status in (401, 403) else ""
-    raise Error(f"{url}: the server answers {status} {_words(response.reason)}{hint}")
+    kind = NotFoundError if status in (404, 410) else Error
+    raise kind(f"{url}: the server answers {status} {_words(response.reason)}{hint}")
 
 
 def _header(response: requests.Response, name: str) -> str:

@@ -69,7 +69,10 @@ class StorageFile:
 
     def read(self, start: int, stop: int) -> bytes:
         """The bytes from start to stop, or fewer. Raises TransientError for what another try may mend, else Error."""
-        return self._ask(lambda: self.fs.cat_file(self.path, start=start, end=stop))[: stop - start]
+        data = self._ask(lambda: self.fs.cat_file(self.path, start=start, end=stop))
+        if len(data) > stop - start:
+            raise Error(f"{self.where} serves no ranges of its files; copy them with a program of the storage's own")
+        return data
 
     def _ask(self, ask: Callable[[], T]) -> T:
         with storage_errors(self.where):

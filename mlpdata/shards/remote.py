@@ -1,8 +1,8 @@
-"""Shard directories that are elsewhere: a repository of the Hugging Face Hub or an object storage, copied here once.
+"""Shard directories that are elsewhere, at the Hugging Face Hub, a web server or an object storage, copied here once.
 
-`hf:OWNER/NAME[@REVISION]` is a data set repository; any other URL is left to fsspec (s3://, gs://, ...; install the
-extra `remote`). The manifest is read first and moved into its place last, when every file that it lists is there with
-its checksum.
+`hf:OWNER/NAME[@REVISION]` is a data set repository, http:// and https:// lead to web servers; any other URL is left to
+fsspec (s3://, gs://, ...; install the extra `remote`). The manifest is read first and moved into its place last, when
+every file that it lists is there with its checksum.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Protocol
 
 from mlpdata.archive.url import UrlFile
 from mlpdata.errors import Error
-from mlpdata.fetch import hub
+from mlpdata.fetch import http, hub
 from mlpdata.fetch.download import RemoteFile, exclusive, fetch_unlocked
+from mlpdata.fetch.login import Login
 from mlpdata.fetch.official import download_folder
+from mlpdata.fetch.retry import retry
 from mlpdata.fetch.storage import StorageFile, storage_errors
 from mlpdata.shards.files import FileEntry, local_sizes
 from mlpdata.shards.manifest import Manifest, manifest_path
@@ -109,7 +111,25 @@ class Store(Protocol):
 
 def open_store(address: str) -> Store:
     """The store that a URL or a repository names. Raises Error."""
-    return HubStore(address) if hub.is_repository(address) else ObjectStore(address)
+    if hub.is_repository(address):
+        return HubStore(address)
+    return HttpStore(address) if http.is_url(normal(address)) else ObjectStore(address)
+
+
+def normal(url: str) -> str:
+    """A URL with its two slashes, of which a Path has lost one, and none at its end. Raises Error.
+
+    >>> normal("s3:/bucket/x/")
+    's3://bucket/x'
+    """
+    parts = SCHEME.fullmatch(url)
+    if parts is None or not parts[2].strip("/"):
+        raise Error(f"{url} is no URL of a directory")
+    return f"{parts[1]}://{parts[2]}".rstrip("/")
+
+
+def _name_of(url: str) -> str:
+    return re.sub(r"[^\w.-]+", "--", url)
 
 
 class HubStore:
@@ -136,18 +156,47 @@ class HubStore:
         fetch_unlocked(file, folder / name, self._repository.login(), say, quiet)
 
 
+class HttpStore:
+    """A folder of a web server, which may be one that serves no ranges."""
+
+    def __init__(self, url: str):
+        self.where = normal(url)
+        self.name = _name_of(self.where)
+
+    def read(self, name: str) -> bytes:
+        url, login = f"{self.where}/{name}", Login()
+
+        def ask() -> bytes:
+            data = bytearray()
+            with login.session(url) as session, contextlib.closing(login.get(session, url)) as response:
+                for chunk in response.chunks():
+                    data += chunk
+                    if len(data) > MAX_TEXT_BYTES:
+                        break
+            return bytes(data)
+
+        try:
+            data = retry(url, ask)
+        except http.NotFoundError:
+            raise Error(f"{self.where} has no {name}; it is not a finished shard directory") from None
+        _check_length(url, len(data))
+        if data.lstrip()[:1] == b"<":
+            raise Error(f"{url} gives a web page; {self.where} has to be the address of a finished shard directory")
+        return data
+
+    def fetch(self, name: str, entry: FileEntry, folder: Path, say: Say, quiet: bool = False) -> None:
+        fetch_unlocked(_listed(name, entry, f"{self.where}/{name}"), folder / name, Login(), say, quiet)
+
+
 class ObjectStore:
     """A folder of an object storage, through fsspec."""
 
     def __init__(self, url: str):
-        parts = SCHEME.fullmatch(url)
-        if parts is None:
-            raise Error(f"{url} is no URL")
-        scheme, path = parts.groups()
+        self.where = normal(url)
+        scheme, _, path = self.where.partition("://")
         if scheme in ("file", "local"):
-            raise Error(f"{url} is a directory of this machine: give it as a path, /{path}")
-        self.where = f"{scheme}://{path}".rstrip("/")  # a Path has lost one of the slashes
-        self.name = re.sub(r"[^\w.-]+", "--", self.where)
+            raise Error(f"{url} is a directory of this machine: give it as a path, /{path.lstrip('/')}")
+        self.name = _name_of(self.where)
         with self._one_line():
             from fsspec.core import url_to_fs
 

@@ -12,11 +12,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from mlpdata.errors import Error
-from mlpdata.fetch import hub
+from mlpdata.fetch import http, hub
 from mlpdata.fetch.official import download_folder
 from mlpdata.shards.files import FileEntry, check_sizes
 from mlpdata.shards.manifest import Manifest, manifest_path, work_path
-from mlpdata.shards.remote import ObjectStore, Say
+from mlpdata.shards.remote import ObjectStore, Say, normal
 from mlpdata.system.format import format_bytes, plural
 from mlpdata.system.progress import Progress
 
@@ -42,6 +42,8 @@ def staged(url: str, say: Say) -> Iterator[Path]:
     """
     if hub.is_repository(url):
         raise Error(f"--out {url}: convert to a local directory, then `mlpdata push` it")
+    if http.is_url(normal(url)):
+        raise Error(f"--out {url}: a web server takes no files; convert to a local directory, then copy it there")
     store = ObjectStore(url)
     folder = download_folder() / "staging" / store.name
     journal = folder.with_name(f"{folder.name}.uploaded")

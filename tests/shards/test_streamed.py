@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import HANG_S, convert_quietly, run_cli, until
-from servers import HubServer, cut, replaced, stall, status
+from servers import FileServer, HubServer, cut, replaced, stall, status
 
 import mlpdata
 from mlpdata import Error
-from mlpdata.fetch import transfer
+from mlpdata.fetch import retry, transfer
 from mlpdata.inspect.bench import bench
 from mlpdata.loader import stream
 from mlpdata.loader.memory_plan import Machine, Needs, SplitSize, plan_memory
-from mlpdata.shards import streamed, tar_cache, tar_room
+from mlpdata.shards import remote, streamed, tar_cache, tar_room
 from mlpdata.shards.manifest import Manifest
 from trainer.plan import plan
 
@@ -496,3 +496,32 @@ def test_a_private_repository_is_streamed_with_its_token(serve, shards, monkeypa
         mlpdata.load("hf:me/x", **LOAD)
     monkeypatch.setenv("HF_TOKEN", HubServer.TOKEN)
     assert len(epoch(mlpdata.load("hf:me/x", **LOAD))[0]) == 600
+
+
+# ------------------------------------------------------------------------------------------------------ web servers
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_web_server_of_any_kind_is_read(shards, ranges):
+    """One without ranges, such as Python's own, gives whole files to whoever asks for a range."""
+    with FileServer({f"/x/{p.name}": p.read_bytes() for p in shards.iterdir()}, ranges=ranges) as server:
+        copy = remote.local_copy(f"{server.url}/x/")
+        assert Manifest.load(copy).files == Manifest.load(shards).files
+        assert max(path.stat().st_size for path in copy.iterdir()) > 8 << 20  # of several requests
+        ids, pixels = epoch(mlpdata.load(f"{server.url}/x", **LOAD))
+    local, want = epoch(mlpdata.load(shards, batch_size=32, shuffle=False))
+    order = np.argsort(ids)
+    assert np.array_equal(ids[order], local) and np.array_equal(pixels[order], want)
+
+
+def test_what_is_wrong_with_a_web_server_is_said(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.01)
+    with FileServer({"/page/manifest.json": b"<!DOCTYPE html>"}) as server:
+        with pytest.raises(Error, match=r"/none has no manifest\.json; it is not a finished shard directory"):
+            remote.local_copy(f"{server.url}/none")
+        with pytest.raises(Error, match=r"/page/manifest.json gives a web page; .* has to be the address"):
+            remote.local_copy(f"{server.url}/page")
+        with pytest.raises(Error, match="a web server takes no files; convert to a local directory"):
+            convert_quietly(dataset="shapes", limit=10, out=f"{server.url}/new")
+    with pytest.raises(Error, match=r"manifest.json: Connection refused; gave up after"):
+        remote.local_copy(f"{server.url}/none")
