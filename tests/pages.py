@@ -46,6 +46,7 @@ def _table(cls: type, fields) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for field in fields:
         default = "required" if field.default is dataclasses.MISSING else f"`{_yaml(field.default)}`"
+        default = "the file's name" if (cls.__name__, field.name) == ("Recipe", "name") else default
         rows.append(f"| `{field.name}` | {_kind(kinds[field.name])} | {default} | {meanings[field.name]} |")
     return "\n".join(rows)
 

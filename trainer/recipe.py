@@ -38,10 +38,10 @@ class Data:
     """Which shards, and how they are read."""
 
     shards: str  # shard directory
-    format: Literal["auto", "beton", "tar"] = "auto"  # to read; auto takes the beton where there is one
-    tier: Tier = "auto"  # where pixels are during an epoch; auto chooses by memory; stream fetches from URLs as it goes
-    cache_bytes: int | None = None  # of the disk, for tars streamed from a URL; null: 80% of what is free
-    pixels: Pixels = "rgb"  # ycc420: chroma at half resolution, half the memory; auto: that only where rgb does not fit
+    format: Literal["auto", "beton", "tar"] = "auto"  # which files to read; auto: the beton if there is one
+    tier: Tier = "auto"  # where pixels are held; auto: chosen by free memory; stream: fetched during the epoch
+    cache_bytes: int | None = None  # local disk for tars that are streamed from a URL; null: 80% of what is free
+    pixels: Pixels = "rgb"  # ycc420: chroma at half resolution, half the memory; auto: ycc420 only if rgb does not fit
     train_split: str = "train"  # split to train on
     eval_split: str = "val"  # split to evaluate on
 
@@ -50,14 +50,14 @@ class Data:
 class Model:
     """A name such as B_12-Wi_1024, or the fields below."""
 
-    name: str | None = None  # of the paper; besides it only norm, activation and dropout count
-    kind: Literal["b_mlp", "s_mlp"] = "b_mlp"  # with inverted bottlenecks and skips, or the plain MLP
+    name: str | None = None  # in the paper's notation; of the other fields only norm, activation and dropout then apply
+    kind: Literal["b_mlp", "s_mlp"] = "b_mlp"  # b_mlp: inverted bottlenecks with skip connections; s_mlp: a plain MLP
     depth: int = 6  # blocks of a B-MLP; linear layers before the head of an S-MLP
-    width: int = 512  # features
-    expansion: int = 4  # of a B-MLP's blocks
+    width: int = 512  # features of a layer
+    expansion: int = 4  # of a B-MLP: hidden features of a block, as a multiple of width
     norm: Literal["layer", "batch", "none"] = "layer"  # before each block or layer
     activation: Literal["gelu", "relu"] = "gelu"  # in each block or layer
-    dropout: float = 0.0  # share of the features
+    dropout: float = 0.0  # share of the features that is zeroed in training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,18 +66,18 @@ class Optim:
 
     name: Literal["lion", "adamw", "sgd"] = "lion"  # which optimizer
     lr: float = 5e-5  # learning rate
-    head_lr: float | None = None  # of the last layer; null: lr
+    head_lr: float | None = None  # learning rate of the last layer; null: lr
     weight_decay: float = 0.0  # decoupled for Lion and AdamW
     betas: tuple[float, float] | None = None  # null: (0.9, 0.99) for Lion, (0.9, 0.999) for AdamW
-    momentum: float = 0.9  # of SGD
+    momentum: float = 0.9  # of SGD only
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """What the learning rate is multiplied by, over the steps."""
+    """The factor by which the learning rate is multiplied, step by step."""
 
-    name: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; the last two end near 0
-    warmup_epochs: float = 0.0  # linear from 0
+    name: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; cosine and linear fall to 0
+    warmup_epochs: float = 0.0  # epochs of a linear warm-up from 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,42 +86,42 @@ class Train:
 
     epochs: int = 100  # passes over the training split
     batch_size: int = 1024  # samples a step, over all processes
-    accumulate: int = 1  # pieces a batch is cut into, one after the other: the same step in less memory
-    label_smoothing: float = 0.0  # share of the target that is spread over all classes
-    clip_norm: float | None = None  # null: no clipping
-    ema: float = 0.0  # decay a step of an average of the weights, which is then evaluated and saved; 0: none
-    probe: bool = False  # train the last layer only; features are computed once where augmentation is off
-    # bf16 and fp16 by autocast, weights in fp32; auto: bf16 where the hardware multiplies it, else fp32
+    accumulate: int = 1  # gradient accumulation: cut a batch into so many pieces; the same step in less memory
+    label_smoothing: float = 0.0  # share of the target that is spread evenly over all classes
+    clip_norm: float | None = None  # largest norm of the gradient; null: no clipping
+    ema: float = 0.0  # decay per step of a moving average of the weights; the average is evaluated and saved; 0: none
+    probe: bool = False  # linear probe: train the last layer only; without augmentation, features are computed once
+    # bf16, fp16: autocast, with weights in fp32; auto: bf16 where the hardware supports it, else fp32
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: bool = False  # torch.compile of model, loss and Lion
     cuda_graphs: bool = False  # torch.compile's reduce-overhead mode: pays for small batches on a GPU
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
-    record_steps: bool = False  # steps.jsonl: the loss of every step
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
+    record_steps: bool = False  # write the loss of every step to steps.jsonl
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
     """When and how to evaluate."""
 
-    every: int = 1  # epochs
-    batch_size: int = 2048  # samples at a time
+    every: int = 1  # evaluate after so many epochs
+    batch_size: int = 2048  # samples evaluated at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Save:
-    """When to write a checkpoint, besides at the end, when stopped, and after each epoch where it is small (100 MB)."""
+    """When to write a checkpoint, besides at the end, when stopped, and (up to 100 MB) after each epoch."""
 
-    every_minutes: float = 5.0  # what a kill -9 can cost
-    every_steps: int | None = None  # null: by time alone
-    keep: int = 2  # the last so many states: a damaged one leaves that before it; the best weights are kept besides
+    every_minutes: float = 5.0  # minutes between checkpoints: what a crash can cost
+    every_steps: int | None = None  # steps between checkpoints; null: by time alone
+    keep: int = 2  # how many states to keep, in case the last is damaged; the best weights are always kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
     """Where numbers go besides metrics.jsonl and curve.png."""
 
-    tensorboard: bool | None = None  # null: where it is installed
-    wandb: bool = False  # Weights & Biases, which has to be installed
+    tensorboard: bool | None = None  # event files for TensorBoard; null: if it is installed
+    wandb: bool = False  # log to Weights & Biases, which must be installed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +135,9 @@ class Recipe:
     (3, 'lion', True)
     """
 
-    name: str  # of the run directory; the file's name if it says nothing
-    seed: int = 0  # of weights, orders and augmentation
-    init: str | None = None  # checkpoint to start from; its model is taken, with a new head for other classes
+    name: str  # name of the run directory
+    seed: int = 0  # seed of weights, orders and augmentation
+    init: str | None = None  # checkpoint to start from; it sets the model; other classes get a new head
     data: Data
     augment: Augmentation = field(default_factory=Augmentation)
     model: Model = field(default_factory=Model)
