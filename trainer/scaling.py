@@ -167,7 +167,7 @@ def describe(points: list[RunPoint], law: ScalingLaw) -> str:
     floor = f" + {law.e_inf:.3g}" if law.e_inf > NO_FLOOR * min(p.error for p in points) else ""
     lines = [
         f"E(C) = {law.a:.3g} {base}^-{law.alpha:.3f}{floor}, C in {law.unit:.3g} FLOP; "
-        f"{len(points)} runs, {law.rms:.1%} rms about it"
+        f"{len(points)} runs, rms residual {law.rms:.1%}"
     ]
     if law.alpha_interval is None or law.e_inf_interval is None:
         lines.append(f"{UNKNOWNS} runs for {UNKNOWNS} unknowns: no intervals, and E_inf is not identified")
