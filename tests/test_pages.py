@@ -1,6 +1,7 @@
 """The pages say what the code and the measurements say, and everything that they name is there."""
 
 import dataclasses
+import json
 import re
 import shlex
 import statistics
@@ -14,8 +15,10 @@ from conftest import convert_quietly
 import trainer.recipe
 from mlpdata.augment.settings import Augmentation
 from mlpdata.cli import main
+from mlpdata.inspect.catalogue import catalogue
 
 FOLDERS = (".", "mlpdata", "recipes", "tests", "trainer")  # others are made, such as environments
+SOURCES = pages.ROOT / "mlpdata" / "sources" / "README.md"
 PAGES = [path for folder in FOLDERS for path in (pages.ROOT / folder).glob("*.md" if folder == "." else "**/*.md")]
 
 
@@ -40,6 +43,16 @@ def test_measurements_are_complete():
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and statistics.median(row["values"]) > 0
         assert bool(row["ratios"]) == bool(row["peer"])
         assert (pages.ROOT / "tests" / "bench" / row["script"]).exists() or row["script"].startswith("mlpdata ")
+
+
+def test_the_page_of_the_data_sets_has_the_sizes_that_list_has():
+    """Both are for a person who asks what a download takes; the page says it with three digits at most."""
+    listed = {facts["name"]: facts["download_bytes"] for facts in json.loads(catalogue(as_json=True))}
+    row = r"^\| `(\w+)` \|[^|]*\|[^|]*\| (?:about )?([\d.]+) ([MGT]B) \|"
+    rows = re.findall(row, SOURCES.read_text(), re.MULTILINE)
+    assert {name for name, _, _ in rows} == {name for name, num_bytes in listed.items() if num_bytes}
+    for name, number, unit in rows:
+        assert float(number) * {"MB": 1e6, "GB": 1e9, "TB": 1e12}[unit] == pytest.approx(listed[name], rel=0.005), name
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(pages.ROOT)))

@@ -39,7 +39,7 @@ def _facts(spec: DatasetSpec) -> dict:
         "splits": spec.samples,
         "num_classes": spec.num_classes,
         "raw_bytes": {str(res): sum(spec.samples.values()) * 3 * res * res for res in (32, 64)},
-        "download_bytes": first and first.num_bytes,
+        "download_bytes": sum(a.num_bytes or 0 for a in (first, *first.beside)) or None if first else None,
         "access": access,
         "source": source,
         "repository": spec.repository,
@@ -58,7 +58,7 @@ def _row(facts: dict) -> tuple[str, ...]:
     return (
         facts["name"],
         images or "-",
-        str(facts["num_classes"] or "-"),
+        f"{facts['num_classes']:,}" if facts["num_classes"] else "-",
         *(format_bytes(size) if size else "-" for size in sizes),
         facts["access"] or "-",
         f"{facts['source']}{copy}{state}",
