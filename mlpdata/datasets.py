@@ -254,7 +254,7 @@ def get(name: str) -> DatasetSpec:
     if name not in SPECS:
         near = difflib.get_close_matches(name.lower(), SPECS, 1, 0.6)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise Error(f"no data set {name!r}{hint} (there are {', '.join(SPECS)})")
+        raise Error(f"no data set {name!r}{hint} (there are {', '.join(SPECS)}; `hub` converts any of the Hub)")
     return SPECS[name]
 
 
@@ -345,6 +345,6 @@ def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | st
             return fetch(first.remote_file(), download_folder(), say=say, quiet=quiet)
         except Error as e:
             raise Error(f"{e}; or put {first.facts} into {download_folder()}, or pass its path as --source") from None
-    copy = f"; its copy on the Hub, --source hf:{spec.repository}, wants an account there" if spec.repository else ""
+    copy = f"; its copy on the Hub, --source hf:{spec.repository}, needs an account there" if spec.repository else ""
     how = how_to_get(spec.archives, download_folder(), otherwise=", or pass its path as --source")
     raise Error(f"{spec.name} is not there: {how}{copy}")

@@ -127,8 +127,8 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.option(
     "--classes",
     type=click.Path(path_type=Path),
-    help="File that lists the classes to take, one a line, in label order. Where classes are numbers (beton, wds): the "
-    "names of classes 0, 1, ...",
+    help="File that lists the classes to take, one per line, in label order. Where classes are numbers (beton, wds): "
+    "the names of classes 0, 1, ...",
 )
 @click.option(
     "--engine",

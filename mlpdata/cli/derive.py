@@ -63,7 +63,7 @@ def _class_names(given: str | None) -> tuple[tuple[str, ...] | None, str]:
 @main.command()
 @click.argument("directory", type=SHARDS)
 @click.option(
-    "--classes", help="Only these classes, in label order: names separated by commas, or a file with one name a line."
+    "--classes", help="Only these classes, in label order: names separated by commas, or a file with one name per line."
 )
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option(
@@ -84,12 +84,13 @@ def _class_names(given: str | None) -> tuple[tuple[str, ...] | None, str]:
 @click.option("--limit", type=click.IntRange(min=1), help="At most N samples of each split.")
 @output_options
 def subset(directory, classes, splits, dedupe, split_off, per_class, fraction, limit, out, **options):
-    """Make a shard directory of some samples of another.
+    """Make a shard directory from some samples of another.
 
-    The archive is not needed. The options apply in the order in which they are listed here. A random choice depends on
-    --seed and the keys of the samples only: --fraction 0.1 of train takes the very images that --split-off val=10%
-    holds out of it. To have both, give both in one command. Without a choice the whole directory is written: in
-    another --format, or with another --seed or --shard-size. If interrupted, run the same command again: it continues.
+    The archive is not needed. The options apply in the order in which they are listed here. Random choices
+    depend only on --seed and the keys of the samples: --fraction 0.1 takes the same train images that --split-off
+    val=10% would hold out. For sets that do not overlap, give both options in one command. Without any choice the
+    whole directory is written, in another --format or with another --seed or --shard-size. If interrupted, run the
+    same command again: it continues.
 
     \b
     mlpdata subset shards/cifar10-32 --classes cat,dog --out shards/cats-dogs
@@ -137,13 +138,13 @@ def merge(directories, classes, splits, out, **options):
     "label_map",
     required=True,
     metavar="FILE|LIST",
-    help="File with one class a line: old name, TAB or comma, new name. Or a published list: cifar100-coarse, fall11, "
-    "fall11-p, winter21-p, ilsvrc2012, ...",
+    help="File with one class per line: old name, TAB or comma, new name. Or a published list: cifar100-coarse, "
+    "fall11, fall11-p, winter21-p, ilsvrc2012, ...",
 )
 @click.option("--drop-unmapped", is_flag=True, help="Leave out classes that the map lacks.")
 @output_options
 def relabel(directory, label_map, drop_unmapped, out, **options):
-    """Rename the classes of a shard directory, or merge several into one.
+    """Rename or merge the classes of a shard directory.
 
     Labels follow the order of the published list, or the order in which the new names first appear in the file. If
     interrupted, run the same command again: it continues.
@@ -173,7 +174,7 @@ def relabel(directory, label_map, drop_unmapped, out, **options):
 )
 @output_options
 def resize(directory, rule, out, **options):
-    """Make a shard directory at another resolution, from the stored images.
+    """Make a shard directory at another resolution.
 
     If interrupted, run the same command again: it continues.
 

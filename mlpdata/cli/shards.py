@@ -38,7 +38,7 @@ def verify(directory, as_json):
     """Check a shard directory: checksums, samples, both formats equal.
 
     It computes every checksum, decodes every image, and compares the labels and positions in the index, the beton and
-    the tars. If there are problems, it lists them, one a line, and the exit status is 1.
+    the tars. If there are problems, it lists them, one per line, and the exit status is 1.
 
     \b
     mlpdata verify shards/cifar10-32
@@ -99,7 +99,7 @@ def snippet(directory, library, split):
 @click.argument("name", metavar="OWNER/NAME")
 @click.option("--private", is_flag=True, help="If the repository is new, make it private.")
 def push(directory, name, private):
-    """Upload a shard directory or a parquet export to the Hugging Face Hub.
+    """Upload a shard directory or a parquet export to the Hub.
 
     load_dataset("OWNER/NAME") then reads it. The Hub's viewer shows exports: `mlpdata export DIR --to parquet`.
 
@@ -211,7 +211,7 @@ def _augmentation(recipe: Path | None):
 @click.option("--seconds", type=FiniteRange(0.1), default=3.0, help="Length of each measurement.")
 @json_option("Print one row of JSON.")
 def bench(directory, device, split, format_, tier, cache_bytes, pixels, batch_size, res, threads, seconds, as_json):
-    """Measure images/s of loading and augmentation; name the bottleneck.
+    """Measure images/s of loading and augmentation.
 
     \b
     mlpdata bench shards/cifar10-32

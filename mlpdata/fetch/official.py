@@ -99,7 +99,8 @@ def download(
                 checked = "checksum right" if file.md5 else "no checksum of it is published"
                 say(f"{path}: {path.stat().st_size:,} bytes, {checked}")
             except Error as e:
-                failures.append(str(e))
+                by_hand = f"; or get {archive.name} by other means and put it into {folder}"
+                failures.append(f"{e}{by_hand if str(e).startswith('cannot fetch') else ''}")
     if closed:
         failures.insert(0, how_to_get(closed, folder, " and "))
     if failures:

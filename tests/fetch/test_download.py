@@ -295,6 +295,12 @@ def test_what_does_not_pass_is_one_line(server, tmp_path, monkeypatch, faults, m
     assert fetched(wanted(server), tmp_path)[0] == DATA
 
 
+def test_without_a_network_a_download_says_what_to_do_by_hand(tmp_path):
+    archive = official.Archive(name="a.bin", url="http://nowhere.invalid/a.bin")
+    with pytest.raises(Error, match=r"^cannot fetch http.*; or get a.bin by other means and put it into .*here$"):
+        official.download([archive], tmp_path / "here", say=str, quiet=True)
+
+
 def test_nobody_there(tmp_path):
     with pytest.raises(Error, match=r"(?i)refused.*gave up"):
         fetch(RemoteFile(name="a", urls=("http://127.0.0.1:9/a",)), tmp_path)
