@@ -7,14 +7,15 @@ published list, or in the file.
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlpdata import labels
-from mlpdata.errors import Error
-from mlpdata.shards.text import parse_json, read_text, shown
+from mlpdata.errors import Error, first_line
+from mlpdata.shards.text import read_own_text, shown
 from mlpdata.sources.keys import listed
 from mlpdata.system.format import plural
 
@@ -84,18 +85,14 @@ def read_label_map(given: str | Path, classes: Sequence[str], may_lack: bool = F
     path = Path(given)
     if not os.path.isfile(path):  # a long text is no path, which Path.is_file() may raise for
         raise Error(f"no such map: {shown(str(given))} is neither a file nor one of {', '.join(NAMES)}")
-    pairs = _pairs(path, read_text(path))
+    pairs = _pairs(path, read_own_text(path, str(path)))
     return _checked(path, pairs, classes, may_lack)
 
 
-def _pairs(path: Path, data: bytes) -> list[tuple[str, str]]:
+def _pairs(path: Path, text: str) -> list[tuple[str, str]]:
     """(old, new) as a file has them. Raises Error."""
-    if data.lstrip()[:1] == b"{":
-        return list(parse_json(data, path, dict[str, str]).items())
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise Error(f"{path} is no map: it is no UTF-8 text ({e.reason} at byte {e.start})") from None
+    if text.lstrip()[:1] == "{":
+        return _json_pairs(path, text)
     lines = text.replace("\r\n", "\n").split("\n")
     reader = csv.reader(lines, skipinitialspace=True, strict=True)
     rows = (line.split("\t") for line in lines) if "\t" in text else reader
@@ -110,6 +107,17 @@ def _pairs(path: Path, data: bytes) -> list[tuple[str, str]]:
             pairs += [(names[0], names[1])] if any(names) else []
     except csv.Error as e:
         raise Error(f"{path} is no map: {e}; write a line for a class: old name, TAB, new name") from None
+    return pairs
+
+
+def _json_pairs(path: Path, text: str) -> list[tuple[str, str]]:
+    try:
+        pairs = json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError) as e:
+        raise Error(f"{path} is no map: {first_line(e)}; correct it") from None
+    for old, new in pairs:
+        if not isinstance(new, str):
+            raise Error(f'{path} is no map: the new name of {shown(old)!r} is no text; write {{"old": "new", ...}}')
     return pairs
 
 

@@ -10,10 +10,10 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from mlpdata.errors import Error, first_line
+from mlpdata.errors import Error
 from mlpdata.shards.files import Count
 from mlpdata.shards.manifest import Manifest, classes_path, real_path
-from mlpdata.shards.text import MAX_TEXT_BYTES, damaged, open_file, parse_json, printable, read_text, shown, unreadable
+from mlpdata.shards.text import damaged, parse_json, printable, read_own_text, read_text, shown, unreadable
 from mlpdata.sources import keys
 from mlpdata.system.format import plural
 
@@ -59,17 +59,8 @@ def read_classes(root: str | Path, manifest: Manifest | None = None) -> list[tup
 
 def read_class_list(path: str | Path) -> tuple[str, ...]:
     """The names in a file that the user wrote for --classes: one a line, in its first column. Raises Error."""
-    try:
-        with open_file(Path(path)) as f:
-            text = f.read(MAX_TEXT_BYTES + 1).decode("utf-8-sig")
-    except (OSError, ValueError) as e:
-        is_other = isinstance(e, UnicodeDecodeError)
-        reason = "it is not UTF-8 text" if is_other else getattr(e, "strerror", None) or first_line(e)
-        raise Error(f"cannot read --classes {path}: {reason}") from None
-    if len(text) > MAX_TEXT_BYTES:
-        raise Error(f"--classes {path} has more than {MAX_TEXT_BYTES >> 20} MB, which no list of classes has")
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return tuple(name for line in lines if (name := line.split("\t")[0].strip(" ")))
+    text = read_own_text(path, f"--classes {path}").replace("\r\n", "\n").replace("\r", "\n")
+    return tuple(name for line in text.split("\n") if (name := line.split("\t")[0].strip(" ")))
 
 
 def read_real(root: str | Path, manifest: Manifest, split: str) -> dict[str, list[int]] | None:

@@ -43,6 +43,21 @@ def read_text(path: Path) -> bytes:
     return data
 
 
+def read_own_text(path: str | Path, what: str) -> str:
+    """A text that the user wrote, as any editor saves it. what: the file's name in messages. Raises Error."""
+    try:
+        with open_file(Path(path)) as f:
+            data = f.read(MAX_TEXT_BYTES + 1)
+    except (OSError, ValueError) as e:
+        raise Error(f"cannot read {what}: {getattr(e, 'strerror', None) or first_line(e)}") from None
+    if len(data) > MAX_TEXT_BYTES:
+        raise Error(f"cannot read {what}: it has more than {MAX_TEXT_BYTES >> 20} MB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Error(f"cannot read {what}: it is not UTF-8 text") from None
+
+
 def unreadable(path: Path, error: Exception) -> Error:
     """The Error for a file of a shard directory that cannot be read."""
     reason = getattr(error, "strerror", None) or first_line(error)
