@@ -29,6 +29,7 @@ from mlpdata.sources.wds_tars import names_below
 SUFFIXES = (".beton", ".ffcv")  # of files in folders; a file that is named itself may be called anything
 RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
 READ_BYTES = 8 << 20  # of neighbouring images that are read at once
+LEAST_SINGLES = 8  # images, each of another class, that look like an index taken for the label
 GAP_BYTES = 1 << 16  # read over between two images, rather than read on its own
 
 
@@ -110,7 +111,11 @@ class BetonSource(Source):
         ]
         self.files = [str(file.path) for file in self._files]
         num_classes = 1 + max(int(file.index.label.max()) for file in self._files)
+        class_sizes = np.zeros(num_classes, np.int64)
+        for file in self._files:
+            class_sizes += np.bincount(file.index.label, minlength=num_classes)
         self.classes = self._name_classes(path, num_classes, class_filter.classes)
+        self._note_odd_labels(path, class_sizes)
         how = "by number" if class_filter.classes is None else f"by {len(self.classes):,} names that were given"
         self.release = f"FFCV betons (classes {how})"
         num_samples = sum(len(file.index) for file in self._files)
@@ -160,6 +165,18 @@ class BetonSource(Source):
         if len(names) < num_classes:
             raise Error(f"{path} has labels from 0 to {num_classes - 1:,}; --classes names {len(names):,} of them")
         return [(name, labels.readable(name)) for name in names]
+
+    def _note_odd_labels(self, path: object, class_sizes: np.ndarray) -> None:
+        """Say where labels count from 1, leave classes out, or are no classes."""
+        empty = np.flatnonzero(class_sizes == 0)
+        if len(empty):
+            last = len(class_sizes) - 1
+            self._notes.append(f"{path}: no image has the label {keys.listed(empty.tolist())}, of 0 to {last:,}")
+        elif len(class_sizes) >= LEAST_SINGLES and class_sizes.max() == 1:
+            self._notes.append(
+                f"{path}: each of the {len(class_sizes):,} images has a label of its own; --label-column names another "
+                "field, if this one is none"
+            )
 
     def units(self) -> list[Unit]:
         units = []
