@@ -1,4 +1,5 @@
 import ast
+import errno
 import importlib
 import json
 import os
@@ -73,6 +74,16 @@ def test_doctor_tells_what_is_required_from_what_is_optional(monkeypatch):
     assert len(problems) == 2
     assert "pip install 'nothing-of-the-kind>=2'" in problems[0] and "pip install 'torch>=999'" in problems[1]
     assert "also-nothing" not in report and "odd" not in report
+
+
+def test_list_where_the_cache_may_not_be_looked_into(monkeypatch):
+    from mlpdata.inspect.catalogue import catalogue
+
+    def refuse(path, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert "cifar10" in catalogue() and "here:" not in catalogue()
 
 
 def test_verify_as_json(photos_dir, tmp_path):

@@ -56,6 +56,8 @@ def verify(directory, as_json):
     if n:
         some = f"{num_listed:,} of them " if n > num_listed else ""
         listed = f"{plural(n, 'problem')}, {some}listed above"
+        if findings.is_denied:
+            raise Error(f"{directory} cannot be checked: {listed}; make these files readable, and run it again")
         raise Error(f"{directory} is damaged: {listed}; delete it, and get or convert it again")
     if not as_json:
         say(f"{directory} is whole: {checked}")

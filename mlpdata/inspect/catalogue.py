@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 from mlpdata import datasets
 from mlpdata.datasets import DatasetSpec
@@ -25,8 +26,8 @@ def catalogue(as_json: bool = False) -> str:
 
 def _facts(spec: DatasetSpec) -> dict:
     first = next(iter(spec.archives), None)
-    here = [a.name for a in spec.archives if (download_folder() / a.name).exists()]
-    begun = [a.name for a in spec.archives if part_path(download_folder() / a.name).exists()]
+    here = [a.name for a in spec.archives if os.path.exists(download_folder() / a.name)]
+    begun = [a.name for a in spec.archives if os.path.exists(part_path(download_folder() / a.name))]
     if first:
         access, source = ("free" if first.url and not first.login else "account"), first.name
     elif spec.wants_path:

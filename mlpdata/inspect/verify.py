@@ -6,7 +6,9 @@ is a line of text, not an exception: what is wrong elsewhere is to be known as w
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +56,12 @@ class Findings:
     num_problems: int = 0  # all of them; `problems` lists only the first
     class_counts: dict[str, np.ndarray] = field(default_factory=dict)  # split -> (classes,), by its index
     summary: Summary = field(default_factory=Summary)  # of the training pixels that are stored exactly
+
+    @property
+    def is_denied(self) -> bool:
+        """Whether nothing is known to be wrong but that files may not be read."""
+        denied = os.strerror(errno.EACCES)
+        return self.num_problems == len(self.problems) and all(denied in text for text in self.problems)
 
     def note(self, text: str) -> None:
         self.num_problems += 1

@@ -394,6 +394,7 @@ def test_what_is_no_file_is_one_line_and_nobody_waits_for_it(photos_dir, tmp_pat
         plain = os.open
         monkeypatch.setattr(os, "open", lambda p, *a, **k: refuse(p) if Path(p) == path else plain(p, *a, **k))
     assert any(name in p and "\n" not in p for p in problems(root))
+    assert verify.verify(root, quiet=True)[1].is_denied == (how == "no permission")
     if how == "no permission" and name != "classes.txt":
         return
     for look in (info.info, stats.stats, lambda r: mlpdata.load(r, name.partition("-")[0].partition(".")[0], 8)):
