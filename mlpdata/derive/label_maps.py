@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mlpdata import labels
 from mlpdata.errors import Error, first_line
+from mlpdata.shards.classes import spellings
 from mlpdata.shards.text import read_own_text, shown
 from mlpdata.sources.keys import listed
 from mlpdata.system.format import plural
@@ -133,8 +134,8 @@ def _left_out(given: object, names: dict[str, str], classes: Sequence[str], may_
 
 
 def _checked(path: Path, pairs: list[tuple[str, str]], classes: Sequence[str], may_lack: bool) -> LabelMap:
-    known, names = set(classes), {}
-    for old, new in pairs:
+    known, names = spellings(classes), {}
+    for old, new in ((known.get(old, old), new) for old, new in pairs):
         if old not in known:
             example = f" ({shown(classes[0])} is one)" if classes else ""
             raise Error(f"{path} maps {shown(old)!r}, which is no class of the directory{example}; correct the map")

@@ -14,7 +14,7 @@ from mlpdata.derive.derivation import Derivation
 from mlpdata.derive.label_maps import read_label_map
 from mlpdata.errors import Error
 from mlpdata.shards import manifest as shards
-from mlpdata.shards.classes import read_classes, read_real
+from mlpdata.shards.classes import read_classes, read_real, spellings
 from mlpdata.shards.files import difference
 from mlpdata.shards.manifest import Manifest, manifest_path, skipped_path
 from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json, read_text
@@ -181,7 +181,11 @@ def _difference(a: Parent, ours: list[str], b: Parent, theirs: list[str]) -> str
 
 
 def _chosen(parent: Parent, classes: ClassList, derivation: Derivation) -> ClassMaps:
-    names, position = list(derivation.classes or ()), {name: i for i, (name, _) in enumerate(classes)}
+    position = {name: i for i, (name, _) in enumerate(classes)}
+    known = spellings(position)
+    names = [known.get(name, name) for name in derivation.classes or ()]
+    if len(set(names)) < len(names):
+        raise Error(f"--classes {derivation.classes_file}".rstrip() + " names a class twice")
     if missing := [name for name in names if name not in position]:
         where = f"of the {len(names):,} classes asked for" if len(names) > 1 else "the class asked for"
         count = f"lacks {len(missing):,} {where}" if len(names) > 1 else f"lacks {where}"

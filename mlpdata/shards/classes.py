@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +62,21 @@ def read_class_list(path: str | Path) -> tuple[str, ...]:
     """The names in a file that the user wrote for --classes: one a line, in its first column. Raises Error."""
     text = read_own_text(path, f"--classes {path}").replace("\r\n", "\n").replace("\r", "\n")
     return tuple(name for line in text.split("\n") if (name := line.split("\t")[0].strip(" ")))
+
+
+def spellings(names: Iterable[str]) -> dict[str, str]:
+    """Every name by what a user may write for it: itself, as `classes.txt` has it, and without blanks around.
+
+    >>> found = spellings(["a\\tb", " c", "c"])
+    >>> found["a\\\\tb"] == "a\\tb", found[" c"], found["c"]
+    (True, ' c', 'c')
+    """
+    names = list(names)
+    found: dict[str, str] = {}
+    for name in names:
+        for text in (_escaped(name), name.strip(), _escaped(name).strip()):
+            found.setdefault(text, name)
+    return found | dict(zip(names, names, strict=True))
 
 
 def read_real(root: str | Path, manifest: Manifest, split: str) -> dict[str, list[int]] | None:

@@ -372,6 +372,19 @@ def test_a_wrong_file_of_classes_is_refused(small_dir, tmp_path, name, message):
     assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_classes_may_be_named_as_in_classes_txt(tmp_path):
+    names = ["a\nb", "back\\slash", "blank ", "plain"]
+    make_folder(tmp_path / "photos", splits=("train",), classes=names)
+    convert_quietly(dataset="folder", source=str(tmp_path / "photos"), res=8, format="tar", out=tmp_path / "in")
+    lines = (tmp_path / "in" / "classes.txt").read_text().split("\n")[:-1]
+    assert lines != names
+    for asked, out in ((tuple(lines), "a"), (tuple(name.strip() for name in names), "b")):
+        make("subset", tmp_path / "in", out=tmp_path / out, classes=asked[::-1])
+        assert [name for name, _ in read_classes(tmp_path / out)] == names[::-1]
+    with pytest.raises(Error, match="--classes names a class twice"):
+        make("subset", tmp_path / "in", out=tmp_path / "c", classes=("a\nb", "a\\nb"))
+
+
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_a_list_of_classes_as_any_editor_saves_it(small_dir, tmp_path, mark, end):

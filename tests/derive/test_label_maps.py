@@ -26,6 +26,16 @@ def test_a_file_maps_every_class_and_orders_the_new_ones(tmp_path, text):
     assert found.classes == ("pet", "colour") and found.left_out == ()
 
 
+def test_old_names_may_be_written_as_in_classes_txt(tmp_path):
+    names = ["back\\slash", "two\nlines", " blank "]
+    path = tmp_path / "map"
+    path.write_text("back\\\\slash\ta\ntwo\\nlines\tb\nblank\tc\n")
+    assert read_label_map(path, names).names == dict(zip(names, "abc", strict=True))
+    path.write_text("back\\slash\ta\nback\\\\slash\tb\n")
+    with pytest.raises(Error, match="twice"):
+        read_label_map(path, names)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
