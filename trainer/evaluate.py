@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,18 @@ from mlpdata.system.format import plural
 from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of
 from trainer.data import make_augment
 from trainer.loss import loss_and_right
+from trainer.recipe import Eval, Recipe
 from trainer.run_directory import write_file
-from trainer.world import World, device_of
+from trainer.world import World, device_of, precision_of
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std: of the paper's runs, but for CIFAR and STL-10
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast_of(device: torch.device, precision: str) -> Callable[[], Any]:
-    """A function that gives the context a forward pass runs in."""
+    """A function that gives the context a forward pass runs in. tf32 holds for all of this process from now on."""
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
     kind = AUTOCAST.get(precision)
     return lambda: torch.autocast(device.type, kind) if kind else contextlib.nullcontext()
 
@@ -54,23 +57,19 @@ class EvalResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TestTimeCrops:
-    """Test-time augmentation of stored pixels: the mean over random crops, or the whole image where crops is 0.
+    """Test-time augmentation of stored pixels: the mean over random crops.
 
     average: "probabilities" as in the paper, or "logits".
     """
 
     __test__ = False  # no test, whatever pytest makes of the name
 
-    whole: Augment
     crop: Augment
-    crops: int = 0
+    crops: int
     average: str = "probabilities"
 
     def logits(self, model: Callable, batch: Batch, autocast: Callable[[], Any], seed: int) -> torch.Tensor:
         """(N, C) scores of a batch; the log of the mean probability where probabilities are averaged."""
-        if not self.crops:
-            with autocast():
-                return model(self.whole.apply(batch, 0, seed).images)
         total: Any = 0
         for k in range(self.crops):  # crop k of a sample is what training would see of it in epoch k
             with autocast():
@@ -146,9 +145,9 @@ class EvalOptions:
     normalize: str | None = None  # "own" or "imagenet" mean and std; None: the checkpoint's, else the data set's own
     per_class: bool = False
     predictions: Path | None = None
-    batch_size: int = 2048
+    batch_size: int | None = None  # None: as the checkpoint was trained, else Eval's
     device: str = "auto"
-    precision: str = "fp32"
+    precision: str | None = None  # None: as_trained
     as_json: bool = False
 
 
@@ -160,11 +159,18 @@ def run(options: EvalOptions) -> str:
         _check_writable(options.predictions)
     ckpt = open_checkpoint(options.checkpoint)
     _check_classes(options, ckpt, manifest)
-    loader = Loader(options.shards, split, options.batch_size, device=device, shuffle=False)
+    trained = recipe_of(ckpt.facts, options.checkpoint) if ckpt.facts else None
+    options = replace(options, precision=options.precision or as_trained(trained, device))
+    augment, crops = _transforms(options, ckpt, trained, manifest)
+    loader = Loader(
+        options.shards, split, options.batch_size or (trained.eval if trained else Eval()).batch_size, device=device,
+        format=_format(trained, manifest), pixels=trained.data.pixels if trained else "rgb", shuffle=False,
+        augment=None if crops else augment,
+    )  # fmt: skip
     real = read_real_labels(options.shards, manifest, loader.split)
     result = evaluate(
-        ckpt.model.to(device), loader, autocast_of(device, options.precision),
-        crops=_test_time_crops(options, ckpt, manifest),
+        ckpt.model.to(device), loader, autocast_of(device, options.precision or ""),
+        crops=crops,
         real=None if real is None else torch.from_numpy(real).to(device),
         top_k=min(5, ckpt.num_classes) if options.predictions else 0,
     )  # fmt: skip
@@ -204,12 +210,24 @@ def _check_classes(options: EvalOptions, ckpt: Checkpoint, manifest: Manifest) -
     )
 
 
-def _test_time_crops(options: EvalOptions, ckpt: Checkpoint, manifest: Manifest) -> TestTimeCrops:
-    """Crops as the checkpoint's model was trained on, unless asked otherwise. Raises Error."""
-    trained = recipe_of(ckpt.facts, options.checkpoint).augment if ckpt.facts else None
+def as_trained(trained: Recipe | None, device: torch.device) -> str:
+    """The precision in which a checkpoint's recipe evaluated it, fp32 where there is none or the device lacks it."""
+    precision = trained.train.precision if trained else "fp32"
+    return "fp32" if precision == "fp16" and device.type == "cpu" else precision_of(precision, device)
+
+
+def _format(trained: Recipe | None, manifest: Manifest) -> str | None:
+    """The format that the recipe reads, as formats may store an image with other losses; None where it is not here."""
+    return trained.data.format if trained and trained.data.format in manifest.formats else None
+
+
+def _transforms(
+    options: EvalOptions, ckpt: Checkpoint, trained: Recipe | None, manifest: Manifest
+) -> tuple[Augment, TestTimeCrops | None]:
+    """What is done to whole images; and crops as the model was trained on, unless asked otherwise. Raises Error."""
     scale, ratio = (0.4, 1.0), (1.0, 1.0)  # the paper's, of fine-tuning
-    if trained is not None and trained.crop_scale is not None:
-        scale, ratio = trained.crop_scale, trained.crop_ratio
+    if trained is not None and trained.augment.crop_scale is not None:
+        scale, ratio = trained.augment.crop_scale, trained.augment.crop_ratio
     if options.crop_scale is not None:
         scale = (options.crop_scale, 1.0)
     mean, std = {
@@ -219,8 +237,8 @@ def _test_time_crops(options: EvalOptions, ckpt: Checkpoint, manifest: Manifest)
         settings = Augmentation(res=ckpt.res, mean=mean, std=std, crop_scale=scale, crop_ratio=ratio)
     except ValueError as e:  # of a checkpoint of somebody else
         raise Error(f"{options.checkpoint}: {e}") from None
-    whole, crop = (make_augment(s, manifest, options.precision) for s in (settings.without_random(), settings))
-    return TestTimeCrops(whole=whole, crop=crop, crops=options.tta, average=options.average)
+    whole, crop = (make_augment(s, manifest, options.precision or "") for s in (settings.without_random(), settings))
+    return whole, TestTimeCrops(crop=crop, crops=options.tta, average=options.average) if options.tta else None
 
 
 def read_real_labels(root: Path, manifest: Manifest, split: str) -> np.ndarray | None:
@@ -252,10 +270,10 @@ def _report(options: EvalOptions, ckpt: Checkpoint, manifest: Manifest, loader: 
     counts = zip(names, result.class_right.tolist(), result.class_total.tolist(), strict=True)
     per_class = {name: right / total for name, right, total in counts if total}
     if options.as_json:
-        extra = {"tta": options.tta, "samples": loader.num_samples}
+        extra = {"tta": options.tta, "precision": options.precision, "samples": loader.num_samples}
         return json.dumps(result.metrics | extra | ({"per_class": per_class} if options.per_class else {}))
     m = result.metrics
-    how = f", {options.tta} crops, {options.average} averaged" if options.tta else ""
+    how = f", {options.precision}" + (f", {options.tta} crops, {options.average} averaged" if options.tta else "")
     lines = [
         f"{options.checkpoint} on {plural(loader.num_samples, 'sample')} of {manifest.dataset} {loader.split}{how}: "
         f"top-1 {m['val_top1']:.2%}  top-5 {m['val_top5']:.2%}  loss {m['val_loss']:.4f}"

@@ -55,8 +55,6 @@ class Trainer:
         """
         self.recipe, self.device, self.quiet, self.world = recipe, device, quiet, world or World()
         train = recipe.train
-        if train.precision == "tf32":
-            torch.set_float32_matmul_precision("high")
         if train.batch_size % (self.world.size * train.accumulate):
             raise Error(f"train.batch_size {train.batch_size} is not divisible by {self.world.size} processes "
                         f"times train.accumulate {train.accumulate}")  # fmt: skip

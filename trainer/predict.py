@@ -24,7 +24,8 @@ from mlpdata.shards.classes import distinct_names, read_classes
 from mlpdata.shards.manifest import Manifest, manifest_path
 from mlpdata.shards.text import open_file, shown
 from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of
-from trainer.evaluate import IMAGENET
+from trainer.data import DTYPES
+from trainer.evaluate import IMAGENET, as_trained, autocast_of
 from trainer.world import device_of
 
 BATCH_SIZE = 256  # images decoded and predicted at a time
@@ -81,7 +82,7 @@ def run(
 def predict(
     ckpt: Checkpoint, images: Sequence[Path], manifest: Manifest | None = None, device: str = "auto"
 ) -> list[Prediction]:
-    """The best classes of each image file. Raises Error for one that cannot be read or decoded.
+    """The best classes of each image file, in the precision of the training. Raises Error for one that cannot be read.
 
     manifest: of the shards that the model was trained on, which says how images are resized and normalised; None:
     squashed to the model's resolution with a box filter, normalised as the checkpoint says.
@@ -95,8 +96,10 @@ def predict(
     std: Any = ckpt.facts.get("std")
     if mean is None or std is None:
         mean, std = (manifest.mean, [max(s, 1e-3) for s in manifest.std]) if manifest else IMAGENET
+    precision = as_trained(recipe_of(ckpt.facts, Path("the checkpoint")) if ckpt.facts else None, where)
+    dtype, autocast = DTYPES.get(precision, "float32"), autocast_of(where, precision)
     try:
-        augment = Augment(res=ckpt.res, crop_scale=None, flip=False, mean=mean, std=std, compile=False)
+        augment = Augment(res=ckpt.res, crop_scale=None, flip=False, mean=mean, std=std, compile=False, dtype=dtype)
     except ValueError as e:  # of a checkpoint of somebody else
         raise Error(f"this checkpoint cannot be used: {e}") from None
     predictions = []
@@ -104,8 +107,9 @@ def predict(
         paths = images[first : first + BATCH_SIZE]
         pixels = torch.from_numpy(np.stack([_read_image(path, resize) for path in paths])).to(where)
         numbers = torch.zeros(len(paths), dtype=torch.int64, device=where)
-        logits = model(augment.apply(Batch(pixels, numbers, numbers), 0, 0).images).float()
-        top = logits.softmax(1).topk(min(TOP, ckpt.num_classes), dim=1)
+        with autocast():
+            logits = model(augment.apply(Batch(pixels, numbers, numbers), 0, 0).images)
+        top = logits.float().softmax(1).topk(min(TOP, ckpt.num_classes), dim=1)
         for path, labels, probabilities in zip(paths, top.indices.tolist(), top.values.tolist(), strict=True):
             predictions.append(Prediction(path, labels, probabilities))
     return predictions

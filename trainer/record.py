@@ -98,5 +98,8 @@ class RunRecord:
         """Write the summary and the curve; returns the lines that a run ends with."""
         report.write_summary(self.folder, {"best_val_top1": self.best, **asdict(saturation)})
         self.draw()
-        best = "nothing held out" if self.best is None else f"best val top-1 {self.best:.2%}"
+        best = "nothing held out"
+        if self.best is not None:
+            epoch = next(row["epoch"] for row in self.rows if row.get("val_top1") == self.best)
+            best = f"best val top-1 {self.best:.2%}, epoch {epoch}, {self._recipe.train.precision}"
         return f"{saturation.sentence()}\n{best}; {self.folder / BEST}, {self.folder / CURVE}"

@@ -98,9 +98,10 @@ def train(recipe, overrides, resume, force, profile, show_plan):
 )
 @click.option("--per-class", is_flag=True, help="Print the accuracy of each class, worst first.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="Write a parquet file: key, label, top five.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=2048)
+@click.option("--batch-size", type=click.IntRange(min=1), help="[default: as in training, else 2048]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32")
+@click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
+              help="[default: as in training, else fp32]")  # fmt: skip
 @json_option()
 def eval_(**options):
     """Evaluate a checkpoint: top-1, top-5, ReaL.

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import run_cli
+from conftest import read_jsonl, run_cli
 
 import mlpdata
 import trainer
@@ -17,6 +17,7 @@ from mlpdata.shards.manifest import Manifest, index_path, real_path
 from trainer import checkpoint
 from trainer.evaluate import EvalOptions, TestTimeCrops, evaluate, read_real_labels, run
 from trainer.recipe import Data, Model, Recipe
+from trainer.train import run as train
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_it_is_probabilities_that_are_averaged():
             return Batch(batch.images + epoch, batch.labels, batch.ids)
 
     table = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
-    views = TestTimeCrops(whole=View(), crop=View(), crops=2)
+    views = TestTimeCrops(crop=View(), crops=2)
     batch = Batch(torch.zeros(1, dtype=torch.int64), torch.zeros(1), torch.zeros(1))
     mean = views.logits(lambda x: table[x], batch, contextlib.nullcontext, 0)
     assert torch.allclose(mean.exp(), (table[:1].softmax(1) + table[1:].softmax(1)) / 2)
@@ -136,6 +137,28 @@ def test_mean_and_std_are_the_checkpoints_unless_asked_otherwise(saved, shapes_d
         for n in (None, "own", "imagenet")
     ]
     assert manifest.mean != [0.485, 0.456, 0.406] and losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["train.precision=bf16", "eval.batch_size=7"], ["data.format=tar", "data.pixels=ycc420", "augment.res=20"]],
+)
+def test_a_runs_best_accuracy_is_what_eval_says_of_it(settings, photos_dir, tmp_path, capsys):
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(f"data: {{shards: {photos_dir}}}\nmodel: {{depth: 1, width: 32}}\n"
+                      "train: {epochs: 2, batch_size: 10, device: cpu}\nlog: {tensorboard: false}\n")  # fmt: skip
+    folder = train(recipe, settings, runs=tmp_path / "runs")
+    said = capsys.readouterr().out.splitlines()[-1]
+    best = max(read_jsonl(folder / "metrics.jsonl"), key=lambda row: row["val_top1"])
+    options = {"checkpoint": folder, "shards": photos_dir, "device": "cpu"}
+    found = json.loads(run(EvalOptions(**options, as_json=True)))
+    assert {name: found[name] for name in ("val_loss", "val_top1", "val_top5")} == {
+        name: best[name] for name in ("val_loss", "val_top1", "val_top5")
+    }
+    assert found["precision"] == ("bf16" if "train.precision=bf16" in settings else "fp32")
+    assert said.startswith(f"best val top-1 {best['val_top1']:.2%}, epoch {best['epoch']}, {found['precision']}; ")
+    assert f"val, {found['precision']}: top-1 {best['val_top1']:.2%}  " in run(EvalOptions(**options))
+    assert json.loads(run(EvalOptions(**options, as_json=True, precision="fp32")))["precision"] == "fp32"
 
 
 def test_a_model_in_training_is_left_in_training(shapes_dir):

@@ -17,19 +17,22 @@ from trainer import checkpoint
 from trainer.evaluate import EvalOptions
 from trainer.evaluate import run as evaluate
 from trainer.predict import run
-from trainer.recipe import Data, Model, Recipe
+from trainer.recipe import Data, Model, Recipe, Train
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, shapes_dir):
+def save(path, shapes_dir, shards, precision="fp32"):
     """A checkpoint of an untrained model, which prefers some class for each image."""
-    path = tmp_path_factory.mktemp("saved") / "best.safetensors"
     manifest, config = Manifest.load(shapes_dir), Model(depth=1, width=16)
-    recipe = Recipe(name="x", data=Data(shards=str(shapes_dir)), model=config)
+    recipe = Recipe(name="x", data=Data(shards=str(shards)), model=config, train=Train(precision=precision))
     facts = {"res": 16, "num_classes": 10, "classes_sha256": manifest.classes_sha256}
     facts |= {"mean": manifest.mean, "std": manifest.std}
     checkpoint.save_weights(path, trainer.build(config, 16, 10, seed=1).state_dict(), recipe, facts)
     return path
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, shapes_dir):
+    return save(tmp_path_factory.mktemp("saved") / "best.safetensors", shapes_dir, shapes_dir)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +45,11 @@ def pictures(tmp_path_factory, shapes_dir):
     return sorted(folder.iterdir())
 
 
-def test_predictions_are_those_of_eval_on_the_same_images(saved, shapes_dir, pictures, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_predictions_are_those_of_eval_on_the_same_images(precision, shapes_dir, pictures, tmp_path):
     import pyarrow.parquet as pq
 
+    saved = save(tmp_path / "best.safetensors", shapes_dir, shapes_dir, precision)
     evaluate(EvalOptions(checkpoint=saved, shards=shapes_dir, device="cpu", predictions=tmp_path / "p.parquet"))
     expected = pq.read_table(tmp_path / "p.parquet").slice(0, len(pictures)).to_pylist()
     rows = json.loads(run(saved, pictures, device="cpu", as_json=True))
@@ -67,13 +72,7 @@ def test_any_size_and_format_is_taken_and_a_run_directory(saved, tmp_path):
 
 
 def test_without_its_shards_classes_are_numbers(shapes_dir, pictures, tmp_path):
-    root = tmp_path / "gone"
-    manifest, config = Manifest.load(shapes_dir), Model(depth=1, width=16)
-    facts = {"res": 16, "num_classes": 10, "classes_sha256": manifest.classes_sha256}
-    facts |= {"mean": manifest.mean, "std": manifest.std}
-    recipe = Recipe(name="x", data=Data(shards=str(root)), model=config)
-    path = tmp_path / "x.safetensors"
-    checkpoint.save_weights(path, trainer.build(config, 16, 10, seed=1).state_dict(), recipe, facts)
+    path = save(tmp_path / "x.safetensors", shapes_dir, tmp_path / "gone")
     (row,) = json.loads(run(path, pictures[:1], device="cpu", as_json=True))
     assert all(top["class"] == str(top["label"]) for top in row["top"])
     assert "--shards DIR names them" in run(path, pictures[:1], device="cpu")
