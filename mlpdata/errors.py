@@ -1,9 +1,23 @@
-"""The error a user can act on, and how other people's exceptions become one line of it."""
+"""The error a user can act on, how other people's exceptions become one line of it, and printable lines."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+
+
+def printable(text: str) -> str:
+    """A text of one line, whatever the names in it hold: what is not printable is written as Python writes it.
+
+    >>> print(printable("caf\\u202eé\\nnew\\x1b[2J"))
+    caf\\u202eé\\nnew\\x1b[2J
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def printable_lines(lines: Iterable[str]) -> str:
+    """A text of several lines, each of which is one line whatever the names in it hold."""
+    return "\n".join(map(printable, lines))
 
 
 class Error(Exception):
@@ -16,7 +30,7 @@ class Error(Exception):
     """
 
     def __str__(self) -> str:
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        return printable(super().__str__())
 
 
 class UsageError(Error):

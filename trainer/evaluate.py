@@ -19,7 +19,7 @@ from torch import nn
 from mlpdata.augment.augment import Augment
 from mlpdata.augment.batch import Batch
 from mlpdata.augment.settings import Augmentation
-from mlpdata.errors import Error
+from mlpdata.errors import Error, printable_lines
 from mlpdata.loader.loader import Loader
 from mlpdata.shards import index
 from mlpdata.shards.classes import distinct_names, read_classes, read_real
@@ -286,4 +286,4 @@ def _report(options: EvalOptions, ckpt: Checkpoint, manifest: Manifest, loader: 
         lines.append("the checkpoint does not name its classes: they were taken to be those of the shards, in order")
     if options.predictions:
         lines.append(f"predictions: {options.predictions}")
-    return "\n".join(lines)
+    return printable_lines(lines)

@@ -103,9 +103,9 @@ class Trainer:
         """Steps taken so far."""
         return self.training_step.count
 
-    def say(self, text: str) -> None:
+    def say(self, *lines: str) -> None:
         if not self.quiet:
-            report.print_line(text)
+            report.print_lines(*lines)
 
     # ------------------------------------------------------------------------------------------------------- loop
 
@@ -130,7 +130,7 @@ class Trainer:
         self.save()
         measured = self.measure_saturation(seconds=min(3.0, 0.02 * sum(row["seconds"] for row in record.rows)))
         if is_first:
-            self.say(record.finish(measured))
+            self.say(*record.finish(measured))
 
     def _run_epoch(self) -> dict[str, Any]:
         """Take the steps that the epoch has left, evaluate, and return its row. Epochs are counted by their rows."""
@@ -318,7 +318,7 @@ def _epoch_measures(row: dict[str, Any]) -> str:
     return f"{_measures(row['train_loss'], row['train_top1'])}{held_out}"
 
 
-def describe(trainer: Trainer) -> str:
+def describe(trainer: Trainer) -> list[str]:
     """The lines that a run begins with."""
     r, loader, record = trainer.recipe, trainer.train_loader, trainer.record
     start = f" from {r.init}" if r.init else ""
@@ -339,4 +339,4 @@ def describe(trainer: Trainer) -> str:
         epoch = min(len(record.rows) + 1, r.train.epochs)
         total = r.train.epochs * len(loader)
         lines.append(f"resumed: goes on after step {trainer.step:,} of {total:,}, in epoch {epoch}/{r.train.epochs}")
-    return "\n".join(lines)
+    return lines

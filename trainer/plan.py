@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from mlpdata.errors import printable
 from mlpdata.image.codec import FULL_CHROMA
 from mlpdata.loader import jpeg_batch
 from mlpdata.loader.memory_plan import Machine, MemoryPlan, Needs, SplitSize, image_bytes, plan_memory
@@ -216,7 +217,7 @@ def plan(recipe_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     title, batch = f"{recipe.name}: {plural(info.num_samples, 'image')}", recipe.train.batch_size
     if info.num_samples < batch:
         title += f", fewer than one batch of {batch:,}: training takes a lower train.batch_size"
-    return f"{title}\n{plan_splits(recipe, splits, machine).table()}"
+    return f"{printable(title)}\n{plan_splits(recipe, splits, machine).table()}"
 
 
 def _disk_rate(path: Path) -> float:

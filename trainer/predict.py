@@ -18,11 +18,11 @@ import torch
 from mlpdata import image
 from mlpdata.augment.augment import Augment
 from mlpdata.augment.batch import Batch
-from mlpdata.errors import Error, reading
+from mlpdata.errors import Error, printable_lines, reading
 from mlpdata.image import Resize
 from mlpdata.shards.classes import distinct_names, read_classes
 from mlpdata.shards.manifest import Manifest, manifest_path
-from mlpdata.shards.text import open_file, shown
+from mlpdata.shards.text import open_file
 from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of
 from trainer.data import DTYPES
 from trainer.evaluate import IMAGENET, as_trained, autocast_of
@@ -70,12 +70,12 @@ def run(
         return json.dumps(rows)
     lines = []
     for prediction in predictions:
-        lines.append(shown(str(prediction.path)))
+        lines.append(str(prediction.path))
         for label, probability in zip(prediction.labels, prediction.probabilities, strict=True):
             lines.append(f"  {probability:7.2%}  {names[label]}")
     if manifest is None:
         lines.append("classes are shown by their numbers: --shards DIR names them, the directory of the training data")
-    return "\n".join(lines)
+    return printable_lines(lines)
 
 
 @torch.inference_mode()

@@ -94,7 +94,7 @@ class RunRecord:
             self._drawn_at = time.monotonic()
             self._drawing_s = self._drawn_at - started
 
-    def finish(self, saturation: Saturation) -> str:
+    def finish(self, saturation: Saturation) -> list[str]:
         """Write the summary and the curve; returns the lines that a run ends with."""
         report.write_summary(self.folder, {"best_val_top1": self.best, **asdict(saturation)})
         self.draw()
@@ -102,4 +102,4 @@ class RunRecord:
         if self.best is not None:
             epoch = next(row["epoch"] for row in self.rows if row.get("val_top1") == self.best)
             best = f"best val top-1 {self.best:.2%}, epoch {epoch}, {self._recipe.train.precision}"
-        return f"{saturation.sentence()}\n{best}; {self.folder / BEST}, {self.folder / CURVE}"
+        return [*saturation.sentence().split("\n"), f"{best}; {self.folder / BEST}, {self.folder / CURVE}"]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlpdata.errors import Error
+from mlpdata.errors import Error, printable_lines
 from mlpdata.system.format import format_seconds
 from trainer.recipe import Recipe
 from trainer.run_directory import WriteError, write_errors, write_file
@@ -125,10 +125,10 @@ class Trackers:
             self._wandb.finish()
 
 
-def print_line(text: str) -> None:
-    """Print a line. Raises WriteError where standard output fails, such as a log on a full disk."""
+def print_lines(*lines: str) -> None:
+    """Print lines. Raises WriteError where standard output fails, such as a log on a full disk."""
     try:
-        print(text, flush=True)
+        print(printable_lines(lines), flush=True)
     except OSError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again as it ends
         raise WriteError(f"cannot write to standard output: {e.strerror}") from None
@@ -172,7 +172,7 @@ class EpochLine:
                 text = text.rpartition("  ")[0]
             print(f"\r\x1b[2K{text[:columns]}", end="", file=sys.stderr, flush=True)
         else:
-            print_line(text)
+            print_lines(text)
 
     def end(self, text: str) -> None:
         """Replace the live line by the final line of the epoch."""
@@ -180,4 +180,4 @@ class EpochLine:
             return
         if self.live:
             print("\r\x1b[2K", end="", file=sys.stderr)
-        print_line(text)
+        print_lines(text)

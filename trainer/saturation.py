@@ -54,15 +54,17 @@ class Saturation:
             f"augmentation alone give {self.loader:,.0f} images/s{doubt}"
         )
 
-    def table(self) -> str:
-        return (
-            f"{self.shards:14,.0f} images/s  training from shards\n"
-            f"{self.fixed:14,.0f} images/s  training on one fixed batch, augmented each step\n"
-            f"{self.loader:14,.0f} images/s  loader with augmentation, no training\n"
-            f"{self.pixels:14,.0f} images/s  loader alone\n"
-            f"{self.saturation:14.3f} saturation, the first over the second; {self.wait_share:.2%} waiting"
-            + (f"\nwarning: {doubt}" if (doubt := self.doubt()) else "")
-        )
+    def table(self) -> list[str]:
+        """The lines of --profile."""
+        doubt = self.doubt()
+        return [
+            f"{self.shards:14,.0f} images/s  training from shards",
+            f"{self.fixed:14,.0f} images/s  training on one fixed batch, augmented each step",
+            f"{self.loader:14,.0f} images/s  loader with augmentation, no training",
+            f"{self.pixels:14,.0f} images/s  loader alone",
+            f"{self.saturation:14.3f} saturation, the first over the second; {self.wait_share:.2%} waiting",
+            *([f"warning: {doubt}"] if doubt else []),
+        ]
 
 
 def measure(train_step: Callable[[Batch], None], loader: Loader, world: World, seconds: float) -> Saturation:

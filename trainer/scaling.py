@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from scipy.optimize import least_squares
 from scipy.stats import norm, t
 
-from mlpdata.errors import Error, first_line
+from mlpdata.errors import Error, first_line, printable
 from trainer.report import read_metrics
 from trainer.run_directory import write_file
 
@@ -205,7 +205,7 @@ def run(runs: list[Path], out: Path) -> str:
     except ValueError as e:  # a format that matplotlib does not know
         raise Error(f"cannot write {out}: {first_line(e)}") from None
     write_file(out, image.getbuffer())
-    return f"{text}\nplot: {out}"
+    return f"{text}\n{printable(f'plot: {out}')}"
 
 
 def scaling_figure(points: list[RunPoint], law: ScalingLaw, title: str) -> Figure:

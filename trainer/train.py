@@ -63,13 +63,13 @@ def run(
         trainer = Trainer(recipe, folder, device, world=world, state=state, new_data=new_data, quiet=quiet)
         _check_epochs(trainer)
         if profile:
-            trainer.say(f"{describe(trainer)}\n{trainer.measure_saturation(seconds=20.0).table()}")
+            trainer.say(*describe(trainer), *trainer.measure_saturation(seconds=20.0).table())
             return None
         if not resume:  # late: a recipe that does not work leaves no directory
             trainer.record.folder = world.from_first(lambda: lock(run_directory.create))
         with _stop_on_signals(trainer):
             try:
-                trainer.say(describe(trainer))
+                trainer.say(*describe(trainer))
                 if changes := changes + trainer.changes:
                     trainer.say(f"warning: --force changes {', '.join(changes)}")
                 trainer.fit()

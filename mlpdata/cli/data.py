@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mlpdata.choices import CODECS, DECODES, ENGINES, FILTERS, FORMATS, MAX_RES, RESIZES
-from mlpdata.cli.group import main, say
+from mlpdata.cli.group import main, say, say_lines
 from mlpdata.cli.parameters import FiniteRange, Share, json_option, path_or_url, quiet_option
 from mlpdata.errors import Error
 
@@ -24,7 +24,7 @@ def list_(as_json):
     """
     from mlpdata.inspect.catalogue import catalogue
 
-    say(catalogue(as_json))
+    say_lines(catalogue(as_json))
 
 
 @main.command()

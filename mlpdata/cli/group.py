@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from mlpdata.errors import Error, UsageError, first_line, lacks_memory
+from mlpdata.errors import Error, UsageError, first_line, lacks_memory, printable, printable_lines
 
 
 class Commands(click.Group):
@@ -43,7 +43,7 @@ class Commands(click.Group):
             ctx.exit(1)
         except OSError as e:
             where = f": {e.filename}" if e.filename else ""
-            click.echo(f"mlpdata: error: {e.strerror or first_line(e)}{where}", err=True)
+            tell(f"mlpdata: error: {e.strerror or first_line(e)}{where}")
             ctx.exit(1)
 
 
@@ -53,9 +53,19 @@ def _drop_output() -> None:
 
 
 def say(line: str) -> None:
+    """Print a line to standard output, one line whatever names it holds. Raises Error as `say_lines` does."""
+    say_lines(printable(line))
+
+
+def tell(line: str) -> None:
+    """Print a line to standard error, where standard output is for programs."""
+    click.echo(printable(line), err=True)
+
+
+def say_lines(text: str) -> None:
     """Print lines to standard output. Raises Error where that cannot be written, as a log on a full disk."""
     try:
-        click.echo(line)
+        click.echo(printable_lines(text.split("\n")))
     except BrokenPipeError:
         raise
     except OSError as e:

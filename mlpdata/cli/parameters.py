@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from mlpdata.cli.group import tell
+
 
 class ShardDirectory(click.ParamType):
     """A shard directory: here, or hf:OWNER/NAME or a URL, of which a verified copy is made."""
@@ -16,7 +18,7 @@ class ShardDirectory(click.ParamType):
     def convert(self, value, param, ctx):
         from mlpdata.shards import remote
 
-        return remote.local_copy(value, lambda line: click.echo(line, err=True))
+        return remote.local_copy(value, tell)
 
 
 SHARDS = ShardDirectory()

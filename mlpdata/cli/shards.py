@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mlpdata.choices import FORMATS, LIBRARIES, MAX_RES
-from mlpdata.cli.group import main, say
+from mlpdata.cli.group import main, say, say_lines, tell
 from mlpdata.cli.parameters import SHARDS, FiniteRange, json_option, path_or_url, split_option
 from mlpdata.derive.derivation import MAX_NEAR_BITS, NEAR_BITS
 from mlpdata.errors import Error
@@ -28,7 +28,7 @@ def info(directory, as_json):
     """
     from mlpdata.inspect import info
 
-    say(info.info(directory, as_json))
+    say_lines(info.info(directory, as_json))
 
 
 @main.command()
@@ -49,7 +49,7 @@ def verify(directory, as_json):
     n, num_listed = findings.num_problems, len(findings.problems)
     if as_json:
         facts = {"whole": not n, "checked": checked, "num_problems": n, "problems": findings.problems}
-        say(json.dumps(facts, indent=1))
+        say_lines(json.dumps(facts, indent=1))
     else:
         for problem in findings.problems:
             say(problem)
@@ -76,7 +76,7 @@ def stats(directory, as_json):
     """
     from mlpdata.inspect.stats import stats as run
 
-    say(run(directory, as_json))
+    say_lines(run(directory, as_json))
 
 
 @main.command()
@@ -93,7 +93,7 @@ def snippet(directory, library, split):
     """
     from mlpdata.inspect import snippets
 
-    say(snippets.snippet(directory, library, split))
+    say_lines(snippets.snippet(directory, library, split))
 
 
 @main.command()
@@ -133,7 +133,7 @@ def pull(name):
     from mlpdata.shards import remote
 
     root = name if remote.is_remote(name) else f"{hub.PREFIX}{name}"
-    click.echo(remote.local_copy(root, lambda line: click.echo(line, err=True)))
+    click.echo(remote.local_copy(root, tell))  # the path as it is: it is for programs
 
 
 @main.command()
@@ -223,8 +223,8 @@ def bench(directory, device, split, format_, tier, cache_bytes, pixels, batch_si
     from mlpdata.inspect.bench import bench as run
     from mlpdata.shards.streamed import local_directory
 
-    root = local_directory(directory, tier, cache_bytes, lambda line: click.echo(line, err=True))
-    say(
+    root = local_directory(directory, tier, cache_bytes, tell)
+    say_lines(
         run(root, device=device, split=split, format=format_, tier=tier, cache_bytes=cache_bytes, pixels=pixels,
             batch_size=batch_size, res=res, num_threads=threads, seconds=seconds, as_json=as_json)
     )  # fmt: skip
@@ -243,6 +243,6 @@ def doctor(as_json):
     from mlpdata.inspect.doctor import doctor as run
 
     report, well = run(as_json)
-    say(report)
+    say_lines(report)
     if not well:
         sys.exit(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mlpdata.cli.group import main, say
+from mlpdata.cli.group import main, say_lines
 from mlpdata.cli.parameters import SHARDS, FiniteRange, json_option
 
 
@@ -25,7 +25,7 @@ def recipes(ctx):
     from trainer.recipes import table
 
     if ctx.invoked_subcommand is None:
-        say(table())
+        say_lines(table())
 
 
 @recipes.command()
@@ -68,7 +68,7 @@ def train(recipe, overrides, resume, force, profile, show_plan):
     if show_plan:
         from trainer.plan import plan
 
-        say(plan(recipe, list(overrides)))
+        say_lines(plan(recipe, list(overrides)))
         return
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         from trainer.__main__ import run_as_one_of_many
@@ -115,7 +115,7 @@ def eval_(**options):
     """
     from trainer.evaluate import EvalOptions, run
 
-    say(run(EvalOptions(**options)))
+    say_lines(run(EvalOptions(**options)))
 
 
 @main.command()
@@ -131,7 +131,7 @@ def scaling(runs, out):
     """
     from trainer.scaling import run
 
-    say(run(list(runs), out))
+    say_lines(run(list(runs), out))
 
 
 @main.command()
@@ -150,4 +150,4 @@ def predict(checkpoint, images, shards, device, as_json):
     """
     from trainer.predict import run
 
-    say(run(checkpoint, images, shards, device, as_json))
+    say_lines(run(checkpoint, images, shards, device, as_json))

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mlpdata.errors import Error
+from mlpdata.errors import Error, printable
 from mlpdata.export.samples import KEY_ROWS, Block
 from mlpdata.export.writer import Piece, Say, Writer, Written, one_file
 from mlpdata.shards import index
 from mlpdata.shards.card import distinct_names
 from mlpdata.shards.shard_index import ShardIndex
-from mlpdata.shards.text import printable
 from mlpdata.system.files import replacing
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from mlpdata import datasets
+from mlpdata.errors import printable
 from mlpdata.export import hub
 from mlpdata.export.samples import Block
 from mlpdata.export.writer import Piece, Say, Writer, Written, entry, one_file
@@ -21,7 +22,6 @@ from mlpdata.shards.card import MAX_CARD_CLASSES, distinct_names
 from mlpdata.shards.classes import classes_text
 from mlpdata.shards.files import FileEntry
 from mlpdata.shards.manifest import card_path, classes_path
-from mlpdata.shards.text import printable
 from mlpdata.sources.credits import credits_of
 from mlpdata.splits import on_hub
 from mlpdata.system.files import replacing, write_atomic

@@ -16,6 +16,7 @@ from mlpdata.augment.augment import Augment
 from mlpdata.augment.batch import Batch
 from mlpdata.augment.chroma import to_ycc420
 from mlpdata.choices import CODECS
+from mlpdata.errors import printable_lines
 from mlpdata.loader import jpeg_batch
 from mlpdata.loader.loader import Loader
 from mlpdata.system.format import plural
@@ -96,7 +97,7 @@ def bench(
     if row["is_rough"]:
         enough = f"--seconds {math.ceil(seconds * ENOUGH / fewest)}, or a smaller --batch-size"
         lines.append(("warning", f"{plural(fewest, 'batch')} measured, too few for a reliable rate; use {enough}"))
-    return "\n".join(f"{name:<12} {text}" for name, text in lines)
+    return printable_lines(f"{name:<12} {text}" for name, text in lines)
 
 
 def rate(batches: Iterator[Batch], wait: Callable[[], object], seconds: float) -> tuple[float, int]:

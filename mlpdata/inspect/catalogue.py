@@ -7,6 +7,7 @@ import os
 
 from mlpdata import datasets
 from mlpdata.datasets import DatasetSpec
+from mlpdata.errors import printable_lines
 from mlpdata.fetch.official import download_folder
 from mlpdata.fetch.transfer import part_path
 from mlpdata.system.format import format_bytes
@@ -21,7 +22,8 @@ def catalogue(as_json: bool = False) -> str:
         return json.dumps(facts, indent=1)
     rows = [HEADINGS, *map(_row, facts)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return printable_lines(lines)
 
 
 def _facts(spec: DatasetSpec) -> dict:

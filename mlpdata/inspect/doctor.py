@@ -15,6 +15,7 @@ import PIL
 from packaging.requirements import Requirement
 
 from mlpdata import image
+from mlpdata.errors import printable_lines
 from mlpdata.loader import jpeg_batch
 from mlpdata.system.format import plural
 
@@ -59,7 +60,7 @@ def _table(facts: dict[str, Any]) -> str:
     rows += [("optional", f"{name} {found}") for name, found in facts["optional"].items() if found]
     rows += [("optional", f"no {name}: for {OPTIONAL[name]}") for name, found in facts["optional"].items() if not found]
     rows += [("problem", problem) for problem in facts["problems"]] or [("well", "everything required is here")]
-    return "\n".join(f"{name:<12} {text}" for name, text in rows)
+    return printable_lines(f"{name:<12} {text}" for name, text in rows)
 
 
 def _device() -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlpdata.errors import printable_lines
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.manifest import Manifest
-from mlpdata.shards.text import json_text, printable, rounded, shown
+from mlpdata.shards.text import json_text, rounded, shown
 from mlpdata.system.format import format_bytes, plural
 
 
@@ -38,7 +39,7 @@ def info(root: Path, as_json: bool = False) -> str:
         per_class = f"{low:,} to {high:,} a class" if low < high else f"{high:,} a class"
         counts = f"{plural(split.num_samples, 'sample')}, {per_class}, {split.num_skipped:,} skipped"
         rows.append((f"split {name}", f"{counts}{shards}"))
-    return "\n".join(f"{name:<12} {printable(value)}" for name, value in rows)
+    return printable_lines(f"{name:<12} {value}" for name, value in rows)
 
 
 def _some_classes(root: Path, manifest: Manifest) -> str:

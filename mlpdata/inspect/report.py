@@ -21,7 +21,7 @@ from mlpdata.augment.augment import Augment
 from mlpdata.augment.settings import Augmentation
 from mlpdata.choices import LIBRARIES
 from mlpdata.derive.duplicates import Duplicates, find_duplicates, find_near, name_groups
-from mlpdata.errors import Error
+from mlpdata.errors import Error, printable_lines
 from mlpdata.image.png import encode_png
 from mlpdata.inspect import originals, snippets
 from mlpdata.inspect.findings import findings
@@ -31,7 +31,7 @@ from mlpdata.loader.loader import Loader
 from mlpdata.shards import index
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.manifest import Manifest, Skipped, skipped_path
-from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json, printable
+from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json
 from mlpdata.system.files import check_output, write_atomic
 from mlpdata.system.format import format_bytes, plural
 
@@ -122,7 +122,7 @@ def _environment() -> jinja2.Environment:
 def _shown(value: object) -> object:
     """What an expression of the template puts out: a name may hold anything, and what is not printable is escaped."""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return "\n".join(map(printable, value.split("\n")))
+        return printable_lines(value.split("\n"))
     return value
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mlpdata.derive.duplicates import Duplicates, find_duplicates, name_groups
+from mlpdata.errors import printable_lines
 from mlpdata.shards.classes import read_classes, short_names
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.text import json_text, rounded, shown
@@ -30,7 +31,7 @@ def stats(root: Path, as_json: bool = False) -> str:
     duplicates = find_duplicates(root, manifest)
     within, across = duplicates.repeated(), duplicates.leaks()
     if not as_json:
-        return "\n".join(_lines(root, manifest, names, duplicates, within, across))
+        return printable_lines(_lines(root, manifest, names, duplicates, within, across))
     facts = {
         "splits": {split: _class_facts(manifest, split) for split in manifest.splits},
         "mean": manifest.mean,

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import yaml
 
+from mlpdata.errors import printable
 from mlpdata.labels import WNID
 from mlpdata.shards.classes import classes_text, distinct_names
 from mlpdata.shards.index import keys_just_written
 from mlpdata.shards.manifest import Manifest, SplitInfo, card_path, classes_path, info_path
 from mlpdata.shards.tar import EXTENSIONS
-from mlpdata.shards.text import json_text, printable, rounded
+from mlpdata.shards.text import json_text, rounded
 from mlpdata.splits import on_hub
 from mlpdata.system.files import replacing
 

@@ -11,10 +11,10 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from mlpdata.errors import Error
+from mlpdata.errors import Error, printable
 from mlpdata.shards.files import Count
 from mlpdata.shards.manifest import Manifest, classes_path, real_path
-from mlpdata.shards.text import damaged, parse_json, printable, read_own_text, read_text, shown, unreadable
+from mlpdata.shards.text import damaged, parse_json, read_own_text, read_text, shown, unreadable
 from mlpdata.sources import keys
 from mlpdata.system.format import plural
 

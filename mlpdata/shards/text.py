@@ -6,13 +6,13 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import msgspec
 
-from mlpdata.errors import Error, first_line
+from mlpdata.errors import Error, first_line, printable
 
 # Bytes of a manifest or a class list, which are read at once. Those of ImageNet-21k have 1 MB, of 100,000 tars 20 MB.
 MAX_TEXT_BYTES = 32 << 20
@@ -110,7 +110,9 @@ def json_text(value: object, indent: int | None = None) -> str:
     {"café": "a\\u2028b\\udce9"}
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return "".join(_escaped(line, lambda c: json.dumps(c)[1:-1]) + "\n" for line in text.split("\n"))
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    return f"{text}\n"
 
 
 def shown(text: str) -> str:
@@ -122,11 +124,6 @@ def shown(text: str) -> str:
     return printable(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "...")
 
 
-def printable(text: str) -> str:
-    """A text whose unprintable characters are written as Python writes them in strings."""
-    return _escaped(text, lambda c: c.encode("unicode_escape").decode())
-
-
 def rounded(values: Iterable[float]) -> str:
     """Numbers to four digits.
 
@@ -134,7 +131,3 @@ def rounded(values: Iterable[float]) -> str:
     '(0.2500, 0.3333)'
     """
     return "(" + ", ".join(f"{value:.4f}" for value in values) + ")"
-
-
-def _escaped(text: str, escape: Callable[[str], str]) -> str:
-    return text if text.isprintable() else "".join(c if c.isprintable() else escape(c) for c in text)

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 
+from mlpdata.errors import printable
 from mlpdata.system.format import format_bytes, format_seconds
 
 PLAIN_EVERY_S = 5.0
@@ -26,7 +27,7 @@ class Progress:
     """
 
     def __init__(self, title: str, total: int, unit: str = "images", quiet: bool = False, total_bytes: int = 0):
-        self.title, self.total, self.unit, self.total_bytes = title, total, unit, total_bytes
+        self.title, self.total, self.unit, self.total_bytes = printable(title), total, unit, total_bytes
         self.done = self.num_bytes = self.skipped = 0
         self._resumed = self._resumed_bytes = 0  # what an earlier run did counts for the share, not for the rate
         self._live = sys.stderr is not None and sys.stderr.isatty()
@@ -57,9 +58,8 @@ class Progress:
         busy: the tasks under way.
         """
         idle_s = time.monotonic() - self._last_add
-        self._show_in_time(
-            f", nothing finished for {format_seconds(idle_s)}, at {busy[0]}" if idle_s > SUSPICIOUS_S else ""
-        )
+        more = f", nothing finished for {format_seconds(idle_s)}, at {busy[0]}" if idle_s > SUSPICIOUS_S else ""
+        self._show_in_time(printable(more))
 
     def finish(self) -> None:
         """Show the last line, where any was shown before or the work took its time; a plain one once only."""

@@ -930,7 +930,7 @@ def test_waiting_for_data_is_seen(recipe, monkeypatch):
     assert (measured.pixels, measured.fixed) == (pytest.approx(1000), pytest.approx(2000))
     assert measured.seconds == pytest.approx(1.0)
     for seconds, is_rough in ((0.31, True), (2.1, False)):
-        texts = (m := dataclasses.replace(measured, seconds=seconds)).sentence(), m.table()
+        texts = (m := dataclasses.replace(measured, seconds=seconds)).sentence(), "\n".join(m.table())
         doubt = "measured for only 0.31 s and is not reliable: single turns are between 0.33"
         assert all((doubt in text) == is_rough for text in texts)
 
