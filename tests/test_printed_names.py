@@ -75,7 +75,7 @@ def test_lines_of_a_text_stay_lines():
 
 def test_progress_shows_its_title_as_text(monkeypatch):
     monkeypatch.setattr("sys.stderr", shown := io.StringIO())
-    progress = Progress(f"fetching {ODD}", 10, unit="files")
+    progress = Progress(f"fetching {ODD}", 10, unit="file")
     progress.add(1)
     progress._show("", "")
     assert shown.getvalue().startswith(f"fetching {SHOWN}: 1 of 10 files") and shown.getvalue().count("\n") == 1

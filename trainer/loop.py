@@ -18,7 +18,7 @@ from mlpdata.augment.batch import Batch
 from mlpdata.errors import Error, first_line
 from mlpdata.loader.loader import Loader
 from mlpdata.loader.tiers import this_machine
-from mlpdata.system.format import plural
+from mlpdata.system.format import format_rate, plural
 from trainer import checkpoint, report, saturation, states
 from trainer.data import FeatureLoader, data_facts, find_splits, open_loaders
 from trainer.evaluate import autocast_of, evaluate
@@ -229,7 +229,7 @@ class Trainer:
 
     def _speed(self, images_per_s: float, wait_share: float) -> str:
         mfu = f"  MFU {share:.1%}" if (share := self.flop_share(images_per_s)) else ""
-        return f"{images_per_s:,.0f} images/s{self.time_left.text(self.step)}  wait {wait_share:.1%}{mfu}"
+        return f"{format_rate(images_per_s)}{self.time_left.text(self.step)}  wait {wait_share:.1%}{mfu}"
 
     # ------------------------------------------------------------------------------------------------------- state
 
@@ -325,7 +325,7 @@ def describe(trainer: Trainer) -> list[str]:
     processes = f" in {trainer.world.size} processes" if trainer.world.size > 1 else ""
     lines = [
         f"{r.name}: {plural(loader.num_samples, 'sample')} of {trainer.manifest.dataset} at {trainer.res} px, "
-        f"{r.model.name or trainer.config.kind} with {num_parameters(trainer.model):,} parameters "
+        f"{r.model.name or trainer.config.kind} with {plural(num_parameters(trainer.model), 'parameter')} "
         f"({forward_flops(trainer.model) / 1e6:.1f} MFLOP an image){start}, {r.optim.name}, "
         f"{plural(r.train.epochs, 'epoch')} of {plural(len(loader), 'step')} of {r.train.batch_size} "
         f"on {trainer.device}{processes}",

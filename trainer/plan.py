@@ -18,7 +18,7 @@ from mlpdata.loader.tiers import this_machine
 from mlpdata.shards.open import open_split
 from mlpdata.shards.tar_cache import TarCache
 from mlpdata.system.disk import aligned, open_direct, preadv
-from mlpdata.system.format import format_bytes, plural
+from mlpdata.system.format import format_bytes, format_rate, plural
 from trainer.data import DataSplits, find_splits
 from trainer.flops import executed_flops, peak_flops
 from trainer.model import MLP, build_on_meta, config_of, num_parameters
@@ -109,13 +109,13 @@ class RecipePlan:
         rows.append(("files", f"{format_bytes(train.split.file_bytes)}, {every}"))
         if (fetched := train.split.fetched_share) is not None:
             first = machine.network * train.split.num_samples / train.split.file_bytes
-            rows.append(("network", f"{machine.network / 1e6:,.0f} MB/s, {first:,.0f} images/s in the first epoch"))
+            rows.append(("network", f"{machine.network / 1e6:,.0f} MB/s, {format_rate(first)} in the first epoch"))
             rows.append(("  kept on disk", f"{1 - fetched:.0%} of the tars; the others are fetched in every epoch"))
         rows.append(
-            ("the model takes", f"{wanted:,.0f} images/s (estimated)" if wanted else "unknown: no peak is known")
+            ("the model takes", f"{format_rate(wanted)} (estimated)" if wanted else "unknown: no peak is known")
         )
         for name, limit in train.limits.items():
-            rows.append((f"  {name}", f"gives {limit:,.0f} images/s{_rate(train, name, wanted)}"))
+            rows.append((f"  {name}", f"gives {format_rate(limit)}{_rate(train, name, wanted)}"))
         rows += [("tier", train.reason), ("bottleneck", self.train.bottleneck)]
         if self.needs.device_bytes > device:
             rows.append(("warning", "the training alone does not fit: raise train.accumulate, or take a smaller model"))

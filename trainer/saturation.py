@@ -17,6 +17,7 @@ import torch
 from mlpdata.augment.batch import Batch
 from mlpdata.loader.loader import Loader
 from mlpdata.loader.pinned import NUM_AHEAD
+from mlpdata.system.format import format_rate
 from trainer.world import World
 
 TURN_S = 0.05  # a turn lasts at least so long, or one step
@@ -49,19 +50,19 @@ class Saturation:
     def sentence(self) -> str:
         doubt = f"\n{doubt}; --profile measures for longer" if (doubt := self.doubt()) else ""
         return (
-            f"saturation {self.saturation:.3f}: training takes {self.shards:,.0f} images/s from shards, "
+            f"saturation {self.saturation:.3f}: training takes {format_rate(self.shards)} from shards, "
             f"{self.fixed:,.0f} from one batch in memory; it waits {self.wait_share:.1%} of the time; loader and "
-            f"augmentation alone give {self.loader:,.0f} images/s{doubt}"
+            f"augmentation alone give {format_rate(self.loader)}{doubt}"
         )
 
     def table(self) -> list[str]:
         """The lines of --profile."""
         doubt = self.doubt()
         return [
-            f"{self.shards:14,.0f} images/s  training from shards",
-            f"{self.fixed:14,.0f} images/s  training on one fixed batch, augmented each step",
-            f"{self.loader:14,.0f} images/s  loader with augmentation, no training",
-            f"{self.pixels:14,.0f} images/s  loader alone",
+            f"{format_rate(self.shards):>23}  training from shards",
+            f"{format_rate(self.fixed):>23}  training on one fixed batch, augmented each step",
+            f"{format_rate(self.loader):>23}  loader with augmentation, no training",
+            f"{format_rate(self.pixels):>23}  loader alone",
             f"{self.saturation:14.3f} saturation, the first over the second; {self.wait_share:.2%} waiting",
             *([f"warning: {doubt}"] if doubt else []),
         ]

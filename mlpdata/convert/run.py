@@ -40,7 +40,7 @@ from mlpdata.shards.beton import PAGE_SIZE
 from mlpdata.shards.manifest import Fidelity, Manifest
 from mlpdata.sources import NothingLeft
 from mlpdata.system.engines import Engine, LocalEngine, leave_if_imported_by_worker
-from mlpdata.system.format import format_bytes, plural
+from mlpdata.system.format import format_bytes, format_rate, plural
 from mlpdata.system.threads import cores
 
 LOW_FIDELITY_DB = 35.0  # warned of, unless so few images were measured that chance explains it
@@ -238,12 +238,12 @@ def _say_done(plan: ConversionPlan, manifest: Manifest, totals: Totals, seconds:
     num_bytes = sum(entry["bytes"] for entry in manifest.files.values())
     counts = ", ".join(f"{name} {info.num_samples:,}" for name, info in manifest.splits.items())
     dropped = len(plan.source.classes) - manifest.num_classes if plan.class_filter.min_class_size else 0
-    omitted = [f"{dropped:,} of {len(plan.source.classes):,} classes too small"] if dropped else []
+    omitted = [f"{dropped:,} of {plural(len(plan.source.classes), 'class')} too small"] if dropped else []
     omitted += [f"{skipped:,} skipped"] if skipped or not left_out else []
     omitted += [f"{plural(left_out, 'file')} left out"] if left_out else []
     say(
         f"done: {plural(n, 'image')} ({counts}), {', '.join(omitted)}, {format_bytes(num_bytes)} in {plan.root}, "
-        f"{seconds:.1f} s, {n / seconds:,.0f} images/s"
+        f"{seconds:.1f} s, {format_rate(n / seconds)}"
     )
 
 

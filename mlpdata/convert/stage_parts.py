@@ -93,7 +93,7 @@ def convert_first_samples(plan: ConversionPlan, engine: Engine) -> list[UnitTask
 def _check_parts(plan: ConversionPlan, tasks: list[UnitTask], engine: Engine) -> dict[str, PartCounts]:
     """What an earlier run left of the parts of tasks, by unit."""
     checks = [task for task in tasks if plan.work.part(task.unit.name).exists()]
-    with Progress("checking", len(checks), unit="units", quiet=plan.quiet) as progress:
+    with Progress("checking", len(checks), unit="unit", quiet=plan.quiet) as progress:
         results = engine.map(check_unit, checks, progress)
         return {task.unit.name: counts for task, counts in results if counts is not None}
 
@@ -208,7 +208,7 @@ def check_totals(plan: ConversionPlan, context: WorkerContext, totals: Totals) -
         card.write_skipped(plan.work.skipped, iter_skipped(context))
         first_reason = next(iter(totals.first_reasons.values()))
         raise Error(
-            f"{num_skipped:,} of {total:,} images ({num_skipped / total:.2%}) could not be read, "
+            f"{num_skipped:,} of {plural(total, 'image')} ({num_skipped / total:.2%}) could not be read, "
             f"more than --max-skipped {plan.max_skipped:g}; the first: {first_reason}; all are listed in "
             f"{plan.work.skipped}. The same command with a larger --max-skipped goes on from here"
         )

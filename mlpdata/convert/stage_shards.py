@@ -52,7 +52,7 @@ def write_shards(
     _prepare(plan, engine, totals, durable)
     tasks = [task for split in sorted(plan.splits) for task in _shuffle(plan, context, split, totals, durable)]
     checks = [task for task in tasks if work.journal(task.name).exists()]
-    with Progress("checking", len(checks), unit="shards", quiet=plan.quiet) as progress:
+    with Progress("checking", len(checks), unit="shard", quiet=plan.quiet) as progress:
         results = engine.map(check_shard, checks, progress)
         records: dict[str, ShardRecord] = {task.name: record for task, record in results if record is not None}
     todo = [task for task in tasks if task.name not in records]

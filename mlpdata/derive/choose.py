@@ -135,7 +135,7 @@ def _rows(parents: list[Parent], splits: list[str], classes: ClassMaps, derivati
             of = (parent.root, parent.manifest, split)
             old = index.columns(*of, ["label"])["label"]
             if old.min(initial=0) < 0 or old.max(initial=0) >= len(parent.classes):
-                raise parent.damaged(parent.root, f"has labels of more than {len(parent.classes):,} classes")
+                raise parent.damaged(parent.root, f"has labels of more than {plural(len(parent.classes), 'class')}")
             labels.append(classes.maps[p][old])
             targets.append(np.where(labels[-1] >= 0, np.uint8(1 + splits.index(split)), np.uint8(LEFT_OUT)))
             if derivation.draws:
@@ -244,7 +244,7 @@ def _split_off(splits: list[str], rows: _Rows, classes: ClassMaps, derivation: D
     if off.count is not None and (small := (sizes > 0) & (sizes <= off.count)).any():
         label = int(small.argmax())
         raise Error(
-            f"--split-off {off} leaves none of the {int(sizes[label]):,} images of class "
+            f"--split-off {off} leaves none of the {plural(int(sizes[label]), 'image')} of class "
             f"{keys.shown(classes.classes[label][0])} in {splits[number]}; hold out fewer, as {off.split}=10%"
         )
 
@@ -283,8 +283,8 @@ def _rename(parents: list[Parent], choice: Choice) -> None:
             choice.renamed[p, split] = np.ones_like(is_twice) if still_meet else is_twice
             total += int(choice.renamed[p, split].sum())
     if total:
-        names = " and ".join(prefixes)
-        choice.notes.append(f"{total:,} images have keys that another directory has, too: {names} go before them")
+        names, has = " and ".join(prefixes), "has a key" if total == 1 else "have keys"
+        choice.notes.append(f"{plural(total, 'image')} {has} that another directory has, too: {names} go before them")
 
 
 def _warn_of_leaks(parents: list[Parent], choice: Choice) -> None:

@@ -18,6 +18,7 @@ from mlpdata.derive.parents import open_parents
 from mlpdata.errors import Error
 from mlpdata.shards import index
 from mlpdata.shards.manifest import Manifest
+from mlpdata.system.format import plural
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _columns(root: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np
     digests = np.concatenate([c["digest"] for c in columns])
     labels = np.concatenate([c["label"] for c in columns]).astype(np.int64)
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= manifest.num_classes:
-        raise Error(f"{root} has labels of more than {manifest.num_classes} classes; convert again")
+        raise Error(f"{root} has labels of more than {plural(manifest.num_classes, 'class')}; convert again")
     return first_rows, digests, labels
 
 

@@ -81,7 +81,9 @@ def read_label_map(given: str | Path, classes: Sequence[str], may_lack: bool = F
         known = set(wnids)
         names = {name: name for name in classes if name in known}
         if not names:
-            raise Error(f"none of the {len(classes):,} classes is in {given}: {given} lists wnids, as {wnids[0]}")
+            raise Error(
+                f"none of the {plural(len(classes), 'class')} is in {given}: {given} lists wnids, as {wnids[0]}"
+            )
         return LabelMap(names=names, classes=wnids, left_out=_left_out(given, names, classes, may_lack))
     path = Path(given)
     if not os.path.isfile(path):  # a long text is no path, which Path.is_file() may raise for
@@ -127,7 +129,7 @@ def _left_out(given: object, names: dict[str, str], classes: Sequence[str], may_
     missing = tuple(name for name in classes if name not in names)
     if missing and not may_lack:
         raise Error(
-            f"{given} does not map {len(missing):,} of the {len(classes):,} classes: {listed(missing, 3)}; add "
+            f"{given} does not map {len(missing):,} of the {plural(len(classes), 'class')}: {listed(missing, 3)}; add "
             "them, or leave their images out with --drop-unmapped"
         )
     return missing

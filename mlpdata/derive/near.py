@@ -122,7 +122,7 @@ def _decoded(
 def all_looks(parts: Iterable[tuple[Parent, str]]) -> Looks:
     """How the images of splits look, one split after the other. Raises Error for damage."""
     parts = list(parts)
-    progress = Progress("looking at images", sum(p.manifest.splits[split].num_samples for p, split in parts), "images")
+    progress = Progress("looking at images", sum(p.manifest.splits[split].num_samples for p, split in parts))
     looks = [split_looks(parent, split, progress) for parent, split in parts]
     progress.finish()
     return Looks(np.concatenate([x.hashes for x in looks]), np.concatenate([x.colours for x in looks]))

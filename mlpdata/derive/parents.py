@@ -187,7 +187,7 @@ def _chosen(parent: Parent, classes: ClassList, derivation: Derivation) -> Class
     if len(set(names)) < len(names):
         raise Error(f"--classes {derivation.classes_file}".rstrip() + " names a class twice")
     if missing := [name for name in names if name not in position]:
-        where = f"of the {len(names):,} classes asked for" if len(names) > 1 else "the class asked for"
+        where = f"of the {plural(len(names), 'class')} asked for" if len(names) > 1 else "the class asked for"
         count = f"lacks {len(missing):,} {where}" if len(names) > 1 else f"lacks {where}"
         raise Error(f"{parent.root} {count}: {keys.listed(missing)}; the first column of its classes.txt has the names")
     label_map = np.full(len(classes), -1, np.int32)

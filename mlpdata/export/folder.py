@@ -25,6 +25,7 @@ from mlpdata.shards.tar import EXTENSIONS
 from mlpdata.sources import keys
 from mlpdata.system.disk import pwrite
 from mlpdata.system.files import write_atomic
+from mlpdata.system.format import plural
 
 MOST_NAME_BYTES = 200  # of a folder or file: 255 is what file systems take
 PIECE_ROWS = 20_000
@@ -49,7 +50,7 @@ class FolderWriter(Writer):
             (folder / split / name).mkdir(parents=True, exist_ok=True)
         if empty := exported.manifest.splits[split].class_counts.count(0):
             say(
-                f"split {split} has no samples of {empty:,} of {len(exported.classes):,} classes, whose folders are "
+                f"split {split} has no samples of {empty:,} of {plural(len(exported.classes), 'class')}: folders are "
                 "written empty, so that labels keep their numbers; give ImageFolder allow_empty=True"
             )
         if not self._ambiguous and self._folders != self._parts:

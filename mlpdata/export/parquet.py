@@ -25,6 +25,7 @@ from mlpdata.shards.manifest import card_path, classes_path
 from mlpdata.sources.credits import credits_of
 from mlpdata.splits import on_hub
 from mlpdata.system.files import replacing, write_atomic
+from mlpdata.system.format import plural
 
 # Images are compressed already.
 COLUMN_OPTIONS: dict[str, Any] = {
@@ -111,7 +112,7 @@ def card_text(writer: ParquetWriter, written: dict[str, list[Written]]) -> str:
 
 # {title}, {manifest.res} px
 
-{total:,} images of {manifest.num_classes:,} classes, at most {manifest.res} pixels a side, from
+{plural(total, "image")} of {plural(manifest.num_classes, "class")}, at most {manifest.res} pixels a side, from
 {printable(manifest.release)}. They were resized by `{manifest.resize}` with the `{manifest.filter}` filter. `label`
 numbers the classes in the order of `classes.txt`, which has their names in the source, too. Samples are shuffled over
 each split.

@@ -13,6 +13,7 @@ from mlpdata.errors import Error
 from mlpdata.shards.files import Count, FileEntry, Sha256
 from mlpdata.shards.text import conform, json_text, parse_json, read_text
 from mlpdata.system.files import write_atomic
+from mlpdata.system.format import plural
 
 FORMAT_VERSION = 1
 
@@ -70,7 +71,7 @@ class ExportRecord:
                 return f"{path} has {size:,} bytes instead of {entry['bytes']:,}"
         unlisted = self.num_files - len(self.files)
         if unlisted and (found := sum(len(names) for s in self.splits for *_, names in os.walk(root / s))) < unlisted:
-            return f"{root} holds {found:,} images instead of {unlisted:,}"
+            return f"{root} holds {plural(found, 'image')} instead of {unlisted:,}"
         return ""
 
 

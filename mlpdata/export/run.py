@@ -41,7 +41,7 @@ from mlpdata.shards.manifest import Manifest, manifest_path, work_path
 from mlpdata.shards.open import open_split
 from mlpdata.shards.text import open_file, read_text
 from mlpdata.system.engines import LocalEngine
-from mlpdata.system.format import format_bytes
+from mlpdata.system.format import format_bytes, format_rate, plural
 from mlpdata.system.progress import Progress
 from mlpdata.system.threads import cores
 
@@ -240,8 +240,8 @@ def _completed(out: ExportDir, record: ExportRecord, started: float, say: Say) -
     seconds, n = time.monotonic() - started, sum(record.splits.values())
     counts = ", ".join(f"{name} {count:,}" for name, count in record.splits.items())
     say(
-        f"done: {n:,} images ({counts}) as {record.format}, {format_bytes(record.num_bytes)} in {out.root}, "
-        f"{seconds:.1f} s, {n / seconds:,.0f} images/s"
+        f"done: {plural(n, 'image')} ({counts}) as {record.format}, {format_bytes(record.num_bytes)} in {out.root}, "
+        f"{seconds:.1f} s, {format_rate(n / seconds)}"
     )
     return record
 
@@ -253,6 +253,6 @@ def _say_plan(out: ExportDir, exported: Exported, needed: int, num_done: int, sa
     how = f"{stored} images of the {format}{'s' if format == 'tar' else ''}"
     if exported.codec != stored:
         how += f", encoded as {exported.codec}" if exported.codec != "raw" else ", decoded"
-    going_on = f"; going on: {num_done:,} pieces are done" if num_done else ""
+    going_on = f"; going on: {plural(num_done, 'piece')} done" if num_done else ""
     total = sum(exported.splits.values())
-    say(f"{options.root} to {out.root}: {total:,} images, {how}, about {format_bytes(needed)}{going_on}")
+    say(f"{options.root} to {out.root}: {plural(total, 'image')}, {how}, about {format_bytes(needed)}{going_on}")

@@ -19,7 +19,7 @@ from mlpdata.choices import CODECS
 from mlpdata.errors import printable_lines
 from mlpdata.loader import jpeg_batch
 from mlpdata.loader.loader import Loader
-from mlpdata.system.format import plural
+from mlpdata.system.format import format_rate, plural
 from mlpdata.system.threads import cores
 
 ENOUGH = 20  # batches, of which one more or less changes a rate by 5%
@@ -84,9 +84,9 @@ def bench(
         return json.dumps(row)
     per_image = int(torch.Size(loader.shape).numel())
     lines = [
-        ("loader", f"{alone:>12,.0f} images/s, {alone * per_image / 1e9:.2f} GB/s of pixels"),
-        ("augment", f"{augmented:>12,.0f} images/s: crop, flip, normalise to bfloat16 at {res} px"),
-        ("both", f"{both:>12,.0f} images/s"),
+        ("loader", f"{format_rate(alone):>21}, {alone * per_image / 1e9:.2f} GB/s of pixels"),
+        ("augment", f"{format_rate(augmented):>21}: crop, flip, normalise to bfloat16 at {res} px"),
+        ("both", f"{format_rate(both):>21}"),
         ("bottleneck", row["bottleneck"]),
         ("tier", loader.tier_reason),
         (

@@ -150,7 +150,7 @@ def _classes(root: Path, manifest: Manifest, names: list[str]) -> dict:
         ranked = np.sort(values)[::-1]
         groups = np.array_split(ranked, min(BARS, len(ranked)))
         means = [float(group.mean()) for group in groups]
-        titles = [f"{int(group.min()):,} to {int(group.max()):,} images" for group in groups]
+        titles = [f"{int(group.min()):,} to {plural(int(group.max()), 'image')}" for group in groups]
         charts.append({
             "split": split, "bars": _bars(means, titles), "top": max(means), "most": int(ranked[0]),
             "least": int(ranked[-1]), "median": float(np.median(ranked)), "num_classes": int((ranked > 0).sum()),
@@ -171,7 +171,7 @@ def _sizes(root: Path, manifest: Manifest) -> dict:
     low, high = int(longer.min()), int(longer.max())
     edges = np.unique(np.geomspace(max(low, 1), high + 1, 41).round().astype(np.int64))
     values = np.histogram(longer, edges)[0] if len(edges) > 1 else np.array([len(longer)])
-    titles = [f"{a:,} to {b - 1:,} px: {n:,} images" for a, b, n in zip(edges, edges[1:], values, strict=False)]
+    titles = [f"{a:,} to {b - 1:,} px: {plural(n, 'image')}" for a, b, n in zip(edges, edges[1:], values, strict=False)]
     return {
         "num_images": len(longer),
         "num_smaller": int(((longer if manifest.resize == "longest" else shorter) < manifest.res).sum()),

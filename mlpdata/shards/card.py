@@ -18,6 +18,7 @@ from mlpdata.shards.tar import EXTENSIONS
 from mlpdata.shards.text import json_text, rounded
 from mlpdata.splits import on_hub
 from mlpdata.system.files import replacing
+from mlpdata.system.format import plural
 
 MAX_CARD_CLASSES = 2000  # a card with 20,000 class names is of no use to anyone and slow to parse
 
@@ -100,13 +101,14 @@ def card(manifest: Manifest, title: str, classes: list[tuple[str, str]]) -> str:
     if manifest.parents:
         lines = "".join(f"    {printable(line)}\n" for line in manifest.lineage)
         lineage = f"\nIt was made of other shard directories, not of the archive:\n\n{lines}"
+    count = f"{plural(total, 'image')} of {plural(manifest.num_classes, 'class')}"
     return f"""---
 {yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=120).strip()}
 ---
 
 # {title}, {manifest.res} px
 
-{total:,} images of {manifest.num_classes:,} classes, resolution {manifest.res}, resized by `{manifest.resize}` with the
+{count}, resolution {manifest.res}, resized by `{manifest.resize}` with the
 `{manifest.filter}` filter, from {printable(manifest.release)}. EXIF orientation is ignored. {fidelity}
 
 | split | samples | skipped | files |
@@ -132,7 +134,7 @@ def _synsets(classes: list[tuple[str, str]]) -> str:
     if not any(WNID.fullmatch(name) for name, _ in classes):
         return ""
     if len(classes) > MAX_CARD_CLASSES:
-        return f"The first column of `classes.txt` has the WordNet ids of the {len(classes):,} classes.\n\n"
+        return f"The first column of `classes.txt` has the WordNet ids of the {plural(len(classes), 'class')}.\n\n"
     rows = [f"| {i} | {_cell(name)} | {_cell(text)} |" for i, (name, text) in enumerate(classes)]
     return "\n".join(["| label | WordNet id | class |", "|---|---|---|", *rows, "", ""])
 

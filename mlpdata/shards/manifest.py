@@ -20,6 +20,7 @@ from mlpdata.errors import Error
 from mlpdata.shards.files import Count, FileEntry, Sha256, check_sizes, local_sizes
 from mlpdata.shards.text import conform, damaged, json_text, parse_json, read_text, shown
 from mlpdata.system.files import write_atomic
+from mlpdata.system.format import plural
 
 FORMAT_VERSION = 1
 FILE_NAME = re.compile(r"\w[\w.-]*")
@@ -225,7 +226,7 @@ class Manifest:
                 raise ValueError(f"split {name} has {min(missing)}, which is not among its files")
             lengths = info.tar_lengths
             if len(lengths) != len(tars) or (self.tar_codec and sum(lengths) != info.num_samples) or 0 in lengths:
-                raise ValueError(f"the tars of split {name} do not add up to its {info.num_samples:,} samples")
+                raise ValueError(f"the tars of split {name} do not add up to its {plural(info.num_samples, 'sample')}")
 
     def save(self, root: Path) -> None:
         """Write `manifest.json`: the act that turns unfinished work into a shard directory."""

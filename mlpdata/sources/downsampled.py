@@ -131,7 +131,7 @@ class Downsampled(Source):
             raise Error(f"{path} has no class {strange[0]!r}: ILSVRC2012 has none of that name")
         self.classes = [(wnid, labels.readable(wnid)) for wnid in wanted]
         self._label_of = np.concatenate(([-1], labels.mapping(labels.clsloc(), wanted))).tolist()  # by label from 1
-        progress = Progress(f"reading {path.name}", len(batches), unit="batches")
+        progress = Progress(f"reading {path.name}", len(batches), unit="batch")
         self._rows = []
         for batch in batches:
             self._rows.append(_locate(batch))

@@ -178,7 +178,7 @@ class Folder(Source):
         missing = sum(file not in names and name in self._labels for file, name in class_of.items())
         folder, warnings = shown(self.path / labelled.below), self._layout.warnings
         if missing:
-            warnings.append(f"{folder} lacks {missing:,} of the {len(class_of):,} files with labels")
+            warnings.append(f"{folder} lacks {missing:,} of the {plural(len(class_of), 'file')} with labels")
         if other and self.class_filter.classes is None:
             classes = {class_of[file] for file in other}
             warnings.append(

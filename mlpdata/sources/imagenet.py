@@ -27,6 +27,7 @@ from mlpdata.sources.imagenet_class import ClassFile, class_text, list_files, se
 from mlpdata.sources.imagenet_listing import ArchiveListing, ClassExtent
 from mlpdata.sources.imagenet_release import recognise
 from mlpdata.sources.imagenet_scan import list_archive, list_directory
+from mlpdata.system.format import plural
 
 UNITS = 256  # an archive is cut into about so many units, within the bounds below
 UNIT_BYTES = (16 << 20, 2 << 30)  # least and most to read for one unit
@@ -125,7 +126,7 @@ class ImageNetTars(Source):
             missing = [name for name in wanted if name not in archive_name]
             if missing:
                 cut = f" (it is cut short: {listing.cut})" if listing.cut else ""
-                count = f"{len(missing)} of the {len(wanted)} classes asked for"
+                count = f"{len(missing)} of the {plural(len(wanted), 'class')} asked for"
                 raise Error(f"{self.path} lacks {count}: {missing[0]}{cut}")
         elif listing.cut:
             raise Error(

@@ -13,6 +13,7 @@ from mlpdata.errors import Error
 from mlpdata.labels import WNID
 from mlpdata.sources import keys
 from mlpdata.sources.imagenet_listing import ArchiveListing, ClassExtent
+from mlpdata.system.format import plural
 
 VAL_NAME = re.compile(r"ILSVRC2012_val_\d{8}\.\w+")  # the names of the val images do not say their class
 SMALL_CLASSES = "imagenet21k_small_classes"  # what ImageNet-21k-P leaves out
@@ -90,7 +91,9 @@ def settle(listing: ArchiveListing, runs: list[Run], tars: list[ClassExtent], pa
         else:
             extents.append(ClassExtent(0, name, split, run.start, run.end, run.images, run.items, False, file))
     if num_small:
-        listing.warnings.append(f"{path}: {num_small:,} images in {SMALL_CLASSES} are left out, as in ImageNet-21k-P")
+        listing.warnings.append(
+            f"{path}: left out, as in ImageNet-21k-P: {plural(num_small, 'image')} in {SMALL_CLASSES}"
+        )
     for folder, rest in unused.items():
         is_test = _is_split(folder) and _split_of(folder) == "test"
         is_data = (folder in with_images and not is_test) or rest[0].file.lower().endswith(ARCHIVE_SUFFIXES)
@@ -142,7 +145,7 @@ def _class_names(class_paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str]
 
 
 def _and_others(count: int) -> str:
-    return f", as do {count - 1:,} files beside it" if count > 1 else ""
+    return f", as do {plural(count - 1, 'file')} beside it" if count > 1 else ""
 
 
 def _is_split(folder: str) -> bool:

@@ -22,6 +22,7 @@ from mlpdata.sources import imagenet_listing
 from mlpdata.sources.files import is_system, looks_like_image
 from mlpdata.sources.imagenet_folders import ARCHIVE_SUFFIXES, VAL_NAME, Run, settle
 from mlpdata.sources.imagenet_listing import ArchiveListing, ClassExtent, class_items
+from mlpdata.system.format import plural
 from mlpdata.system.progress import Progress
 
 FLAT = re.compile(r"(n\d{8})_\w+\.\w+")  # ImageNet's file names begin with their class
@@ -115,7 +116,7 @@ class _Scanner:
         """The listing. Raises Error."""
         blob, listing = self._blob, self._listing
         total = os.stat(blob.path).st_size if blob.compressed else blob.size
-        progress = Progress(f"listing {self._name}", total // 10**6, unit="MB")
+        progress = Progress(f"listing {self._name}", total, "bytes")
         for item in scan(self._read_at, 0, 1 << 62 if blob.compressed else blob.size):
             if isinstance(item, Damage):
                 self._damage.append(item)
@@ -126,12 +127,12 @@ class _Scanner:
                 if item.member is None or not _is_class_tar(item.member.name):
                     continue
                 item = item.member
-            progress.add(item.offset // 10**6 - progress.done)
+            progress.add(item.offset - progress.done)
             self._add(item)
             self._leave_out_damage()
         self._leave_out_damage()
         for folder, count in self._annotations.items():
-            listing.leave_out(f"{folder}/", f"a folder of annotations, with {count:,} files", False)
+            listing.leave_out(f"{folder}/", f"a folder of annotations, with {plural(count, 'file')}", False)
         progress.finish()
         settle(listing, self._runs, self._tars + _estimated(self._probed_tars), blob.path)
         listing.warn_of_images_in_no_class()

@@ -160,7 +160,7 @@ def read_through(
     tars: list[SourceTar], blobs: dict[str, Blob], has_labels: bool, columns: Columns = ANY
 ) -> list[TarContents]:
     """What all tars hold, from every header, and labels where they are asked for; sets the tars' num_samples."""
-    progress = Progress("reading headers", sum(blob.size for blob in blobs.values()) // 10**6, unit="MB")
+    progress = Progress("reading headers", sum(blob.size for blob in blobs.values()), "bytes")
     contents = []
     for tar in tars:
         blob = blobs[tar.name]
@@ -170,7 +170,7 @@ def read_through(
                 contents[-1].add(blob, sample, has_labels)
         blob.close()
         tar.num_samples = contents[-1].num_samples
-        progress.add(blob.size // 10**6)
+        progress.add(blob.size)
     progress.finish()
     return contents
 

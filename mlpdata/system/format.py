@@ -6,14 +6,14 @@ from __future__ import annotations
 def format_bytes(num_bytes: float) -> str:
     """Bytes with a decimal unit, of two digits at least.
 
-    >>> [format_bytes(n) for n in (12, 3_400, 145_000_000, 2_640_397_119, 1.1e12)]
-    ['12 bytes', '3.4 kB', '145 MB', '2.6 GB', '1,100 GB']
+    >>> [format_bytes(n) for n in (1, 12, 3_400, 145_000_000, 2_640_397_119, 1.1e12)]
+    ['1 byte', '12 bytes', '3.4 kB', '145 MB', '2.6 GB', '1,100 GB']
     """
-    unit = "bytes"
+    unit = "byte" if num_bytes == 1 else "bytes"
     for larger in ("kB", "MB", "GB"):
         if num_bytes >= 1000:
             num_bytes, unit = num_bytes / 1000, larger
-    return f"{num_bytes:,.0f} {unit}" if num_bytes >= 10 or unit == "bytes" else f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes:,.0f} {unit}" if num_bytes >= 10 or unit.startswith("byte") else f"{num_bytes:.1f} {unit}"
 
 
 def format_seconds(seconds: float) -> str:
@@ -28,11 +28,25 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
+def format_rate(per_second: float, noun: str = "image") -> str:
+    """How many of a thing a second, with a decimal below ten.
+
+    >>> format_rate(17_849.8), format_rate(1), format_rate(9.96)
+    ('17,850 images/s', '1.0 images/s', '10 images/s')
+    """
+    return f"{per_second:,.{0 if per_second >= 9.95 else 1}f} {inflected(noun)}/s"
+
+
 def plural(number: int, noun: str) -> str:
     """A number and its noun.
 
     >>> plural(1, "epoch"), plural(20, "epoch"), plural(2_000, "step"), plural(2, "class"), plural(0, "batch")
     ('1 epoch', '20 epochs', '2,000 steps', '2 classes', '0 batches')
     """
+    return f"{number:,} {inflected(noun, number)}"
+
+
+def inflected(noun: str, number: int = 2) -> str:
+    """A noun as it stands after a number."""
     ending = "es" if noun.endswith(("s", "x", "tch")) else "s"
-    return f"{number:,} {noun}{'' if number == 1 else ending}"
+    return noun if number == 1 else noun + ending

@@ -7,7 +7,7 @@ import sys
 import time
 
 from mlpdata.errors import printable
-from mlpdata.system.format import format_bytes, format_seconds
+from mlpdata.system.format import format_bytes, format_rate, format_seconds, inflected
 
 PLAIN_EVERY_S = 5.0
 LIVE_EVERY_S = 0.1
@@ -20,13 +20,13 @@ class Progress:
     """Counts samples and bytes, and shows on stderr the share done, the time left, the rate and what was skipped.
 
     total:       samples expected; 0 where nobody knows: the share and the time left are then not shown.
-    unit:        what is counted; "bytes" are shown as MB or GB.
+    unit:        the noun of what is counted; "bytes" are shown as MB or GB.
     total_bytes: where not 0, the share and the time left go by bytes: they are known, and `total` is a guess.
 
     As a context manager it shows the last line at the end, also of work that fails. `Engine.map` keeps it.
     """
 
-    def __init__(self, title: str, total: int, unit: str = "images", quiet: bool = False, total_bytes: int = 0):
+    def __init__(self, title: str, total: int, unit: str = "image", quiet: bool = False, total_bytes: int = 0):
         self.title, self.total, self.unit, self.total_bytes = printable(title), total, unit, total_bytes
         self.done = self.num_bytes = self.skipped = 0
         self._resumed = self._resumed_bytes = 0  # what an earlier run did counts for the share, not for the rate
@@ -77,8 +77,9 @@ class Progress:
     def line(self) -> str:
         """The plain line."""
         share, left_s, rates = self._figures()
-        counts = self._counts(" of ") if self.unit == "bytes" else f"{self._counts(' of ')} {self.unit}"
-        words = [f"{self.title}: {counts}{'' if share is None else f' ({share:.0%})'}"]
+        last = self.total if self._has_total() else self.done
+        noun = "" if self.unit == "bytes" else f" {inflected(self.unit, last)}"
+        words = [f"{self.title}: {self._counts(' of ')}{noun}{'' if share is None else f' ({share:.0%})'}"]
         words += [f"after {format_seconds(self._elapsed_s())}", *rates]
         words += [] if left_s is None else [f"{format_seconds(left_s)} left"]
         return ", ".join([*words, *self._skips()])
@@ -113,7 +114,7 @@ class Progress:
         """
         rate = (self.done - self._resumed) / self._elapsed_s()
         byte_rate = (self.num_bytes - self._resumed_bytes) / self._elapsed_s()
-        rates = [f"{format_bytes(rate)}/s" if self.unit == "bytes" else f"{rate:,.0f} {self.unit}/s"]
+        rates = [f"{format_bytes(rate)}/s" if self.unit == "bytes" else format_rate(rate, self.unit)]
         rates += [f"{format_bytes(byte_rate)}/s"] if self.num_bytes else []
         done, total, speed, step = self.done, self.total if self._has_total() else 0, rate, self._step[0]
         if self.total_bytes:

@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,10 @@ from mlpdata.convert.plan import make_plan
 from mlpdata.convert.sums import Summary
 from mlpdata.convert.workdir import locked
 from mlpdata.datasets import SPECS
+from mlpdata.export.options import ExportOptions
+from mlpdata.export.run import export
+from mlpdata.inspect.info import info
+from mlpdata.inspect.stats import stats
 from mlpdata.inspect.verify import verify
 from mlpdata.shards import beton
 from mlpdata.shards.classes import read_classes
@@ -60,6 +65,17 @@ def tar_samples(root, split):
 
 def decoded(data):
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_one_of_a_thing_is_singular(tmp_path):
+    (tmp_path / "in" / "cat").mkdir(parents=True)
+    (tmp_path / "in" / "cat" / "1.png").write_bytes(encoded(picture(20, 20, 0), "PNG"))
+    root, out = tmp_path / "out", tmp_path / "parquet"
+    _, lines = convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=16, out=root, workers=1)
+    export(ExportOptions(root=root, to="parquet", out=out, quiet=True), lines.append)
+    said = [*lines, info(root), stats(root), (root / "README.md").read_text(), (out / "README.md").read_text()]
+    assert not [found for text in said if (found := re.search(r"\b1 (images|samples|classes|files|pieces)\b", text))]
+    assert lines[-1].startswith("done: 1 image (train 1)") and "1 image of 1 class" in said[-1]
 
 
 @pytest.mark.parametrize("codec", ["raw", "png", "auto"])

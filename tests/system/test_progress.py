@@ -30,7 +30,7 @@ def running(clock):
 
 
 def test_a_plain_line_says_share_time_rate_and_what_was_skipped(running):
-    said = "converting: 500 of 1,000 images (50%), after 1:40 min, 1 images/s, 100 kB/s, 8:20 min left, 4 skipped"
+    said = "converting: 500 of 1,000 images (50%), after 1:40 min, 1.0 images/s, 100 kB/s, 8:20 min left, 4 skipped"
     assert running.line() == said
 
 
@@ -52,8 +52,8 @@ def test_without_a_total_there_is_no_share_and_no_time_left(clock):
     progress = Progress("listing", 0)
     clock[0] = 2.0
     progress.add(10)
-    assert progress.line() == "listing: 10 images, after 2 s, 5 images/s, 0 skipped"
-    assert progress.bar(60) == "listing: 10 [00:02, 5 images/s, 0 skipped]"
+    assert progress.line() == "listing: 10 images, after 2 s, 5.0 images/s, 0 skipped"
+    assert progress.bar(60) == "listing: 10 [00:02, 5.0 images/s, 0 skipped]"
 
 
 def test_a_plain_last_line_is_not_repeated(clock, capsys):
