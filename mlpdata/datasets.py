@@ -28,6 +28,7 @@ class DatasetSpec:
     num_classes: int | None = None  # None: the source tells
     samples: dict[str, int] = field(default_factory=dict)  # split -> official count
     res: int = 64  # pixels a side, unless asked for otherwise
+    native_res: int | None = None  # pixels a side of every original; None: they differ, or the source tells
     archives: tuple[Archive, ...] = ()
     open: Callable[..., Source]  # see open_source; path is None where none is wanted
     wants_path: bool = True
@@ -134,7 +135,7 @@ SPECS = {
             title="CIFAR-10",
             num_classes=10,
             samples={"train": 50_000, "val": 10_000},
-            res=32,
+            res=32, native_res=32,
             archives=(
                 Archive(name="cifar-10-python.tar.gz",
                         url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -150,7 +151,7 @@ SPECS = {
             title="CIFAR-100",
             num_classes=100,
             samples={"train": 50_000, "val": 10_000},
-            res=32,
+            res=32, native_res=32,
             archives=(
                 Archive(name="cifar-100-python.tar.gz",
                         url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
@@ -165,7 +166,7 @@ SPECS = {
             name="tinyimagenet",
             title="TinyImageNet",
             num_classes=200,
-            samples={"train": 100_000, "val": 10_000},
+            samples={"train": 100_000, "val": 10_000}, native_res=64,
             archives=(
                 Archive(name="tiny-imagenet-200.zip", url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
                         num_bytes=248_100_043, md5="90528d7ca1a48142e341f4ef8d21d0de"),
@@ -177,7 +178,7 @@ SPECS = {
             name="stl10",
             title="STL-10",
             num_classes=10,
-            samples={"train": 5_000, "val": 8_000},
+            samples={"train": 5_000, "val": 8_000}, native_res=96,
             archives=(
                 Archive(name="stl10_binary.tar.gz",
                         url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz", num_bytes=2_640_397_119,
@@ -242,8 +243,7 @@ SPECS = {
             num_classes=10,
             samples={"train": 20_000, "val": 2_000},
             res=32,  # that of the demo and its recipe
-            open=_shapes,
-            wants_path=False,
+            open=_shapes, wants_path=False,
         ),
     )
 }  # fmt: skip

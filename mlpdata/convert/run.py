@@ -34,6 +34,7 @@ from mlpdata.convert.stage_parts import (
 from mlpdata.convert.stage_shards import PartsNeeded, WrittenShards, write_shards
 from mlpdata.convert.workdir import abandon, check_space, clean_up, discard_part, locked, prepare, tidy
 from mlpdata.convert.worker import WorkerContext
+from mlpdata.derive.source import ShardSource
 from mlpdata.errors import Error, first_line, lacks_memory
 from mlpdata.shards import remote, upload
 from mlpdata.shards.beton import PAGE_SIZE
@@ -234,6 +235,11 @@ def _say_plan(plan: ConversionPlan, say: Callable[[str], None]) -> None:
 def _say_done(plan: ConversionPlan, manifest: Manifest, totals: Totals, seconds: float, say) -> None:
     if manifest.fidelity:
         say(fidelity_line(manifest.fidelity))
+    if totals.num_enlarged and not plan.spec.native_res and not isinstance(plan.source, ShardSource):
+        say(
+            f"warning: {totals.num_enlarged:,} of {plural(totals.num_samples, 'image')} enlarged to {manifest.res} px, "
+            f"the smallest from {totals.smallest} px; --res {totals.smallest} enlarges none"
+        )
     n, skipped, left_out = totals.num_samples, sum(totals.num_skipped.values()), totals.num_left_out
     num_bytes = sum(entry["bytes"] for entry in manifest.files.values())
     counts = ", ".join(f"{name} {info.num_samples:,}" for name, info in manifest.splits.items())

@@ -143,6 +143,8 @@ class Totals:
     payload_bytes: int  # of all samples, as pixels and encoded
     summary: Summary
     label_map: np.ndarray  # (classes,) the source's label -> the output's; -1 for a class that is left out
+    num_enlarged: int = 0  # images smaller than they are stored
+    smallest: int = 0  # pixels of the shorter side of the smallest of them
 
     @property
     def num_samples(self) -> int:
@@ -171,10 +173,19 @@ def count_parts(plan: ConversionPlan, context: WorkerContext) -> Totals:
             class_counts[split] += np.bincount(rows["label"], minlength=n)
             for column in ("pixels_bytes", "encoded_bytes"):
                 totals.payload_bytes += int(rows[column].sum(dtype=np.int64))
+            _count_enlarged(totals, rows)
     if plan.source.drops_empty_classes:
         is_kept = sum(class_counts.values()) > 0
         totals.label_map = np.where(is_kept, np.cumsum(is_kept) - 1, -1)
     return totals
+
+
+def _count_enlarged(totals: Totals, rows: np.ndarray) -> None:
+    is_enlarged = (rows["width"] > rows["source_width"]) | (rows["height"] > rows["source_height"])
+    if is_enlarged.any():
+        smallest = int(np.minimum(rows["source_width"], rows["source_height"]).min())
+        totals.smallest = min(smallest, totals.smallest or smallest)
+        totals.num_enlarged += int(is_enlarged.sum())
 
 
 def iter_skipped(context: WorkerContext) -> Iterator[dict]:

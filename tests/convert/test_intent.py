@@ -12,8 +12,10 @@ from PIL import Image
 
 from mlpdata import Error
 from mlpdata.convert import run
+from mlpdata.convert.derived import derive
 from mlpdata.convert.options import Options
 from mlpdata.convert.plan import make_plan
+from mlpdata.derive.derivation import Derivation
 from mlpdata.inspect import info, preview, report, stats, verify
 from mlpdata.loader.loader import Loader
 from mlpdata.shards.manifest import Manifest
@@ -33,6 +35,34 @@ def photos(tmp_path):
     make_folder(tmp_path / "photos", per_class=5)
     options = {"dataset": "folder", "source": str(tmp_path / "photos"), "res": 16, "out": tmp_path / "out"}
     return options, tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("resize", "res", "said"),
+    [
+        ("squash", 64, "warning: 4 of 5 images enlarged to 64 px, the smallest from 20 px; --res 20 enlarges none"),
+        ("crop", 30, "warning: 1 of 5 images enlarged to 30 px, the smallest from 20 px; --res 20 enlarges none"),
+        ("squash", 20, None),
+        ("longest", 64, None),  # which leaves smaller images as they are
+    ],
+)
+def test_images_that_are_enlarged_are_warned_of_once(tmp_path, resize, res, said):
+    folder = tmp_path / "photos" / "cat"
+    folder.mkdir(parents=True)
+    for i, (width, height) in enumerate([(20, 90), (40, 40), (70, 50), (60, 90), (64, 64)]):
+        (folder / f"{i}.png").write_bytes(encoded(picture(width, height, i), "PNG"))
+    root = tmp_path / "out"
+    _, lines = convert_quietly(dataset="folder", source=str(folder.parent), resize=resize, res=res, out=root)
+    assert [line for line in lines if "images enlarged" in line] == ([said] if said else [])
+    lines = []
+    derive(Derivation(command="subset", directories=(root,)), tmp_path / "subset", say=lines.append)
+    assert lines and not [line for line in lines if "images enlarged" in line]
+
+
+def test_a_data_set_of_a_known_size_is_enlarged_without_a_warning(tmp_path):
+    make_cifar(tmp_path / "c.tar.gz")
+    _, lines = convert_quietly(dataset="cifar10", source=str(tmp_path / "c.tar.gz"), res=40, out=tmp_path / "out")
+    assert not [line for line in lines if "images enlarged" in line]
 
 
 # --------------------------------------------------------------------------------------- what is there already
