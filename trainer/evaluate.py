@@ -25,6 +25,7 @@ from mlpdata.shards import index
 from mlpdata.shards.classes import distinct_names, read_classes, read_real
 from mlpdata.shards.manifest import Manifest
 from mlpdata.splits import find
+from mlpdata.system.files import check_output
 from mlpdata.system.format import plural
 from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of
 from trainer.data import make_augment
@@ -191,8 +192,7 @@ def _find_split(options: EvalOptions, manifest: Manifest) -> str:
 
 def _check_writable(path: Path) -> None:
     """Raise Error where a file cannot be written: the evaluation before it may take hours."""
-    if path.is_dir():
-        raise Error(f"cannot write {path}: it is a directory")
+    check_output(path)
     if path.suffix.lower() != ".parquet":
         raise Error(f"predictions are a parquet file: call it {path.with_suffix('.parquet')}, not {path}")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):

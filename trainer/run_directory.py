@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlpdata.errors import Error, first_line
-from mlpdata.system.files import replacing
+from mlpdata.system.files import make_folder, replacing
 
 LOCK, CURVE = "lock", "curve.png"
 MAX_RUNS = 10_000  # of one name
@@ -26,7 +26,7 @@ def create(runs: Path, name: str) -> tuple[Path, Callable[[], None]]:
     Returns the directory and the function that unlocks it. Raises Error.
     """
     with write_errors(runs):
-        runs.mkdir(parents=True, exist_ok=True)
+        make_folder(runs)
     for number in range(_last_number(runs, name) + 1, MAX_RUNS):
         folder = runs / (name if number == 1 else f"{name}-{number}")
         with write_errors(folder), contextlib.suppress(FileExistsError):  # another trainer was first

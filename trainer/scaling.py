@@ -20,6 +20,7 @@ from scipy.optimize import least_squares
 from scipy.stats import norm, t
 
 from mlpdata.errors import Error, first_line, printable
+from mlpdata.system.files import check_output
 from trainer.report import read_metrics
 from trainer.run_directory import write_file
 
@@ -196,6 +197,7 @@ def _interval(low: float, high: float, digits: int = 3) -> str:
 
 def run(runs: list[Path], out: Path) -> str:
     """Fit the runs and draw them to `out`; returns the report. Raises Error."""
+    check_output(out)
     points = [read_point(Path(r)) for r in runs]
     law = fit(np.array([p.compute for p in points]), np.array([p.error for p in points]))
     text = describe(points, law)

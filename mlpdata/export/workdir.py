@@ -22,7 +22,7 @@ from pathlib import Path
 from mlpdata.errors import Error
 from mlpdata.export.record import is_export, load_record, record_path
 from mlpdata.export.writer import Exported, Piece, Written
-from mlpdata.system.files import file_in_the_way, replacing, sync_dir, write_atomic
+from mlpdata.system.files import in_the_way, replacing, sync_dir, write_atomic
 from mlpdata.system.format import format_bytes
 
 ANOTHER = "choose another -o, or delete it"
@@ -49,8 +49,8 @@ def check_place(out: ExportDir, source: Path) -> None:
         raise Error(f"-o {out.root} lies in {source}, the directory to export; choose a folder outside it")
     if root in here.parents:
         raise Error(f"-o {out.root} holds {source}, the directory to export; choose another folder")
-    if file := file_in_the_way(out.root):
-        raise Error(f"{file} is a file; choose another -o")
+    if found := in_the_way(out.root):
+        raise Error(f"{found}; choose another -o")
     is_ours = is_export(out.root) or is_export(out.work)
     if out.root.is_dir() and not is_ours and any(path != out.work for path in out.root.iterdir()):
         raise Error(f"{out.root} is not empty and not an export of mlpdata; {ANOTHER}")

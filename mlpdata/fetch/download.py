@@ -15,7 +15,7 @@ from pathlib import Path
 from mlpdata.errors import Error
 from mlpdata.fetch.login import Login
 from mlpdata.fetch.transfer import Access, RemoteFile, forget, part_path, transfer
-from mlpdata.system.files import sync_dir
+from mlpdata.system.files import make_folder, sync_dir
 from mlpdata.system.progress import Progress
 
 Say = Callable[[str], None]  # is told what goes on, a line at a time
@@ -37,7 +37,7 @@ def fetch(
     if file.urls:
         login.session(file.urls[0]).close()  # a login that cannot be read is no matter of mirrors
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with exclusive(folder / f".{file.name}.lock", say):
             if path.exists():
                 _check(path, file, f"{path} is there, but", quiet)

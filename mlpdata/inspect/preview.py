@@ -15,7 +15,7 @@ from mlpdata.inspect.samples import ClassSamples, draw_samples, open_loader
 from mlpdata.loader.loader import Loader
 from mlpdata.loader.subset import class_numbers
 from mlpdata.shards.classes import read_classes
-from mlpdata.system.files import check_output
+from mlpdata.system.files import check_output, make_folder
 from mlpdata.system.format import plural
 
 ROWS, COLUMNS = 10, 8
@@ -47,7 +47,7 @@ def preview(
     samples = draw_samples(loader, numbers, COLUMNS, augment, seed)
     sheet = _sheet(samples, f"{_title(loader)}{which}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         sheet.save(out, "PNG")
     except OSError as e:
         raise Error(f"cannot write {out}: {e.strerror or e}") from None

@@ -32,7 +32,7 @@ from mlpdata.shards import index
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.manifest import Manifest, Skipped, skipped_path
 from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json
-from mlpdata.system.files import check_output, write_atomic
+from mlpdata.system.files import check_output, make_folder, write_atomic
 from mlpdata.system.format import format_bytes, plural
 
 CLASSES, PER_CLASS = 10, 7  # pictures of samples
@@ -99,7 +99,7 @@ def report(
     }
     page = _environment().get_template("report.html").render(values)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         write_atomic(out, page.encode("utf-8", "backslashreplace"))
     except OSError as e:
         raise Error(f"cannot write {out}: {e.strerror or e}") from None

@@ -27,7 +27,7 @@ from mlpdata.fetch.storage import StorageFile, storage_errors
 from mlpdata.shards.files import FileEntry, local_sizes
 from mlpdata.shards.manifest import Manifest, manifest_path
 from mlpdata.shards.text import MAX_TEXT_BYTES
-from mlpdata.system.files import sync_dir
+from mlpdata.system.files import make_folder, sync_dir
 from mlpdata.system.format import format_bytes, plural
 
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
@@ -56,7 +56,7 @@ def local_copy(root: str | Path, say: Say = lambda line: None) -> Path:
     folder = folder_of(store, manifest, "shards")
     try:
         if not manifest_path(folder).exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             with exclusive(folder.with_name(f".{folder.name}.lock"), say):
                 if not manifest_path(folder).exists():
                     _copy(store, manifest, folder, say)

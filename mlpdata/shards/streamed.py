@@ -20,7 +20,7 @@ from mlpdata.shards.manifest import Manifest, manifest_path
 from mlpdata.shards.tar_cache import TarCache
 from mlpdata.shards.tar_room import opened, stamp_of
 from mlpdata.shards.text import read_text
-from mlpdata.system.files import write_atomic
+from mlpdata.system.files import make_folder, write_atomic
 from mlpdata.system.format import format_bytes
 
 ORIGIN = ".origin"  # the file that holds the address
@@ -68,7 +68,7 @@ def _why_no_copy(store: remote.Store, text: bytes, manifest: Manifest, cache_byt
     if manifest_path(copy).exists():
         return ""
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(copy.parent)
         free = shutil.disk_usage(copy.parent).free
     except OSError as e:
         raise Error(f"cannot keep {store.where} in {copy.parent}: {e.strerror or e}") from None
@@ -87,7 +87,7 @@ def _folder_of(store: remote.Store, text: bytes, manifest: Manifest, say: remote
     folder = remote.folder_of(store, text, "stream")
     files = {name: e for name, e in manifest.files.items() if not name.endswith((".tar", ".beton"))}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with opened(folder), exclusive(folder.with_name(f".{folder.name}.fetch.lock"), say):
             for name, entry in files.items():
                 if not _is_unchanged(folder / name, entry):

@@ -17,6 +17,7 @@ from mlpdata.fetch.official import download_folder
 from mlpdata.shards.files import FileEntry, check_sizes
 from mlpdata.shards.manifest import Manifest, manifest_path, work_path
 from mlpdata.shards.remote import ObjectStore, Say, normal
+from mlpdata.system.files import make_folder
 from mlpdata.system.format import format_bytes, plural
 from mlpdata.system.progress import Progress
 
@@ -53,7 +54,7 @@ def staged(url: str, say: Say) -> Iterator[Path]:
     elif not folder.exists() and not journal.exists() and store.sizes():
         raise Error(f"{store.where} is not empty and not a conversion of mlpdata; choose another --out")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         yield folder
     except Error as e:
         if finished:

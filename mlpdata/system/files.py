@@ -40,17 +40,42 @@ def write_atomic(path: Path, data: bytes) -> None:
         f.write(data)
 
 
-def file_in_the_way(folder: Path) -> Path | None:
-    """What keeps a folder from being made: the nearest of it and its parents that exists and is not a folder."""
-    return next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+def in_the_way(folder: Path) -> str:
+    """What keeps a folder from being made, as "PATH is a file": the nearest of it and its parents that is no folder."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            return f"{path} is a file"
+        if link := _broken_link(path):
+            return f"{path} is {link}"
+    return ""
+
+
+def _broken_link(path: Path) -> str:
+    return (
+        f"a symbolic link to {os.readlink(path)}, which does not exist"
+        if path.is_symlink() and not path.exists()
+        else ""
+    )
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, where they are not there. Raises Error for what is in the way, or OSError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        if found := in_the_way(path):
+            raise Error(f"cannot make the folder {path}: {found}") from None
+        raise
 
 
 def check_output(path: Path) -> None:
-    """Raise Error, before the work, where a folder has the name of a file to write, or a file that of its folder."""
+    """Raise Error, before the work, where something has the name of a file to write, or of a folder that it lies in."""
     if path.is_dir():
         raise Error(f"cannot write {path}: it is a folder")
-    if file := file_in_the_way(path.parent):
-        raise Error(f"cannot write {path}: {file} is a file, not a folder")
+    if link := _broken_link(path):
+        raise Error(f"cannot write {path}: it is {link}")
+    if found := in_the_way(path.parent):
+        raise Error(f"cannot write {path}: {found}, not a folder")
 
 
 def sync_dir(path: Path) -> None:
