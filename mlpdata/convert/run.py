@@ -64,8 +64,8 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
             raise Error(
                 f"--out {options.out}: --overwrite works on local directories only; delete it, or choose another --out"
             )
-        with upload.staged(str(options.out), say) as folder:
-            return convert(replace(options, out=folder), say)
+        with upload.staged(str(options.out), say) as (folder, say_here):
+            return convert(replace(options, out=folder), say_here)
     started = time.monotonic()
     with _one_line(
         "stopped before anything was written",

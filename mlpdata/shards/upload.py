@@ -34,12 +34,12 @@ SHARD_FILES = (
 
 
 @contextlib.contextmanager
-def staged(url: str, say: Say) -> Iterator[Path]:
+def staged(url: str, say: Say) -> Iterator[tuple[Path, Say]]:
     """A local directory to convert into, which is uploaded to `url` when it is finished, and removed.
 
-    A finished conversion at `url` already stands in the directory as its manifest, so that the same options find
-    nothing to do and others are refused. The same command goes on after an interruption, of the conversion or of the
-    upload. Raises Error.
+    With it comes the `say` of the conversion: that it is done is said when it is, of the URL. A finished conversion at
+    `url` already stands in the directory as its manifest, so that the same options find nothing to do and others are
+    refused. The same command goes on after an interruption, of the conversion or of the upload. Raises Error.
     """
     if hub.is_repository(url):
         raise Error(f"--out {url}: convert to a local directory, then `mlpdata push` it")
@@ -48,24 +48,42 @@ def staged(url: str, say: Say) -> Iterator[Path]:
     store = ObjectStore(url)
     folder = download_folder() / "staging" / store.name
     journal = folder.with_name(f"{folder.name}.uploaded")
-    finished = store.exists(manifest_path(folder).name)
+    finished, done = store.exists(manifest_path(folder).name), []
+
+    def renamed(text: str) -> str:
+        """A text about the directory as one about the URL, whose conversions --overwrite does not replace."""
+        for ours, theirs in (
+            (str(folder), store.where),
+            (", delete that directory, or say --overwrite", " or delete it"),
+            (", --overwrite makes it again", ""),
+        ):
+            text = text.replace(ours, theirs)
+        return text
+
+    def say_here(line: str) -> None:
+        if line.startswith("done: "):
+            done.append(renamed(line))
+        else:
+            say(renamed(line) if finished else line)
+
     if finished:
         _stand_in(store, folder)
     elif not folder.exists() and not journal.exists() and store.sizes():
         raise Error(f"{store.where} is not empty and not a conversion of mlpdata; choose another --out")
     try:
         make_folder(folder.parent)
-        yield folder
+        yield folder, say_here
     except Error as e:
         if finished:
             shutil.rmtree(folder)
-            said = str(e).replace(str(folder), store.where)
-            raise Error(said.replace(", delete that directory, or say --overwrite", " or delete it")) from None
+            raise Error(renamed(str(e))) from None
         raise
     if not finished:
         _upload(store, folder, journal, say)
     shutil.rmtree(folder)
     journal.unlink(missing_ok=True)
+    for line in done:
+        say(line)
 
 
 def _stand_in(store: ObjectStore, folder: Path) -> None:

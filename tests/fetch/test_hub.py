@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from servers import HubServer, cut, stall, status
 
 import mlpdata
 from mlpdata import Error, labels
+from mlpdata.convert.options import Options
+from mlpdata.convert.run import convert
 from mlpdata.shards import remote, upload
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import cifar, parquet_files
@@ -467,12 +470,16 @@ def test_convert_list_and_train_with_object_storage(s3, tmp_path, monkeypatch):
     options = {"dataset": "shapes", "res": 16, "workers": 1, "limit": 300, "shard_size": 100}
     local, _ = convert_quietly(out=tmp_path / "local", **options)
     there = {**options, "out": "s3://bucket/shards/a"}
-    convert_quietly(**there)
+    said = convert_quietly(**there)[1]
+    assert said[-2].startswith("uploaded ") and said[-2].endswith(" to s3://bucket/shards/a")
+    assert re.fullmatch(r"done: 600 images .* in s3://bucket/shards/a, [\d.]+ s, [\d,.]+ images/s", said[-1])
     listed = {o["Key"].removeprefix("shards/a/"): o["Size"] for o in s3.list_objects(Bucket="bucket")["Contents"]}
     assert listed == {p.name: p.stat().st_size for p in (tmp_path / "local").iterdir()}
     assert not list((tmp_path / "home" / "staging").iterdir())
     again, lines = convert_quietly(**there)
-    assert again == local and any("already holds exactly this: nothing to do" in line for line in lines)
+    assert again == local and lines == [
+        "s3://bucket/shards/a already holds exactly this: nothing to do (`mlpdata verify` reads every byte)"
+    ]
     with pytest.raises(Error, match="s3://bucket/shards/a holds another conversion"):
         convert_quietly(**there, seed=1)
     taken = s3.get_object(Bucket="bucket", Key="shards/a/train.beton")["Body"].read()
@@ -536,10 +543,15 @@ def test_an_upload_that_failed_goes_on(s3, tmp_path, monkeypatch):
     options = {"dataset": "shapes", "res": 16, "workers": 1, "limit": 200, "out": "s3://bucket/again"}
     names = []
     count_uploads(monkeypatch, names, dies_after=3)
+    said = []
     with pytest.raises(Error, match="the line is dead"):
-        convert_quietly(**options)
+        convert(Options(**options, quiet=True), said.append)
+    assert not [line for line in said if line.startswith("done")]
     count_uploads(monkeypatch, names)
-    convert_quietly(**options)
+    said = convert_quietly(**options)[1]
+    assert said[-1].endswith("to s3://bucket/again") and said[0].startswith(
+        f"{tmp_path}/staging/s3--bucket--again already"
+    )
     assert len(names) == len(set(names)) and names[-1] == "manifest.json"
     assert not list((tmp_path / "staging").iterdir())
 
