@@ -139,7 +139,8 @@ def merge(directories, classes, splits, out, **options):
     required=True,
     metavar="FILE|LIST",
     help="File with one class per line: old name, TAB or comma, new name. Or a published list: cifar100-coarse, "
-    "fall11, fall11-p, winter21-p, ilsvrc2012, ...",
+    "fall11, fall11-p, winter21-p, ilsvrc2012, ... Lines for classes that the directory lacks have no effect and are "
+    "listed.",
 )
 @click.option("--drop-unmapped", is_flag=True, help="Leave out classes that the map lacks.")
 @output_options

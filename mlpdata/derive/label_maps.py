@@ -53,7 +53,8 @@ class LabelMap:
 
     names: dict[str, str]  # old name -> new name, in the old label order
     classes: tuple[str, ...]  # the new names in label order; of a published list all, with images or without
-    left_out: tuple[str, ...] = ()  # old names that are not in the published list, in the old label order
+    left_out: tuple[str, ...] = ()  # old names that the map lacks, in the old label order
+    absent: tuple[str, ...] = ()  # names that a file maps and the directory does not have: those lines have no effect
 
 
 def read_label_map(given: str | Path, classes: Sequence[str], may_lack: bool = False) -> LabelMap:
@@ -63,8 +64,8 @@ def read_label_map(given: str | Path, classes: Sequence[str], may_lack: bool = F
              in CSV) and new name. A file named like one of NAMES is given as `./NAME`.
     classes: the directory's, by their names in the source, in label order.
     may_lack: a class that the map lacks is left out.
-    Raises Error for a file that cannot be read as a map, names a class twice or an unknown one, and for a map that
-    lacks classes or has none of them.
+    Raises Error for a file that cannot be read as a map or names a class twice, and for a map that lacks classes or has
+    none of them.
 
     >>> read_label_map("cifar100-coarse", ["apple", "wolf", "pear"]).names
     {'apple': 'fruit_and_vegetables', 'wolf': 'large_carnivores', 'pear': 'fruit_and_vegetables'}
@@ -81,9 +82,7 @@ def read_label_map(given: str | Path, classes: Sequence[str], may_lack: bool = F
         known = set(wnids)
         names = {name: name for name in classes if name in known}
         if not names:
-            raise Error(
-                f"none of the {plural(len(classes), 'class')} is in {given}: {given} lists wnids, as {wnids[0]}"
-            )
+            raise Error(f"none of the directory's classes is in {given}: {given} lists wnids, as {wnids[0]}")
         return LabelMap(names=names, classes=wnids, left_out=_left_out(given, names, classes, may_lack))
     path = Path(given)
     if not os.path.isfile(path):  # a long text is no path, which Path.is_file() may raise for
@@ -136,11 +135,9 @@ def _left_out(given: object, names: dict[str, str], classes: Sequence[str], may_
 
 
 def _checked(path: Path, pairs: list[tuple[str, str]], classes: Sequence[str], may_lack: bool) -> LabelMap:
-    known, names = spellings(classes), {}
+    names: dict[str, str] = {}
+    known = spellings(classes)
     for old, new in ((known.get(old, old), new) for old, new in pairs):
-        if old not in known:
-            example = f" ({shown(classes[0])} is one)" if classes else ""
-            raise Error(f"{path} maps {shown(old)!r}, which is no class of the directory{example}; correct the map")
         if old in names:
             raise Error(f"{path} maps {shown(old)!r} twice; remove one of the lines")
         if not new or not new.isprintable():
@@ -148,6 +145,13 @@ def _checked(path: Path, pairs: list[tuple[str, str]], classes: Sequence[str], m
         names[old] = new
     if not names:
         raise Error(f"{path} maps no class; write a line for a class: old name, TAB, new name")
-    left_out = _left_out(path, names, classes, may_lack)
     ordered = {name: names[name] for name in classes if name in names}
-    return LabelMap(names=ordered, classes=tuple(dict.fromkeys(names.values())), left_out=left_out)
+    if not ordered:
+        example = f" ({shown(classes[0])} is one)" if classes else ""
+        raise Error(
+            f"{path} maps no class of the directory{example}: it maps {listed(list(names), 3)}; correct the map"
+        )
+    left_out = _left_out(path, names, classes, may_lack)
+    absent = tuple(name for name in names if name not in ordered)
+    new_names = dict.fromkeys(new for old, new in names.items() if old in ordered)
+    return LabelMap(names=ordered, classes=tuple(new_names), left_out=left_out, absent=absent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +136,8 @@ class ClassMaps:
 
     classes: ClassList
     maps: list[np.ndarray]  # of each parent, (its classes,) int32: the new label; -1 for a class that is left out
-    notes: list[str]  # for the user
+    notes: list[str]  # for the user; so are the warnings
+    warnings: list[str] = field(default_factory=list)
 
 
 def class_maps(parents: list[Parent], derivation: Derivation) -> ClassMaps:
@@ -209,6 +210,9 @@ def _renamed(parent: Parent, classes: ClassList, derivation: Derivation) -> Clas
     notes = [f"{plural(len(found.names), 'class')} to {plural(len(set(found.names.values())), 'new one')}"]
     if found.left_out:
         notes.append(f"left out, not in --map: {plural(len(found.left_out), 'class')}: {keys.listed(found.left_out)}")
-    return ClassMaps(
-        [(name, readable.get(name) or labels.readable(name)) for name in found.classes], [label_map], notes
-    )
+    warnings = []
+    if found.absent:
+        lines = plural(len(found.absent), "line")
+        warnings = [f"no effect of {lines} of --map, for {parent.name} has no such class: {keys.listed(found.absent)}"]
+    new_classes = [(name, readable.get(name) or labels.readable(name)) for name in found.classes]
+    return ClassMaps(new_classes, [label_map], notes, warnings)

@@ -86,7 +86,7 @@ class ShardSource(Source):
         self.keeps_sums = self._keeps_sums()
         self._lists = [self._lists_skipped(p) for p in range(len(self.parents))]
         self.notes = (*class_list.notes, *self.choice.notes, *self._not_listed(), *self._not_resized())
-        self.warnings = (*self.choice.warnings, *self._enlarged())
+        self.warnings = (*class_list.warnings, *self.choice.warnings, *self._enlarged())
 
     # -------------------------------------------------------------------------------------------- what stays the same
 

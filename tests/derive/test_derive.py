@@ -329,8 +329,9 @@ def test_the_name_of_a_directory_may_be_part_of_keys_already(tmp_path):
 def test_classes_get_other_names(tmp_path, small_dir):
     names = [name for name, _ in read_classes(small_dir)]
     lines = [f"{name}\t{'odd' if i % 2 else 'even'}\n" for i, name in enumerate(names)]
-    (tmp_path / "map").write_text("".join(lines))
-    manifest = make("relabel", small_dir, out=tmp_path / "a", label_map=tmp_path / "map")
+    (tmp_path / "map").write_text("".join(["wolf\tnone\n", *lines]))
+    manifest = make("relabel", small_dir, out=tmp_path / "a", label_map=tmp_path / "map", said=(said := []))
+    assert f"warning: no effect of 1 line of --map, for {small_dir.name} has no such class: wolf" in said
     assert read_classes(tmp_path / "a") == [("even", "even"), ("odd", "odd")]
     old = rows(small_dir, "val")
     assert rows(tmp_path / "a", "val") == {key: (label % 2, digest) for key, (label, digest) in old.items()}

@@ -41,7 +41,9 @@ def test_old_names_may_be_written_as_in_classes_txt(tmp_path):
     [
         ("cat\ta\n", r"does not map 2 of the 3 classes: dog, red, green; add"),
         ("cat\ta\ncat\tb\n", r"maps 'cat' twice"),
-        ("Cat\ta\n", r"maps 'Cat', which is no class of the directory \(cat is one\)"),
+        ("Cat\ta\nwolf\tb\n", r"maps no class of the directory \(cat is one\): it maps Cat, wolf; correct the map"),
+        ("Cat\ta\ncat\tb\n", r"does not map 2 of the 3 classes: dog, red, green; add"),
+        ("Cat\ta\ncat\tb\nCat\tc\n", r"maps 'Cat' twice"),
         ("cat\n", r"is no map: 'cat': 1 name in a line"),
         ("cat,a\ndog,a,b\n", r"is no map: 'dog, a, b': 3 names"),
         ('cat,"a\n', r"is no map: unexpected end of data"),
@@ -61,6 +63,14 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path, text, message):
     with pytest.raises(Error, match=message) as raised:
         read_label_map(path, CLASSES)
     assert "\n" not in str(raised.value)
+
+
+def test_lines_for_classes_that_are_absent_have_no_effect(tmp_path):
+    path = tmp_path / "map"
+    path.write_text("wolf\twild\ncat\tpet\ndog\tpet\nred, green\tcolour\nlynx\twild\n")
+    found = read_label_map(path, CLASSES)
+    assert found.classes == ("pet", "colour") and found.absent == ("wolf", "lynx") and not found.left_out
+    assert read_label_map(path, ["cat"]).classes == ("pet",)
 
 
 def test_no_map_of_that_name(tmp_path):
@@ -91,5 +101,5 @@ def test_a_published_list_keeps_its_own_order(name):
     found = read_label_map(name, [wnids[7], "cat", wnids[3]], may_lack=True)
     assert found.classes == wnids and found.left_out == ("cat",)
     assert found.names == {wnids[7]: wnids[7], wnids[3]: wnids[3]}
-    with pytest.raises(Error, match=f"none of the 1 classes is in {name}"):
+    with pytest.raises(Error, match=f"none of the directory's classes is in {name}"):
         read_label_map(name, ["cat"])
