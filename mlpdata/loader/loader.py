@@ -168,7 +168,8 @@ class Loader:
             return _read_only(self._tier.rgb().cpu().numpy()), self.labels
         pixels = mapped_pixels(self._reader) if self._selection.ids is None else None
         if pixels is None:
-            pixels = load_pixels(self._reader, self._selection.all_ids, torch.device("cpu"), "rgb")[0].numpy()
+            host = torch.device("cpu")
+            pixels = load_pixels(self._reader, self._selection.all_ids, host, "rgb", self.rank > 0)[0].numpy()
         return _read_only(pixels), self.labels
 
     def read(self, ids: np.ndarray) -> np.ndarray:

@@ -117,12 +117,13 @@ class Pinned(HostTier):
     """
 
     def __init__(
-        self, reader: Reader, selection: Selection, device: torch.device, pixels: Pixels = "rgb", num_resident: int = 0
-    ):
+        self, reader: Reader, selection: Selection, device: torch.device, pixels: Pixels = "rgb", num_resident: int = 0,
+        quiet: bool = False,
+    ):  # fmt: skip
         super().__init__(reader, selection, device, pixels)
         self.num_resident = num_resident
-        self.resident = load_pixels(reader, selection.all_ids[:num_resident], device, pixels)
-        self.stores = load_pixels(reader, selection.all_ids[num_resident:], torch.device("cpu"), pixels)
+        self.resident = load_pixels(reader, selection.all_ids[:num_resident], device, pixels, quiet)
+        self.stores = load_pixels(reader, selection.all_ids[num_resident:], torch.device("cpu"), pixels, quiet)
 
     def _fills(self, steps: EpochSteps) -> Iterator[tuple[np.ndarray, Fill]]:
         for step in steps.range:

@@ -18,10 +18,12 @@ from mlpdata.loader.options import Pixels
 from mlpdata.loader.order import EpochSteps
 from mlpdata.loader.reader import Reader
 from mlpdata.loader.subset import Selection
+from mlpdata.system.progress import Progress
 from mlpdata.system.threads import WaitClock
 
 LOAD_BYTES = 64 << 20  # of pixels read at a time
 NUM_ROWS = 1 << 16  # row numbers sent to a GPU at a time
+SHOW_AFTER_S = 3.0  # seconds of reading, after which a progress line shows
 
 
 class Resident:
@@ -29,9 +31,9 @@ class Resident:
 
     blocks = None  # its order is one of samples, not of blocks
 
-    def __init__(self, reader: Reader, selection: Selection, device: torch.device, pixels: Pixels):
+    def __init__(self, reader: Reader, selection: Selection, device: torch.device, pixels: Pixels, quiet: bool = False):
         self.device, self.pixels = device, pixels
-        self.stores = load_pixels(reader, selection.all_ids, device, pixels)
+        self.stores = load_pixels(reader, selection.all_ids, device, pixels, quiet)
         self._labels = torch.from_numpy(selection.labels).to(device)
         self._ids = None if selection.ids is None else torch.from_numpy(selection.ids).to(device)
         self._buffers = BufferPool() if device.type == "cpu" else None
@@ -79,10 +81,13 @@ def batch_of(planes: list[torch.Tensor], labels: torch.Tensor, ids: torch.Tensor
     return Batch(planes[0], labels, ids, chroma=planes[1] if len(planes) > 1 else None)
 
 
-def load_pixels(reader: Reader, ids: np.ndarray, device: torch.device, pixels: Pixels) -> list[torch.Tensor]:
+def load_pixels(
+    reader: Reader, ids: np.ndarray, device: torch.device, pixels: Pixels, quiet: bool = False
+) -> list[torch.Tensor]:
     """Read samples to a device, as the planes of `plane_shapes` with a first dimension of len(ids).
 
-    Reads LOAD_BYTES at a time: a GPU may have more free memory than the host.
+    Reads LOAD_BYTES at a time: a GPU may have more free memory than the host. quiet: no progress line, which else shows
+    where it takes its time.
     """
     stores = [empty_store((len(ids), *shape), device) for shape in plane_shapes(reader.shape, pixels)]
     converts = pixels == "ycc420" and not reader.has_coded_planes  # from RGB, on the device
@@ -92,14 +97,16 @@ def load_pixels(reader: Reader, ids: np.ndarray, device: torch.device, pixels: P
         torch.empty((min(step, len(ids)), *shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
         for shape in ([] if in_place else plane_shapes(reader.shape, "rgb" if converts else pixels))
     ]
-    for first in range(0, len(ids), step):
-        rows = slice(first, min(first + step, len(ids)))
-        planes = [store[rows] for store in stores] if in_place else [s[: rows.stop - first] for s in staging]
-        reader.read(ids[rows], *(plane.numpy() for plane in planes))
-        if not in_place:
-            planes = [plane.to(device) for plane in planes]  # waits for the copy, so the staging buffers are free again
-            for store, plane in zip(stores, to_ycc420(planes[0]) if converts else planes, strict=True):
-                store[rows] = plane
+    with Progress("loading", len(ids), quiet=quiet, after_s=SHOW_AFTER_S) as progress:
+        for first in range(0, len(ids), step):
+            rows = slice(first, min(first + step, len(ids)))
+            planes = [store[rows] for store in stores] if in_place else [s[: rows.stop - first] for s in staging]
+            reader.read(ids[rows], *(plane.numpy() for plane in planes))
+            if not in_place:
+                planes = [plane.to(device) for plane in planes]  # waits for the copy: the staging buffers are free
+                for store, plane in zip(stores, to_ycc420(planes[0]) if converts else planes, strict=True):
+                    store[rows] = plane
+            progress.add(rows.stop - first)
     return stores
 
 

@@ -70,11 +70,12 @@ def open_tier(
     elif options.pixels == "ycc420":
         which = "images of even height and width" if any(n % 2 for n in reader.shape[:2]) else "JPEGs in 4:2:0"
         reason += f"; only {which} are streamed as ycc420 (with mlpdata[turbo]), these stay RGB"
+    quiet = options.rank > 0  # the progress line of one process is enough
     try:
         if plan.tier == "resident":
-            return Resident(reader, selection, device, plan.pixels), plan, reason
+            return Resident(reader, selection, device, plan.pixels, quiet), plan, reason
         if plan.tier in ("split", "pinned"):
-            return Pinned(reader, selection, device, plan.pixels, plan.num_resident), plan, reason
+            return Pinned(reader, selection, device, plan.pixels, plan.num_resident, quiet), plan, reason
     except (torch.OutOfMemoryError, MemoryError) as e:
         raise Error(
             f"the memory is not enough for the pixels ({first_line(e):.120}); load with tier='stream', or "

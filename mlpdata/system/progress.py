@@ -22,11 +22,15 @@ class Progress:
     total:       samples expected; 0 where nobody knows: the share and the time left are then not shown.
     unit:        the noun of what is counted; "bytes" are shown as MB or GB.
     total_bytes: where not 0, the share and the time left go by bytes: they are known, and `total` is a guess.
+    after_s:     nothing is shown of work that takes no longer.
 
     As a context manager it shows the last line at the end, also of work that fails. `Engine.map` keeps it.
     """
 
-    def __init__(self, title: str, total: int, unit: str = "image", quiet: bool = False, total_bytes: int = 0):
+    def __init__(
+        self, title: str, total: int, unit: str = "image", quiet: bool = False, total_bytes: int = 0,
+        after_s: float = 0.0,
+    ):  # fmt: skip
         self.title, self.total, self.unit, self.total_bytes = printable(title), total, unit, total_bytes
         self.done = self.num_bytes = self.skipped = 0
         self._resumed = self._resumed_bytes = 0  # what an earlier run did counts for the share, not for the rate
@@ -34,7 +38,8 @@ class Progress:
         self._quiet = quiet or sys.stderr is None
         self._start = self._last_add = time.monotonic()
         self._step = (0, 0)  # (samples, bytes) of the last `add`
-        self._next = self._start + (SHOW_AFTER_S if self._live else PLAIN_EVERY_S)
+        self._next = self._start + max(after_s, SHOW_AFTER_S if self._live else PLAIN_EVERY_S)
+        self._end_from = self._start + max(after_s, 1.0)
         self._shown = False
         self._shown_done = -1
 
@@ -65,7 +70,7 @@ class Progress:
         """Show the last line, where any was shown before or the work took its time; a plain one once only."""
         if not self._live and self._shown_done == self.done == self.total:
             return
-        if self._shown or time.monotonic() - self._start > 1:
+        if self._shown or time.monotonic() > self._end_from:
             self._show("", "\n")
 
     def __enter__(self) -> Progress:

@@ -19,7 +19,7 @@ from PIL import Image
 import mlpdata
 from mlpdata import Error
 from mlpdata.datasets import SPECS
-from mlpdata.export import run, workdir
+from mlpdata.export import run, samples, workdir
 from mlpdata.export.options import ExportOptions
 from mlpdata.export.other_format import export_shards
 from mlpdata.export.record import load_record
@@ -360,6 +360,17 @@ def test_damage_does_not_get_into_an_export(photos_dir, tmp_path):
     with pytest.raises(Error, match="has no manifest"):
         export_quietly(root, "parquet", tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
+
+
+@pytest.mark.usefixtures("inline")
+def test_lack_of_memory_is_no_damage_of_a_file(shapes_dir, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(samples.image, "decode_exact", fail)  # of the tars' PNGs
+    with pytest.raises((MemoryError, Error)) as raised:
+        export_quietly(shapes_dir, "npz", tmp_path / "out", format="tar")
+    assert "decoded" not in str(raised.value) and "out of memory" in str(raised.value)
 
 
 @pytest.mark.usefixtures("inline")

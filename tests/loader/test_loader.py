@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -19,8 +20,40 @@ from mlpdata.loader import reader as reader_module
 from mlpdata.loader import stream as stream_module
 from mlpdata.loader import tiers
 from mlpdata.loader.buffers import BufferPool
-from mlpdata.system import memory
+from mlpdata.system import memory, progress
 from mlpdata.system.threads import prefetch
+
+
+def test_lack_of_memory_is_no_damage_of_a_file(shapes_dir, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    loader = mlpdata.load(shapes_dir, "train", 100, format="tar", tier="stream")
+    monkeypatch.setattr(reader_module.image, "decode_exact", fail)
+    with pytest.raises(MemoryError):
+        loader.read([0])
+    with pytest.raises(MemoryError):
+        next(iter(loader))
+    with pytest.raises(
+        Error, match=r"^the memory is not enough for the pixels \(MemoryError\); load with tier='stream'"
+    ):
+        mlpdata.load(shapes_dir, "train", 100, format="tar", tier="resident")
+
+
+@pytest.mark.parametrize("tier", ["resident", "pinned"])
+def test_a_load_that_takes_its_time_shows_its_progress(shapes_dir, tier, monkeypatch, capsys):
+    """Every look at the clock is as many seconds later."""
+
+    def load(seconds, **options):
+        clock = itertools.count(0, seconds)
+        monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+        mlpdata.load(shapes_dir, "train", 100, format="tar", tier=tier, **options)
+        return capsys.readouterr().err
+
+    assert load(0.5) == ""
+    assert load(4, rank=1, world_size=2) == ""
+    lines = load(4).splitlines()
+    assert lines and lines[-1].startswith("loading: 1,500 of 1,500 images (100%), after ")
 
 
 @pytest.mark.parametrize("tier", ["resident", "pinned", "stream"])
