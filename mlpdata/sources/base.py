@@ -138,7 +138,7 @@ class ClassFilter:
         in_source = set(known)
         if missing := [name for name in self.classes or () if name not in in_source]:
             raise Error(
-                f"{source} lacks {len(missing):,} of the {len(self.classes or ()):,} classes asked for: "
+                f"{source} lacks {len(missing):,} of the {plural(len(self.classes or ()), 'class')} asked for: "
                 f"{shown(missing[0])}"
             )
         return list(self.classes or known)

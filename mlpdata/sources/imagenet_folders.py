@@ -145,7 +145,9 @@ def _class_names(class_paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str]
 
 
 def _and_others(count: int) -> str:
-    return f", as do {plural(count - 1, 'file')} beside it" if count > 1 else ""
+    if count < 2:
+        return ""
+    return f", as {'does' if count == 2 else 'do'} {plural(count - 1, 'file')} beside it"
 
 
 def _is_split(folder: str) -> bool:

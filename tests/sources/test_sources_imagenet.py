@@ -171,7 +171,7 @@ def test_classes_asked_for_come_in_their_order(tmp_path):
     source = ImageNetTars(tmp_path / "f.tar", filtered(classes=wanted))
     assert tuple(c for c, _ in source.classes) == wanted
     assert {c for _, c, _ in read(source)[0].values()} == set(wanted)
-    with pytest.raises(Error, match=r"lacks 1 of the 1 classes asked for: n99999999"):
+    with pytest.raises(Error, match=r"lacks 1 of the 1 class asked for: n99999999"):
         ImageNetTars(tmp_path / "f.tar", filtered(classes=("n99999999",)))
 
 

@@ -209,7 +209,7 @@ def test_images_whose_split_is_lost_are_not_taken_for_train(tmp_path, packed):
     )
     assert all(key.startswith(f"{w}_{split}") for key, (_, w, split) in found.items())
     assert [b.reason for b in broken if b.origin == lost and b.is_data] == [
-        "lies behind damage and in no split's folder, as do 1 files beside it"
+        "lies behind damage and in no split's folder, as does 1 file beside it"
     ]
     assert any(f"{lost} left out" in line for line in source.warnings)
 

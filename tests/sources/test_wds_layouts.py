@@ -237,7 +237,7 @@ def test_names_for_numbers(tmp_path):
         assert [name for name, _ in unnamed.classes] == ["0", "1"]
         assert any(f"classnames.txt is not used: {why}" in warning for warning in unnamed.warnings)
     make(tmp_path / "names" / "a.tar", [("0", {"jpg": img(0), "cls": "cat"})])
-    with pytest.raises(Error, match="lacks 1 of the 1 classes asked for: dog"):
+    with pytest.raises(Error, match="lacks 1 of the 1 class asked for: dog"):
         open_wds(tmp_path / "names", class_filter=ClassFilter(classes=("dog",)))
 
 
