@@ -136,3 +136,20 @@ def find(name: str, available: Iterable[str]) -> str | None:
     if len(same) == 1:
         return same[0]
     return held_out[0] if wanted in HELD_OUT and len(held_out) == 1 else None
+
+
+def chosen(names: Iterable[str], available: Iterable[str], where: object) -> list[str]:
+    """Which of the available splits are meant by names, each once; all where there are no names. Raises Error.
+
+    where: has the available splits, for the message.
+
+    >>> chosen(["validation", "val"], ["train", "val"], "a"), chosen([], ["train", "val"], "a")
+    (['val'], ['train', 'val'])
+    """
+    available, splits = list(available), list[str]()
+    for name in names:
+        split = find(name, available)
+        if split is None:
+            raise Error(f"no split {name!r:.80} in {where}; it has {', '.join(available) or 'none'}")
+        splits.append(split)
+    return list(dict.fromkeys(splits)) or available

@@ -20,7 +20,7 @@ from mlpdata.loader.resident import Resident
 from mlpdata.shards.manifest import Manifest
 from mlpdata.shards.streamed import local_directory, open_tars
 from mlpdata.shards.tar_cache import TarCache
-from mlpdata.splits import HELD_OUT, canonical, find
+from mlpdata.splits import HELD_OUT, canonical, chosen, find
 from mlpdata.system.format import plural
 from trainer.model import MLP
 from trainer.recipe import Recipe
@@ -53,7 +53,7 @@ def find_splits(recipe: Recipe, *, to_train: bool = True) -> DataSplits:
         manifest = Manifest.load(root)
     except Error as e:
         raise Error(f"{e}{_how_to_make(data.shards)}") from None
-    train = _find_split(manifest, data.train_split, data.shards)
+    (train,) = chosen([data.train_split], manifest.splits, data.shards)
     if (n := manifest.splits[train].num_samples) < (batch_size if to_train else 1):
         count = plural(n, "image") if n else "no images"
         raise Error(
@@ -66,7 +66,7 @@ def find_splits(recipe: Recipe, *, to_train: bool = True) -> DataSplits:
     if find(data.eval_split, [train]) == train:
         held_out, warning = train, f"the accuracy will be that on {train}, the images trained on"
     elif others or canonical(data.eval_split) not in HELD_OUT:
-        held_out = _find_split(manifest, data.eval_split, data.shards)
+        (held_out,) = chosen([data.eval_split], manifest.splits, data.shards)
         if not manifest.splits[held_out].num_samples:
             raise Error(f"split {held_out!r} of {data.shards} has no images; data.eval_split chooses another")
     else:
@@ -75,13 +75,6 @@ def find_splits(recipe: Recipe, *, to_train: bool = True) -> DataSplits:
             "counts as the best"
         )
     return DataSplits(root=root, manifest=manifest, train_split=train, eval_split=held_out, warning=warning, tars=tars)
-
-
-def _find_split(manifest: Manifest, name: str, shards: str) -> str:
-    split = find(name, manifest.splits)
-    if split is None:
-        raise Error(f"no split {name!r} in {shards}; it has {', '.join(sorted(manifest.splits)) or 'none'}")
-    return split
 
 
 def _how_to_make(shards: str) -> str:

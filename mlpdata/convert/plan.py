@@ -28,7 +28,7 @@ from mlpdata.shards import beton
 from mlpdata.shards.classes import read_class_list
 from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import ClassFilter, Source, Unit
-from mlpdata.splits import checked, find
+from mlpdata.splits import checked, chosen
 from mlpdata.system.format import plural
 
 DURABLE_FROM_BYTES = 2 << 30  # smaller outputs are not synced part by part: a power cut costs them seconds
@@ -161,9 +161,7 @@ def make_plan(options: Options, say: Callable[[str], None] = print) -> Conversio
     stamps = source.stamps(str(root))
     class_filter, filter_note = _applied_filter(asked, source, spec.name)
     units = _checked_units(source)
-    splits = _asked_splits(
-        options.splits, list(source.splits or dict.fromkeys(unit.split for unit in units)), spec.name
-    )
+    splits = chosen(options.splits, source.splits or dict.fromkeys(unit.split for unit in units), spec.name)
     order = {split: i for i, split in enumerate(source.splits or splits)}
     units = sorted((u for u in units if set(splits_of(source, u)) & set(splits)), key=lambda u: order[u.split])
     if not units:
@@ -236,17 +234,6 @@ def _checked_units(source: Source) -> list[Unit]:
     for split in {*source.splits, *(unit.split for unit in units)}:
         checked(split)
     return units
-
-
-def _asked_splits(names: tuple[str, ...], available: list[str], dataset: str) -> list[str]:
-    """The source's splits that `--split` names, each once; all where it names none. Raises Error."""
-    splits = []
-    for name in names:
-        split = find(name, available)
-        if split is None:
-            raise Error(f"{dataset} has no split {name!r} with images; it has {', '.join(available)}")
-        splits.append(split)
-    return list(dict.fromkeys(splits)) or available
 
 
 def _training_split(source: Source, splits: list[str]) -> str | None:

@@ -19,7 +19,7 @@ from mlpdata.shards.files import difference
 from mlpdata.shards.manifest import Manifest, manifest_path, skipped_path
 from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json, read_text
 from mlpdata.sources import keys
-from mlpdata.splits import find
+from mlpdata.splits import chosen
 from mlpdata.system.format import plural
 
 ClassList = list[tuple[str, str]]
@@ -113,18 +113,8 @@ def open_parents(directories: Sequence[Path], out: Path | None) -> list[Parent]:
 
 def chosen_splits(parents: list[Parent], asked: tuple[str, ...]) -> list[str]:
     """The splits to take, those of the first directory first. Raises Error for one that no directory has."""
-    known = list(dict.fromkeys(split for parent in parents for split in parent.manifest.splits))
-    chosen = []
-    for name in asked:
-        split = find(name, known)
-        if split is None:
-            raise Error(f"no split {name!r:.80} in {_all(parents)}; there is {', '.join(known)}")
-        chosen.append(split)
-    return list(dict.fromkeys(chosen)) or known
-
-
-def _all(parents: list[Parent]) -> str:
-    return " and ".join(str(parent.root) for parent in parents)
+    known = dict.fromkeys(split for parent in parents for split in parent.manifest.splits)
+    return chosen(asked, known, " and ".join(str(parent.root) for parent in parents))
 
 
 # --------------------------------------------------------------------------------------------------------- classes

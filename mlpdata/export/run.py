@@ -40,6 +40,7 @@ from mlpdata.shards.files import FileEntry, difference
 from mlpdata.shards.manifest import Manifest, manifest_path, work_path
 from mlpdata.shards.open import open_split
 from mlpdata.shards.text import open_file, read_text
+from mlpdata.splits import chosen
 from mlpdata.system.engines import LocalEngine
 from mlpdata.system.format import format_bytes, format_rate, plural
 from mlpdata.system.progress import Progress
@@ -89,7 +90,7 @@ def look(options: ExportOptions, say: Say) -> Exported:
     manifest = Manifest.load(root)
     if work_path(root).exists():
         raise Error(f"{root} is being converted; wait for it")
-    splits = list(dict.fromkeys(map(manifest.split, options.splits))) or list(manifest.splits)
+    splits = chosen(options.splits, manifest.splits, root)
     for split in splits:
         manifest.check_sizes(root, split)
         if not manifest.splits[split].num_samples:

@@ -201,10 +201,7 @@ class Manifest:
 
     def split(self, name: str) -> str:
         """The directory's own name for a split. `val` and `test` stand for each other where only one exists."""
-        own = splits.find(name, self.splits)
-        if own is None:
-            raise Error(f"no split {name!r} in this directory; it has {', '.join(sorted(self.splits))}")
-        return own
+        return splits.chosen([name], self.splits, "this directory")[0]
 
     def _check(self) -> None:
         """Raise ValueError or Error for what no conversion writes: readers size buffers, and print code, by these."""

@@ -123,7 +123,7 @@ class Parquet(Source):
         Returns the footers of the splits that are wanted, by file (None for those that are read with their units), and
         the values of all labels where the classes follow from them.
         """
-        wanted = [self._find_split(name) for name in asked] or list(self._files)
+        wanted = split_names.chosen(asked, self._files, self._location)
         by_value = self._columns.classes is None and self._hints.classes is None
         footers: dict[str, dict[str, _Footer | None]] = {}
         all_values: set = set()
@@ -156,12 +156,6 @@ class Parquet(Source):
                 f"{self._location} has no split with labels in column {self._columns.label!r}: {self._notes[-1]}"
             )
         return footers, all_values
-
-    def _find_split(self, name: str) -> str:
-        split = split_names.find(name, self._files)
-        if split is None:
-            raise Error(f"{self._location} has no split {name!r} with images; it has {', '.join(self._files)}")
-        return split
 
     def _read_footers(self, files: list[str], limit: int | None) -> dict[str, _Footer | None]:
         """Footers of as many files as the limit needs; None for each file where a server would be asked too often."""

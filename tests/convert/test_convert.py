@@ -372,7 +372,7 @@ def test_disk_full_while_writing(tmp_path, monkeypatch):
 
 def test_unknown_split_and_option_values(tmp_path):
     make_folder(tmp_path / "in")
-    with pytest.raises(Error, match="no split 'night' with images; it has train, val"):
+    with pytest.raises(Error, match="no split 'night' in folder; it has train, val"):
         convert_quietly(dataset="folder", source=str(tmp_path / "in"), splits=("night",), out=tmp_path / "o")
     manifest, _ = convert_quietly(
         dataset="folder", source=str(tmp_path / "in"), res=8, splits=("test",), out=tmp_path / "o"
