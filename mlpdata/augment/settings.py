@@ -19,7 +19,7 @@ class Augmentation:
                 this order.
     cutout:     side of a square, in output pixels, around a random pixel; it is set to the mean (0 after normalising).
     erase:      probability of torchvision's RandomErasing: a box of 2 to 33% of the area, set to the mean.
-    mixup:      alpha of Beta(alpha, alpha); 0 for none. Each sample has its own weight, where the paper draws one a
+    mixup:      alpha of Beta(alpha, alpha); 0 for none. Each sample has its own weight, where the paper draws one per
                 batch: the same distribution, and independent of how batches are cut. The partner is the neighbour in
                 the batch.
     cutmix:     alpha of the share of the image that stays; the rest is a box out of the neighbour. With mixup too, each

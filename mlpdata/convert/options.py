@@ -20,7 +20,7 @@ EXACT_ABOVE_RES = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `mlpdata convert` was asked for. Raises Error for values that make no sense.
+    """The options of `mlpdata convert`, whose --help explains them. Raises Error for values that make no sense.
 
     >>> Options(dataset="cifar10", res=32, format="tar").quality
     90

@@ -48,11 +48,11 @@ LOW_FIDELITY_DB = 35.0  # warned of, unless so few images were measured that cha
 
 
 def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | None:
-    """Convert a data set into a shard directory and return its manifest; None for a share of one.
+    """Convert a data set into a shard directory and return its manifest; None if only a share (`part`) was made.
 
     options.out may be a URL of an object storage: see upload.staged.
-    say: called with a line at a time for the user. Continues an interrupted run of the same options; a finished one is
-    left as it is. Raises Error when the work cannot be done or is incomplete; the directory then has no manifest.
+    say: called with each line for the user. Continues an interrupted run of the same options; leaves a finished one as
+    it is. Raises Error if the work cannot be done or is incomplete; the directory then has no manifest.
     """
     leave_if_imported_by_worker()
     if remote.is_remote(options.out):

@@ -13,7 +13,7 @@ DEFAULT_QUALITY = 90
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What `mlpdata export` was asked for. Raises Error for values that make no sense.
+    """The options of `mlpdata export`. Raises Error for values that make no sense.
 
     >>> ExportOptions(root=Path("shards/a"), to="zip", out=Path("a"))
     Traceback (most recent call last):

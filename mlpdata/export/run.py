@@ -50,8 +50,8 @@ from mlpdata.system.threads import cores
 def export(options: ExportOptions, say: Say = print) -> ExportRecord:
     """Write a shard directory in another format. Returns the record of the export.
 
-    say: called with a line at a time for the user. Goes on with an interrupted export of the same options; a finished
-    one is left as it is. Raises Error where the work cannot be done; the export then has no `export.json`.
+    say: called with each line for the user. Continues an interrupted export of the same options; leaves a finished one
+    as it is. Raises Error if the work cannot be done; the export then has no `export.json`.
     """
     started = time.monotonic()
     out = ExportDir(Path(options.out))

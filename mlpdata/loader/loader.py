@@ -40,35 +40,35 @@ from mlpdata.system.threads import WaitClock, cores
 class Loader:
     """Open a split of a shard directory, a `.beton` file or WebDataset tars. `mlpdata.load(...)` is the same call.
 
-    Iterating it is one epoch of Batches; `len` is their number. Every iteration is of the next epoch, however far the
-    one before it went, unless a state was just loaded. Iterations that run side by side do not disturb each other;
-    `epoch` and `state_dict` say where the one that began last is.
+    Iterating over it gives the Batches of one epoch; `len` is their number. Each iteration takes the next epoch, even
+    if the one before was not finished, unless a state was just loaded. Several iterations at once do not disturb each
+    other; `epoch` and `state_dict` are about the one that began last.
 
-    root:        shard directory, also as hf:OWNER/NAME or a URL, of which a verified copy is made in the cache, or
-                 which is streamed (see LoadOptions.tier); or a `.beton` file of ours or of ffcv's own writer; or a
-                 WebDataset tar, a pattern of tars such as `train-*.tar` and `train-{000..012}.tar`, a list of those,
-                 or a directory of nothing but tars.
-    split:       its name; `val` and `test` stand for each other, and for the Hub's `validation`. Without meaning for
-                 single files.
-    batch_size:  samples in a global batch.
-    device:      where batches are wanted: "cpu", "cuda", "cuda:1", ...
-    format:      "beton" or "tar"; None takes the beton where there is one.
+    root:        a shard directory, also as hf:OWNER/NAME or a URL: a verified copy of that is made in the cache, or it
+                 is streamed (see LoadOptions.tier). Or a `.beton` file, written by mlpdata or by ffcv; or a WebDataset
+                 tar, a pattern of tars such as `train-*.tar` and `train-{000..012}.tar`, a list of tars, or a directory
+                 that holds nothing but tars.
+    split:       name of the split; `val`, `test` and the Hub's `validation` stand for each other. Ignored for single
+                 files.
+    batch_size:  samples per global batch, over all ranks.
+    device:      where batches are put: "cpu", "cuda", "cuda:1", ...
+    format:      "beton" or "tar"; None takes the beton if there is one.
     augment:     mlpdata.Augment, applied on the device; None gives the stored pixels, uint8 (N, H, W, 3).
-    shuffle:     each epoch has a new order, which follows from (seed, epoch); False: the order of the subset, or else
-                 of the split.
-    seed:        of orders, augmentation and subsets: 0 to 2**63 - 1.
-    drop_last:   leave out a last batch that is not full. False: the ranks share it as evenly as possible; if it has
-                 fewer samples than there are ranks, some ranks get an empty batch. Every rank sees `len` batches.
-    infinite:    iterating never ends: epochs follow one another. `len` stays the batches of one epoch.
+    shuffle:     True: each epoch has a new order, which depends only on (seed, epoch). False: the order of `subset`, or
+                 else of the split.
+    seed:        of orders, augmentation and random subsets: 0 to 2**63 - 1.
+    drop_last:   leave out an incomplete last batch. False: the ranks share it as evenly as possible; if it has fewer
+                 samples than there are ranks, some ranks get an empty batch. Every rank sees `len` batches.
+    infinite:    iterate without end, epoch after epoch; `len` is still the number of batches of one epoch.
     subset:      load only some samples: a count or a share (float) of them, drawn at random by the seed; or a mask of
                  booleans, one for each sample of the split; or a slice; or a list or array of ids, whose order and
-                 repetitions are kept. A sample that comes twice in an epoch is augmented alike both times. Together
-                 with classes: of the ids, those with one of these labels.
+                 repetitions are kept. A sample that occurs twice in an epoch is augmented in the same way both times.
+                 Together with `classes`: of these samples, those with one of these labels.
     options:     the less common options, see LoadOptions. Each is also a keyword: load(root, tier="stream").
 
     labels: int64 (num_samples,), read-only, of the samples in their own order; below num_classes. shape: (H, W, 3) of
     an image. tier, tier_reason, pixels: where the pixels are, why, and in which form. wait_s: seconds that the consumer
-    has waited for pixels so far: for files, decoding, gather and copy on the host, never for work of the device.
+    has waited for pixels so far: for files, decoding, gather and copy on the host, but not for the device.
 
     Raises mlpdata.Error for shards that are unfinished, damaged or lack the split or format, and for wrong options.
     """
@@ -146,12 +146,12 @@ class Loader:
 
     @property
     def ids(self) -> np.ndarray:
-        """int64 (num_samples,), read-only: the place in the split of each sample."""
+        """int64 (num_samples,), read-only: the position of each sample in its split."""
         return _read_only(self._selection.all_ids)
 
     @property
     def epoch(self) -> int:
-        """The number of the current epoch; after its last batch, and before the first iteration, of the next one."""
+        """The current epoch, from 0. After its last batch, and before the first iteration, it is the next one."""
         return self._position.epoch
 
     def __len__(self) -> int:
@@ -207,7 +207,7 @@ class Loader:
         return self._reader.storage_order(self._selection.ids)
 
     def set_epoch(self, epoch: int) -> None:
-        """Have the next iteration be this epoch. In the middle of it, as after loading a state, it goes on there."""
+        """Make this epoch the next iteration. If a state in the middle of it was just loaded, it continues there."""
         epoch = whole("epoch", epoch, 0, state.MAX_EPOCH)
         if self._position.begun or self._position.epoch != epoch:
             self._position = state.Position(epoch, 0, self._tier.blocks)
@@ -264,15 +264,15 @@ class Loader:
         return state.facts_of(self._opened.digest, self._selection, self.shape, **settings)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader is: numbers, strings and lists. Taken while a batch is in use, it goes on with the next one.
+        """The loader's position: numbers, strings and lists. Taken while a batch is in use, it continues with the next.
 
-        It holds for any number of ranks, any device, and for any other tier but one: the stream goes by blocks, which
-        the other tiers can go on with; the stream cannot go on with their order in the middle of an epoch.
+        It can be loaded with another number of ranks, another device and another tier, with one exception: in the
+        middle of an epoch, the stream tier cannot continue the order of other tiers. They can continue its order.
         """
         return state.pack(self._position, self._facts)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Have the next iteration go on from a state, in the middle of an epoch if need be.
+        """Continue from a state at the next iteration, in the middle of an epoch if need be.
 
         Raises Error if it is malformed, or if this loader would give other batches than the one that was saved: other
         data, another subset, classes, image size, seed or shuffle, and in the middle of an epoch another batch size.

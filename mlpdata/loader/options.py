@@ -33,29 +33,29 @@ MAX_SEED = (1 << 63) - 1
 class LoadOptions:
     """The less common options of `load`, which also takes each of them as a keyword. Raises Error for a wrong value.
 
-    classes:     load only the samples with these labels: numbers, or names in the source (wnids). Labels stay as they
-                 are.
+    classes:     load only the samples with these labels: numbers, or names in the source (wnids). Labels stay
+                 unchanged.
     relabel:     with classes: a label becomes its position in that list, and num_classes the list's length.
-    image_column, label_column: the fields of somebody else's `.beton` file that hold the image and the class. None:
-                 `image` and `label`, or else the only RGB image field and the only int field, with a warning.
+    image_column, label_column: the fields of a `.beton` file by others that hold the image and the class. None: `image`
+                 and `label`, or else the only RGB image field and the only int field, with a warning.
     res:         resize every image to res x res while it is read, for images of different sizes.
     tier:        where the pixels are during an epoch; "auto" (or None) chooses. See mlpdata.loader.memory_plan. Of a
-                 directory elsewhere, "stream" fetches tars as they are wanted; all others make a copy first, "auto"
-                 only if it fits.
-    cache_bytes: how much of the local disk the tars of directories elsewhere may take while they are streamed, those
-                 of earlier runs included; with "auto" a larger directory is streamed. None: 80% of what is free.
-    pixels:      "ycc420" holds luma in full and chroma at half resolution: half the bytes. tier_reason says what that
-                 costs on this very data. JPEGs in 4:2:0 give both as they are coded (with mlpdata[turbo]); the stream
-                 tier has it of them alone. Batches without augment are RGB again. "auto": "rgb" where it fits and is
-                 fast enough.
-    needs:       what the training needs besides pixels (mlpdata.loader.memory_plan.Needs), for "auto" to leave free;
-                 None: unknown.
-    check:       first compare the files of the split with the SHA-256 sums of the manifest (about a second a gigabyte
+                 remote directory, "stream" fetches tars when they are needed; all others make a copy first, "auto" only
+                 if it fits.
+    cache_bytes: local disk for the tars of remote directories while they are streamed, including those that earlier
+                 runs left; with "auto" a larger directory is streamed. None: 80% of what is free.
+    pixels:      "ycc420" keeps chroma at half resolution: half the bytes. tier_reason says what that loses on these
+                 data. JPEGs in 4:2:0 are decoded straight to it (with mlpdata[turbo]); the stream tier has it for those
+                 only. Without augment, batches are converted back to RGB. "auto": "rgb" where it fits and is fast
+                 enough.
+    needs:       memory that the training needs besides pixels (mlpdata.loader.memory_plan.Needs), which "auto" leaves
+                 free; None: unknown.
+    check:       first compare the files of the split with the SHA-256 sums of the manifest (about a second per gigabyte
                  and core).
     num_threads: threads that read and decode; None: as many as there are cores.
     rank, world_size: this process takes its slice of every global batch; batch_size must be divisible by world_size. In
                  the stream tier every rank reads all blocks and decodes only its own samples. None: a single process;
-                 where torch.distributed runs several, each of them gets every sample, and a warning says so.
+                 if torch.distributed runs several, each of them gets every sample, and a warning says so.
 
     >>> LoadOptions(tier="stream").num_threads is None
     True
