@@ -37,7 +37,7 @@ class SplitOff:
         if match[4]:
             share = float(match[2] + (match[3] or "")) / 100
             if not 0 < share < 1:
-                raise Error(f"--split-off {text}: a share is above 0% and below 100%")
+                raise Error(f"--split-off {text}: the share must be above 0% and below 100%")
             return cls(name, share=share)
         if not int(match[2]):
             raise Error(f"--split-off {text} holds out nothing")
@@ -49,11 +49,11 @@ class SplitOff:
 
 @dataclass(frozen=True, kw_only=True)
 class Derivation:
-    """What is made of shard directories. Every choice is drawn by a hash of (seed, key). Raises Error.
+    """How shard directories become another. Every random choice follows from a hash of (seed, key). Raises Error.
 
     >>> Derivation(command="subset", directories=(Path("shards/a"),), fraction=2.0)
     Traceback (most recent call last):
-    mlpdata.errors.Error: --fraction is above 0 and at most 1, not 2.0
+    mlpdata.errors.Error: --fraction must be above 0 and at most 1, not 2.0
     """
 
     command: str  # the name of the command: subset, merge, relabel, resize
@@ -77,7 +77,7 @@ class Derivation:
             if (n := getattr(self, name)) is not None and n < 1:
                 raise Error(f"--{name.replace('_', '-')} must be at least 1, not {n}")
         if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise Error(f"--fraction is above 0 and at most 1, not {self.fraction}")
+            raise Error(f"--fraction must be above 0 and at most 1, not {self.fraction}")
         if self.dedupe is not None and self.dedupe not in DEDUPES:
             raise Error(f"--dedupe {self.dedupe!r:.40} is not one of {', '.join(DEDUPES)}")
         if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):

@@ -40,7 +40,7 @@ class ExportOptions:
         if self.format not in (None, *FORMATS["both"]):
             raise Error(f"format {self.format!r:.80} is neither 'beton' nor 'tar'")
         if self.quality is not None and not 1 <= self.quality <= 100:
-            raise Error(f"quality is from 1 to 100, not {self.quality}")
+            raise Error(f"quality must be from 1 to 100, not {self.quality}")
         if self.to in FORMATS["both"] and (self.format or self.file_bytes):
             raise Error(f"--to {self.to} makes a shard directory: --format and --file-mb are for other formats")
         for name in ("file_bytes", "workers"):
