@@ -18,13 +18,16 @@ from mlpdata.system.format import plural
 
 
 @main.command()
-@click.argument("directory", type=SHARDS)
+@click.argument("directory", type=path_or_url)
 @json_option("Print the manifest as JSON, for programs.")
 def info(directory, as_json):
     """Say what is in a shard directory.
 
+    Of a URL only the manifest and the list of classes are read.
+
     \b
     mlpdata info shards/cifar10-32
+    mlpdata info s3://bucket/shards/cifar10-32
     """
     from mlpdata.inspect import info
 

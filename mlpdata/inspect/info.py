@@ -5,23 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlpdata.errors import printable_lines
-from mlpdata.shards.classes import read_classes
-from mlpdata.shards.manifest import Manifest
+from mlpdata.shards import remote
+from mlpdata.shards.classes import parse_classes, read_classes
+from mlpdata.shards.manifest import Manifest, classes_path
 from mlpdata.shards.text import json_text, rounded, shown
 from mlpdata.system.format import format_bytes, plural
 
+ClassList = list[tuple[str, str]]
 
-def info(root: Path, as_json: bool = False) -> str:
-    """What a shard directory holds, for people or (the whole manifest) for programs. Raises Error."""
-    manifest = Manifest.load(root)
-    manifest.check_sizes(root)
+
+def info(root: str | Path, as_json: bool = False) -> str:
+    """What a shard directory holds, for people or (the whole manifest) for programs. Raises Error.
+
+    root: of one that is elsewhere, its manifest and its class list are read, and no file is looked at.
+    """
+    manifest, classes = _read_remote(str(root)) if remote.is_remote(root) else _read_local(Path(root))
     if as_json:
         return json_text(manifest.as_dict(), indent=1).rstrip()
     codecs = (("beton", manifest.beton_codec), ("tar", manifest.tar_codec))
     num_bytes = sum(entry["bytes"] for entry in manifest.files.values())
     rows = [
         ("data set", f"{manifest.dataset} ({manifest.release})"),
-        ("classes", f"{manifest.num_classes:,}: {_some_classes(root, manifest)}"),
+        ("classes", f"{manifest.num_classes:,}: {_some(classes)}"),
         ("resolution", f"{manifest.res} px, {manifest.resize}, {manifest.filter} filter"),
         ("formats", ", ".join(f"{name} ({codec})" for name, codec in codecs if codec)),
         ("size", f"{format_bytes(num_bytes)} in {plural(len(manifest.files), 'file')}"),
@@ -42,7 +47,20 @@ def info(root: Path, as_json: bool = False) -> str:
     return printable_lines(f"{name:<12} {value}" for name, value in rows)
 
 
-def _some_classes(root: Path, manifest: Manifest) -> str:
-    names = [shown(readable) for _, readable in read_classes(root, manifest)]
+def _read_local(root: Path) -> tuple[Manifest, ClassList]:
+    manifest = Manifest.load(root)
+    manifest.check_sizes(root)
+    return manifest, read_classes(root, manifest)
+
+
+def _read_remote(address: str) -> tuple[Manifest, ClassList]:
+    store = remote.open_store(address)
+    manifest = remote.read_manifest(store)[1]
+    name = classes_path(Path()).name
+    return manifest, parse_classes(store.read(name), f"{store.where}/{name}", manifest)
+
+
+def _some(classes: ClassList) -> str:
+    names = [shown(readable) for _, readable in classes]
     comma = "; " if any("," in name for name in names[:6]) else ", "  # WordNet's names are lists of synonyms
     return comma.join(names[:6]) + (f"{comma}..." if len(names) > 6 else "")

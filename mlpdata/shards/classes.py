@@ -41,19 +41,23 @@ def read_classes(root: str | Path, manifest: Manifest | None = None) -> list[tup
     manifest: whose class list it has to be; None takes any. Raises Error.
     """
     path = classes_path(Path(root))
-    data = read_text(path)
+    return parse_classes(read_text(path), path, manifest)
+
+
+def parse_classes(data: bytes, name: object, manifest: Manifest | None = None) -> list[tuple[str, str]]:
+    """As read_classes, of the text of a class list. name: what messages call it."""
     try:
         lines = [line.split("\t") for line in data.decode().removesuffix("\n").split("\n")] if data else []
         if any(len(line) > 2 for line in lines):
             raise ValueError("a line has more than two names")
         classes = [(_unescaped(line[0]), _unescaped(line[-1] or line[0])) for line in lines]
     except ValueError as e:
-        raise unreadable(path, e) from None
+        raise unreadable(name, e) from None
     if manifest is not None and hashlib.sha256(data).hexdigest() != manifest.classes_sha256:
-        raise Error(f"{path} is not the class list that the manifest names; get or convert it again")
+        raise Error(f"{name} is not the class list that the manifest names; get or convert it again")
     if manifest is not None and len(classes) != manifest.num_classes:
         raise Error(
-            f"{path} lists {plural(len(classes), 'class')}, the manifest {manifest.num_classes:,}; convert again"
+            f"{name} lists {plural(len(classes), 'class')}, the manifest {manifest.num_classes:,}; convert again"
         )
     return classes
 

@@ -52,14 +52,14 @@ def local_copy(root: str | Path, say: Say = lambda line: None) -> Path:
     if not is_remote(root):
         return Path(root)
     store = open_store(str(root))
-    manifest = store.read(manifest_path(Path()).name)
-    folder = folder_of(store, manifest, "shards")
+    text, manifest = read_manifest(store)
+    folder = folder_of(store, text, "shards")
     try:
         if not manifest_path(folder).exists():
             make_folder(folder)
             with exclusive(folder.with_name(f".{folder.name}.lock"), say):
                 if not manifest_path(folder).exists():
-                    _copy(store, manifest, folder, say)
+                    _copy(store, text, manifest.files, folder, say)
     except OSError as e:
         raise Error(f"cannot copy {root} to {folder}: {e.strerror or e}") from None
     return folder
@@ -70,8 +70,7 @@ def folder_of(store: Store, manifest: bytes, kind: str) -> Path:
     return download_folder() / kind / f"{store.name}-{hashlib.sha256(manifest).hexdigest()[:16]}"
 
 
-def _copy(store: Store, manifest: bytes, folder: Path, say: Say) -> None:
-    files = Manifest.parse(manifest, f"{store.where}/{manifest_path(Path()).name}").files
+def _copy(store: Store, manifest: bytes, files: dict[str, FileEntry], folder: Path, say: Say) -> None:
     aside = folder / ".remote"  # a manifest is only in its place when everything that it lists is
     aside.mkdir(exist_ok=True)
     manifest_path(aside).write_bytes(manifest)
@@ -89,6 +88,13 @@ def _copy(store: Store, manifest: bytes, folder: Path, say: Say) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- stores
+
+
+def read_manifest(store: Store) -> tuple[bytes, Manifest]:
+    """The manifest of a store, and its text. Raises Error where it is not there or damaged."""
+    name = manifest_path(Path()).name
+    text = store.read(name)
+    return text, Manifest.parse(text, f"{store.where}/{name}")
 
 
 class Store(Protocol):

@@ -37,8 +37,7 @@ def local_directory(
     if not remote.is_remote(root):
         return Path(root)
     store = remote.open_store(str(root))
-    text = store.read(manifest_path(Path()).name)
-    manifest = Manifest.parse(text, f"{store.where}/{manifest_path(Path()).name}")
+    text, manifest = remote.read_manifest(store)
     why = "as asked"
     if tier != "stream":
         why = _why_no_copy(store, text, manifest, cache_bytes) if tier in (None, "auto") else ""

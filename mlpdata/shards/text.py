@@ -58,10 +58,10 @@ def read_own_text(path: str | Path, what: str) -> str:
         raise Error(f"cannot read {what}: it is not UTF-8 text") from None
 
 
-def unreadable(path: Path, error: Exception) -> Error:
+def unreadable(name: object, error: Exception) -> Error:
     """The Error for a file of a shard directory that cannot be read."""
     reason = getattr(error, "strerror", None) or first_line(error)
-    return Error(f"cannot read {path}: {reason}; get or convert it again")
+    return Error(f"cannot read {name}: {reason}; get or convert it again")
 
 
 def damaged(name: object, reason: Exception | str) -> Error:

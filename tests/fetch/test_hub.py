@@ -473,7 +473,10 @@ def test_convert_list_and_train_with_object_storage(s3, tmp_path, monkeypatch):
     said = convert_quietly(**there)[1]
     assert said[-2].startswith("uploaded ") and said[-2].endswith(" to s3://bucket/shards/a")
     assert re.fullmatch(r"done: 600 images .* in s3://bucket/shards/a, [\d.]+ s, [\d,.]+ images/s", said[-1])
-    listed = {o["Key"].removeprefix("shards/a/"): o["Size"] for o in s3.list_objects(Bucket="bucket")["Contents"]}
+    listed = {
+        o["Key"].removeprefix("shards/a/"): o["Size"]
+        for o in s3.list_objects(Bucket="bucket", Prefix="shards/a/")["Contents"]
+    }
     assert listed == {p.name: p.stat().st_size for p in (tmp_path / "local").iterdir()}
     assert not list((tmp_path / "home" / "staging").iterdir())
     again, lines = convert_quietly(**there)

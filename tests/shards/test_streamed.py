@@ -22,6 +22,7 @@ import mlpdata
 from mlpdata import Error
 from mlpdata.fetch import retry, transfer
 from mlpdata.inspect.bench import bench
+from mlpdata.inspect.info import info
 from mlpdata.loader import stream
 from mlpdata.loader.memory_plan import Machine, Needs, SplitSize, plan_memory
 from mlpdata.shards import remote, streamed, tar_cache, tar_room
@@ -86,6 +87,17 @@ def put(s3, shards, prefix, but=()):
         if path.name not in but:
             s3.upload_file(str(path), "bucket", f"{prefix}/{path.name}")
     return f"s3://bucket/{prefix}"
+
+
+@pytest.mark.usefixtures("hub")
+def test_info_reads_the_manifest_and_the_class_list_alone(s3, shards, home):
+    url = put(s3, shards, "info", but={p.name for p in shards.iterdir()} - {"manifest.json", "classes.txt"})
+    for address in (url, "hf:me/x"):
+        assert info(address) == info(shards) and info(address, as_json=True) == info(shards, as_json=True)
+    assert not home.exists()
+    s3.put_object(Bucket="bucket", Key="info/classes.txt", Body=b"other\n")
+    with pytest.raises(Error, match=f"^{url}/classes.txt is not the class list that the manifest names"):
+        info(url)
 
 
 # --------------------------------------------------------------------------------------------------------- the order
