@@ -23,6 +23,7 @@ from typing import Any, Literal
 import yaml
 
 from mlpdata.errors import Error, first_line
+from mlpdata.system.files import resolved
 
 MAX_BYTES = 1 << 20  # of a recipe; those of the repository are smaller than 2 kB
 MAX_EXTENDS = 16  # recipes that extend one another
@@ -58,7 +59,7 @@ class _StrictLoader(yaml.SafeLoader):
 def read(path: Path, seen: tuple[Path, ...] = ()) -> Section:
     """A file's tree on top of what it extends. seen: the files that extend it, to notice a circle. Raises Error."""
     text = _read_text(path)
-    if (real := path.resolve()) in seen:
+    if (real := resolved(path)) in seen:
         raise Error(f"{path}: extends itself, by way of {' -> '.join(str(p) for p in seen)}")
     if len(seen) == MAX_EXTENDS:
         raise Error(f"{path}: more than {MAX_EXTENDS} recipes extend each other")

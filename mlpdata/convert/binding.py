@@ -19,7 +19,7 @@ from mlpdata.shards.files import difference
 from mlpdata.shards.manifest import Manifest, card_path, index_path, made_from, manifest_path
 from mlpdata.shards.text import open_file
 from mlpdata.sources.keys import listed
-from mlpdata.system.files import in_the_way, sync_dir
+from mlpdata.system.files import in_the_way, resolved, sync_dir
 
 # For people: fields of an identity whose values say something, and others.
 PLAIN = {"tool_version": "mlpdata", "release": "the release of the source", "format_version": "the format version"}
@@ -35,7 +35,7 @@ def check_place(plan: ConversionPlan) -> None:
     if found := in_the_way(root):
         raise Error(f"{found}; choose another --out")
     for path in plan.stamps:
-        if root.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
+        if resolved(root) in (resolved(path), *resolved(path).parents):
             raise Error(f"the source {path} lies in {root}, whose files are deleted and written; choose another --out")
     if os.path.lexists(work):
         if work.is_symlink() or not work.is_dir():

@@ -20,6 +20,7 @@ from mlpdata.shards.manifest import Manifest, manifest_path, skipped_path
 from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json, read_text
 from mlpdata.sources import keys
 from mlpdata.splits import chosen
+from mlpdata.system.files import resolved
 from mlpdata.system.format import plural
 
 ClassList = list[tuple[str, str]]
@@ -88,7 +89,7 @@ def open_parents(directories: Sequence[Path], out: Path | None) -> list[Parent]:
 
     Raises Error for one that is missing, unfinished or damaged, one that is there twice, and one that holds `out`.
     """
-    names = keys.distinct(directory.resolve().name for directory in directories)
+    names = keys.distinct(resolved(directory).name for directory in directories)
     parents: list[Parent] = []
     for directory, name in zip(directories, names, strict=True):
         manifest = Manifest.load(directory)
@@ -100,7 +101,7 @@ def open_parents(directories: Sequence[Path], out: Path | None) -> list[Parent]:
             raise Error(f"{directory} is the same shard directory as {twin.root}: name each once")
         parents.append(parent)
         if out is not None:
-            inside, here = out.resolve(), directory.resolve()
+            inside, here = resolved(out), resolved(directory)
             if here == inside:
                 raise Error(f"{out} is the input: it cannot be --out as well; choose another --out")
             if here in inside.parents:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlpdata.choices import EXPORT_CODECS, EXPORTS, FORMATS
 from mlpdata.errors import Error
+from mlpdata.system.files import resolved
 
 DEFAULT_QUALITY = 90
 
@@ -50,7 +51,7 @@ class ExportOptions:
     @property
     def command(self) -> str:
         """The command that makes these bytes anywhere: without paths, and without what does not change the bytes."""
-        words = ["mlpdata export", self.root.resolve().name, f"--to {self.to}"]
+        words = ["mlpdata export", resolved(self.root).name, f"--to {self.to}"]
         words += [f"--split {split}" for split in self.splits]
         words += [f"--codec {self.codec}"] if self.to != "npz" else []
         words += [f"--quality {self.quality or DEFAULT_QUALITY}"] if self.codec == "jpg" else []

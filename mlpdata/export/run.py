@@ -42,6 +42,7 @@ from mlpdata.shards.open import open_split
 from mlpdata.shards.text import open_file, read_text
 from mlpdata.splits import chosen
 from mlpdata.system.engines import LocalEngine
+from mlpdata.system.files import resolved
 from mlpdata.system.format import format_bytes, format_rate, plural
 from mlpdata.system.progress import Progress
 from mlpdata.system.threads import cores
@@ -218,7 +219,7 @@ def _finish(
         num_classes=manifest.num_classes,
         splits=exported.splits,
         origin=Origin(
-            directory=options.root.resolve().name,
+            directory=resolved(options.root).name,
             manifest_sha256=exported.manifest_sha256,
             dataset=manifest.dataset,
             release=manifest.release,

@@ -22,7 +22,7 @@ from pathlib import Path
 from mlpdata.errors import Error
 from mlpdata.export.record import is_export, load_record, record_path
 from mlpdata.export.writer import Exported, Piece, Written
-from mlpdata.system.files import in_the_way, replacing, sync_dir, write_atomic
+from mlpdata.system.files import in_the_way, replacing, resolved, sync_dir, write_atomic
 from mlpdata.system.format import format_bytes
 
 ANOTHER = "choose another -o, or delete it"
@@ -44,7 +44,7 @@ class ExportDir:
 
 def check_place(out: ExportDir, source: Path) -> None:
     """Raise Error where the output cannot be written to: it is something else, or lies in its source."""
-    root, here = out.root.resolve(), source.resolve()
+    root, here = resolved(out.root), resolved(source)
     if here == root or here in root.parents:
         raise Error(f"-o {out.root} lies in {source}, the directory to export; choose a folder outside it")
     if root in here.parents:

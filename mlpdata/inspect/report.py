@@ -32,7 +32,7 @@ from mlpdata.shards import index
 from mlpdata.shards.classes import read_classes
 from mlpdata.shards.manifest import Manifest, Skipped, skipped_path
 from mlpdata.shards.text import MAX_TEXT_BYTES, open_file, parse_json
-from mlpdata.system.files import check_output, make_folder, write_atomic
+from mlpdata.system.files import check_output, make_folder, resolved, write_atomic
 from mlpdata.system.format import format_bytes, plural
 
 CLASSES, PER_CLASS = 10, 7  # pictures of samples
@@ -81,7 +81,7 @@ def report(
     alike = find_near(root, manifest, near) if near is not None else None
     values: dict[str, Any] = {
         "manifest": manifest,
-        "name": root.resolve().name,
+        "name": resolved(root).name,
         "num_bytes": format_bytes(sum(entry["bytes"] for entry in manifest.files.values())),
         "findings": findings(manifest, duplicates, sizes, compared),
         "samples": _samples(loaders[first], augment or Augment(), seed),
@@ -274,7 +274,7 @@ def _skipped(root: Path) -> list[tuple[str, int, list[str]]]:
 
 def _snippets(root: Path, split: str) -> list[tuple[str, str]]:
     """(library, code) of all libraries that read this directory."""
-    codes = [("mlpdata", OWN_SNIPPET.format(path=str(root.resolve()), split=split))]
+    codes = [("mlpdata", OWN_SNIPPET.format(path=str(resolved(root)), split=split))]
     for library in LIBRARIES:
         try:
             codes.append((library, snippets.snippet(root, library, split)))

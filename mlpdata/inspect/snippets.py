@@ -17,6 +17,7 @@ from mlpdata.shards import beton
 from mlpdata.shards.manifest import Manifest, beton_path, index_path
 from mlpdata.shards.tar import EXTENSIONS
 from mlpdata.splits import on_hub
+from mlpdata.system.files import resolved
 
 # Characters of a path that a library, or one that it uses, takes for a pattern.
 SPECIAL = {"datasets": ("*", "?", "[", "$", "::"), "webdataset": ("?", "#", ";", "\n", "\r", "\t")}
@@ -26,7 +27,7 @@ def snippet(root: Path, library: str, split: str = "train") -> str:
     """Python code for one of LIBRARIES. Raises Error where the directory lacks what that library reads."""
     manifest = Manifest.load(root)
     split = manifest.split(split)
-    root = Path(root).resolve()
+    root = resolved(root)
     info = manifest.splits[split]
     if not info.num_samples:
         raise Error(f"{root} has no samples of split {split!r}")

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from mlpdata.fetch.official import download_folder
-from mlpdata.system.files import replacing
+from mlpdata.system.files import replacing, resolved
 
 # Of the layout: [version, checksum of the columns], stamp, [rows], the columns; each an array as numpy saves it.
 VERSION = 4
@@ -26,7 +26,7 @@ class ColumnCache:
 
     def __init__(self, files: Iterable[Path], stamp: np.ndarray, dtypes: Mapping[str, str]):
         """files: what the index is of. stamp: integers of any shape."""
-        names = "\0".join(str(path.resolve()) for path in files).encode("utf-8", "surrogateescape")
+        names = "\0".join(str(resolved(path)) for path in files).encode("utf-8", "surrogateescape")
         self._path = download_folder() / f"index-{hashlib.sha256(names).hexdigest()[:24]}.npy"
         self._stamp, self._dtypes = np.asarray(stamp, np.int64).reshape(-1), dtypes
 

@@ -17,6 +17,7 @@ from mlpdata.sources.files import JPEG_SUFFIXES, is_folder, looks_like_image, re
 from mlpdata.sources.folder_files import FileRange, FolderListing, cut, list_folder, sample_keys
 from mlpdata.sources.folder_layout import LabelledFolder
 from mlpdata.sources.keys import shown
+from mlpdata.system.files import resolved
 from mlpdata.system.format import plural
 
 UNITS = 256  # a folder is cut into about so many units, within bounds
@@ -48,7 +49,7 @@ class Folder(Source):
     ):
         self.path, self._res = Path(path), res
         self.files = [str(path)]
-        self.release = f"folder {keys.text(self.path.resolve().name)}"
+        self.release = f"folder {keys.text(resolved(self.path).name)}"
         if not self.path.is_dir():
             is_there = self.path.exists()
             raise Error(f"{path} is a file, not a folder of classes" if is_there else f"no folder at {path}")

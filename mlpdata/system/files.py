@@ -40,6 +40,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         f.write(data)
 
 
+def resolved(path: str | Path) -> Path:
+    """The path without links; of links that lead in a circle, for which Path.resolve() fails, as far as they lead."""
+    return Path(os.path.realpath(path))
+
+
 def in_the_way(folder: Path) -> str:
     """What keeps a folder from being made, as "PATH is a file": the nearest of it and its parents that is no folder."""
     for path in (folder, *folder.parents):
