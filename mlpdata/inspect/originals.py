@@ -19,6 +19,7 @@ from mlpdata.shards.manifest import Manifest
 from mlpdata.sources import ClassFilter, Sample
 
 MAX_UNASKED_BYTES = 4 << 30  # of an archive: opening a large one may take hours
+OTHER_DB = 13.0  # half of the images are this different where they are others: two photographs are at about 10 dB
 NUM_UNITS, NUM_SAMPLES = 32, 256  # of each split that are looked into
 
 
@@ -72,6 +73,8 @@ def compare(root: Path, manifest: Manifest, source: str | None) -> list[Comparis
                 origin, exact = originals[split, key]
                 if exact.shape == stored.shape:
                     comparisons.append(Comparison(split, key, origin, stored, exact))
+    if comparisons and np.median([comparison.psnr_db for comparison in comparisons]) < OTHER_DB:
+        raise Error(f"{source or spec.name} has other images than {root}, of the same names; pass its own source")
     if not comparisons:
         raise Error(f"{source or spec.name} has none of the images of {root}; pass the source that it was made of")
     return sorted(comparisons, key=lambda comparison: (comparison.psnr_db, comparison.key))

@@ -147,6 +147,18 @@ def test_another_source_is_refused(made, tmp_path):
     assert not (tmp_path / "r.html").exists()
 
 
+def test_a_source_of_other_images_by_the_same_names_is_refused(tmp_path):
+    for seed in (0, 500):
+        for i in range(8):
+            path = tmp_path / f"in-{seed}" / "ab"[i % 2] / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(picture(50, 40, seed + i)))
+    convert_quietly(dataset="folder", source=str(tmp_path / "in-0"), res=16, format="tar", out=tmp_path / "out")
+    report.report(tmp_path / "out", tmp_path / "r.html", source=str(tmp_path / "in-0"))
+    with pytest.raises(Error, match=r"in-500 has other images than .*, of the same names; pass its own source"):
+        report.report(tmp_path / "out", tmp_path / "s.html", source=str(tmp_path / "in-500"))
+
+
 def test_many_classes_are_listed_in_part(made, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "LISTED_CLASSES", 1)
     monkeypatch.setattr(report, "BARS", 2)
