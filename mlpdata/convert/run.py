@@ -44,6 +44,7 @@ from mlpdata.system.engines import Engine, LocalEngine, leave_if_imported_by_wor
 from mlpdata.system.format import format_bytes, format_rate, plural
 from mlpdata.system.threads import cores
 
+LEAST_SINGLES = 8  # images; fewer may well be of a class each
 LOW_FIDELITY_DB = 35.0  # warned of, unless so few images were measured that chance explains it
 
 
@@ -230,6 +231,12 @@ def _say_plan(plan: ConversionPlan, say: Callable[[str], None]) -> None:
         say(note)
     for warning in plan.source.warnings:
         say(f"warning: {warning}")
+    num_images, num_classes = sum(task.unit.num_samples for task in plan.tasks), len(plan.source.classes)
+    if plan.spec.wants_path and not plan.spec.archives and LEAST_SINGLES <= num_images < 2 * num_classes:
+        say(
+            f"warning: {plural(num_classes, 'class')} for {plural(num_images, 'image')}: are these the classes, and "
+            "not a caption or an index?"
+        )
 
 
 def _say_done(plan: ConversionPlan, manifest: Manifest, totals: Totals, seconds: float, say) -> None:

@@ -29,7 +29,6 @@ from mlpdata.sources.wds_tars import names_below
 SUFFIXES = (".beton", ".ffcv")  # of files in folders; a file that is named itself may be called anything
 RAW, JPG = CODECS.index("raw"), CODECS.index("jpg")
 READ_BYTES = 8 << 20  # of neighbouring images that are read at once
-LEAST_SINGLES = 8  # images, each of another class, that look like an index taken for the label
 GAP_BYTES = 1 << 16  # read over between two images, rather than read on its own
 
 
@@ -167,16 +166,11 @@ class BetonSource(Source):
         return [(name, labels.readable(name)) for name in names]
 
     def _note_odd_labels(self, path: object, class_sizes: np.ndarray) -> None:
-        """Say where labels count from 1, leave classes out, or are no classes."""
+        """Say where labels count from 1 or leave classes out."""
         empty = np.flatnonzero(class_sizes == 0)
         if len(empty):
             last = len(class_sizes) - 1
             self._notes.append(f"{path}: no image has the label {keys.listed(empty.tolist())}, of 0 to {last:,}")
-        elif len(class_sizes) >= LEAST_SINGLES and class_sizes.max() == 1:
-            self._notes.append(
-                f"{path}: each of the {len(class_sizes):,} images has a label of its own; --label-column names another "
-                "field, if this one is none"
-            )
 
     def units(self) -> list[Unit]:
         units = []

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import xxhash
@@ -24,6 +24,7 @@ from mlpdata.image.limits import MAX_IMAGE_BYTES
 
 KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 MAX_EXPANDED = 100_000  # files that a pattern's braces stand for
+NUMBERED = re.compile(r"(.*?)(\d{1,9})(\D*|-of-\d{1,9}\D*)", re.DOTALL | re.ASCII)
 MAX_LINKS = 1_000  # to one folder; folders of links to folders of links are 2^n paths
 
 JPEG_SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif")
@@ -225,3 +226,25 @@ def _entry_stamp(entry: os.DirEntry) -> str:
 
 def _stamp(status: os.stat_result) -> str:
     return f"{status.st_size} bytes, changed at {status.st_mtime_ns} ns"
+
+
+def missing_names(names: Iterable[str]) -> list[str]:
+    """Names that are missing in a row of numbered ones. Where as many are missing as there, they were chosen so.
+
+    >>> missing_names(["a-000.tar", "a-001.tar", "a-003.tar", "b-0.tar"]), missing_names(["a-0.tar", "a-8.tar"])
+    (['a-002.tar'], [])
+    >>> missing_names(["a-00000-of-00003.parquet", "a-00001-of-00003.parquet"])
+    ['a-00002-of-00003.parquet']
+    """
+    rows: dict[tuple[str, str], dict[int, str]] = {}
+    for name in names:
+        if match := NUMBERED.fullmatch(name):
+            rows.setdefault((match[1], match[3]), {})[int(match[2])] = match[2]
+    missing = []
+    for (before, after), numbers in rows.items():
+        total = re.match(r"-of-(\d{1,9})", after)
+        row = range(int(total[1])) if total else range(min(numbers), max(numbers) + 1)
+        if len(row) < 2 * len(numbers):
+            width = min(map(len, numbers.values()))
+            missing += [f"{before}{number:0{width}d}{after}" for number in row if number not in numbers]
+    return missing

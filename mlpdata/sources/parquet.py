@@ -21,10 +21,12 @@ from mlpdata.fetch.hub import Repository
 from mlpdata.sources import keys
 from mlpdata.sources import parquet_columns as columns
 from mlpdata.sources.base import Broken, Sample, Source, Unit
+from mlpdata.sources.files import missing_names
 from mlpdata.sources.hub_card import MAX_CARD_BYTES, HubCard
 from mlpdata.sources.location import Location, open_file
 from mlpdata.sources.parquet_files import ParquetFile, RowGroups
 from mlpdata.sources.parquet_splits import CARD, SUFFIX, assign_files, list_files
+from mlpdata.system.files import resolved
 
 FOOTERS_READ = 64  # files of a repository whose footers are all read first; with more files, each is read with its unit
 READERS = 8
@@ -79,6 +81,8 @@ class Parquet(Source):
         has_card = self._sizes.pop(CARD, None) is not None
         if not self._sizes:
             raise Error(f"{location} holds no parquet files")
+        if gaps := missing_names(self._sizes):
+            self._notes.append(f"{location}: files seem to be missing, by their numbers: {keys.listed(gaps, 3)}")
         stems = keys.distinct(re.sub(r"[^\w-]", "_", path[: -len(SUFFIX)]) for path in self._sizes)
         self._stems = dict(zip(self._sizes, map(keys.part, stems), strict=True))
         card = HubCard(self._read_card() if has_card else "")
@@ -92,7 +96,7 @@ class Parquet(Source):
             self.release = str(location)
             self.files = [self.release]
         else:
-            self.release = f"folder {location.resolve().name}"
+            self.release = f"folder {resolved(location).name}"
             paths = [path for files in footers.values() for path in files]
             self.files = [str(location / path) for path in (*paths, *([CARD] if has_card else []))]
         self.codec = "jpg" if self._first_image().startswith(b"\xff\xd8\xff") else "png"

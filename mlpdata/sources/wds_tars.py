@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlpdata import splits
 from mlpdata.errors import Error, first_line
 from mlpdata.fetch.hub import Repository
-from mlpdata.sources.files import is_system, matching
+from mlpdata.sources.files import is_system, matching, missing_names
 from mlpdata.sources.keys import lines, listed
 from mlpdata.sources.location import Location, has_file, open_file
 from mlpdata.system.format import plural
@@ -115,29 +114,11 @@ def tell_splits(found: TarList) -> None:
             raise Error(
                 f"{info} says {plural(tar.num_samples, 'sample')} of {tar.name}, which has {size:,} bytes; correct it"
             )
-    if not any(tar.is_listed for tar in found.tars) and (gaps := _gaps([tar.name for tar in found.tars])):
+    if not any(tar.is_listed for tar in found.tars) and (gaps := missing_names(tar.name for tar in found.tars)):
         found.warnings.append(f"{location}: tars seem to be missing, by their numbers: {listed(gaps, 3)}")
     if missing := [name for name in table if not has_file(location, name)]:
         found.warnings.append(f"{info} lists files that are not there: {listed(missing, 1, 'others')}")
     found.tars.sort(key=lambda t: (splits.canonical(t.split or "train") != "train", t.split or "train", t.name))
-
-
-def _gaps(names: list[str]) -> list[str]:
-    """Names that are missing in a row of numbered ones. Where as many are missing as there, they were chosen so.
-
-    >>> _gaps(["a-000.tar", "a-001.tar", "a-003.tar", "b-0.tar"]), _gaps(["a-0.tar", "a-8.tar"])
-    (['a-002.tar'], [])
-    """
-    rows: dict[tuple[str, str], dict[int, str]] = {}
-    for name in names:
-        if match := re.fullmatch(r"(.*?)(\d{1,9})(\D*)", name, re.DOTALL | re.ASCII):
-            rows.setdefault((match[1], match[3]), {})[int(match[2])] = match[2]
-    missing = []
-    for (before, after), numbers in rows.items():
-        row, width = range(min(numbers), max(numbers)), min(map(len, numbers.values()))
-        if len(row) + 1 < 2 * len(numbers):
-            missing += [f"{before}{number:0{width}d}{after}" for number in row if number not in numbers]
-    return missing
 
 
 def _read_info(location: Location, info: str) -> dict[str, tuple[str, int]]:

@@ -714,3 +714,22 @@ def test_out_of_memory_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "count_parts", lambda *_: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(Error, match=r"^out of memory; run the same command again"):
         convert_quietly(dataset="shapes", res=8, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("per_class", [1, 2])
+def test_a_class_an_image_is_said(tmp_path, per_class):
+    make_folder(tmp_path / "in", splits=("train",), classes=[f"photo {i}" for i in range(8)], per_class=per_class)
+    _, said = convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=8, format="tar", out=tmp_path / "out")
+    assert any("warning: 8 classes for 8 images: are these the classes" in line for line in said) == (per_class == 1)
+
+
+def test_links_that_lead_in_a_circle_are_one_line(tmp_path, shapes_dir):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for words in (
+        ("convert", "folder", "--source", tmp_path / "loop", "--out", tmp_path / "a"),
+        ("subset", shapes_dir, "--out", tmp_path / "loop" / "b"),
+        ("export", shapes_dir, "--to", "npz", "-o", tmp_path / "loop" / "c"),
+    ):
+        done = run_cli(*words)
+        assert done.returncode == 1 and done.stderr.startswith("mlpdata: error: "), done.stderr
+        assert done.stderr.count("\n") == 1 and "loop" in done.stderr

@@ -122,6 +122,12 @@ def test_floats_that_are_no_numbers_of_classes_are_refused(tmp_path):
     refused(tmp_path, "train.parquet: column 'label' has the value 0.5, which is no class number")
 
 
+def test_a_missing_file_of_a_row_is_said(tmp_path):
+    files = {f"train-{i:05d}-of-00003.parquet": table([0, 1], 2 * i) for i in (0, 2)}
+    (said,) = Parquet(write(tmp_path, files)).warnings
+    assert said.endswith("files seem to be missing, by their numbers: train-00001-of-00003.parquet")
+
+
 def test_too_many_classes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "MAX_CLASSES", 3)
     write(tmp_path, {"train.parquet": table([5, 6, 7, 8])})
