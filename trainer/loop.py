@@ -137,7 +137,7 @@ class Trainer:
         loader, recipe, line = self.train_loader, self.recipe, report.EpochLine(self.quiet)
         epoch, total_steps = len(self.record.rows), recipe.train.epochs * len(loader)
         title, samples_before = f"epoch {epoch + 1}/{recipe.train.epochs}", self.training_step.sums.samples
-        self.clock.start()
+        self.clock.begin()
         self.model.train(not recipe.train.probe)  # a frozen body does not drop out either
         # A state saved after an epoch's last batch resumes at the end of that epoch: no steps are left.
         for batch in loader if loader.epoch == epoch else ():
@@ -154,7 +154,7 @@ class Trainer:
                 where = f"epoch {epoch + 1}, step {self.step}"
                 raise Error(f"stopped and saved at {where}; the same command with --resume goes on from there")
             if line.due():
-                (seconds, waited_s), sums = self.clock.since_start(), self.training_step.sums
+                (seconds, waited_s), sums = self.clock.since_begin(), self.training_step.sums
                 images_per_s = (sums.samples - samples_before) * self.world.size / seconds
                 line.show(f"{title}  {self.step - epoch * len(loader)}/{len(loader)}  {_measures(*sums.means())}  "
                           f"{self._speed(images_per_s, waited_s / seconds)}")  # fmt: skip
@@ -163,7 +163,7 @@ class Trainer:
             self._evaluate(row)
         self.record.rows.append(row)
         self.training_step.sums = EpochSums.zero(self.device)
-        self.clock.reset()
+        self.clock.total = [0.0, 0.0]
         if self.world.rank == 0:
             report.write_metrics(self.record.folder, self.record.rows)
             self.record.draw_in_time()
@@ -293,20 +293,25 @@ class EpochClock:
 
     def __init__(self, loader: Loader):
         self._loader, self.total = loader, [0.0, 0.0]
+        self.begin()
+
+    def begin(self) -> None:
+        """Start; `since_begin` counts from here on."""
+        self._total_before = self.total
         self.start()
 
     def start(self) -> None:
         self._started, self._waited = time.perf_counter(), self._loader.wait_s
 
-    def since_start(self) -> tuple[float, float]:
-        """(seconds, seconds waited) since the last start."""
-        return time.perf_counter() - self._started, self._loader.wait_s - self._waited
+    def since_begin(self) -> list[float]:
+        """[seconds, seconds waited] since the last `begin`, like the total."""
+        self.stop()
+        self.start()
+        return [total - before for total, before in zip(self.total, self._total_before, strict=True)]
 
     def stop(self) -> None:
-        self.total = [total + more for total, more in zip(self.total, self.since_start(), strict=True)]
-
-    def reset(self) -> None:
-        self.total = [0.0, 0.0]
+        since_start = time.perf_counter() - self._started, self._loader.wait_s - self._waited
+        self.total = [total + more for total, more in zip(self.total, since_start, strict=True)]
 
 
 def _measures(loss: float, top1: float) -> str:

@@ -3,6 +3,7 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import io
+import itertools
 import json
 import math
 import os
@@ -23,7 +24,7 @@ import trainer
 from mlpdata import Error
 from mlpdata.loader.loader import Loader
 from mlpdata.shards.manifest import Manifest
-from trainer import checkpoint, curve, record, report, run_directory, saturation, states
+from trainer import checkpoint, curve, loop, record, report, run_directory, saturation, states
 from trainer.model import BMLP
 from trainer.optim import lr_factor, make_optimizer, set_lr
 from trainer.plan import state_bytes
@@ -1013,3 +1014,15 @@ def test_without_a_terminal_an_epoch_prints_plain_lines(monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "epoch 1/2  step 3\n" in out + err and "\x1b" not in out + err
     assert not report.EpochLine(quiet=True).due()
+
+
+def test_the_live_rate_counts_the_time_before_a_save_too(recipe, monkeypatch):
+    """By a clock that moves a second when it is read: at most a batch of 100 a second, saved after each step or not."""
+    now, rates = itertools.count(1.0), []
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: next(now), monotonic=float))
+    monkeypatch.setattr(report.EpochLine, "due", lambda line: True)
+    monkeypatch.setattr(
+        report.EpochLine, "show", lambda line, text: rates.append(int(text.split(" images/s")[0].split()[-1]))
+    )
+    run(recipe, ["train.epochs=1", "save.every_steps=1"], runs=recipe.parent / "runs")
+    assert len(rates) == 15 and 0 < min(rates) <= max(rates) <= 100
