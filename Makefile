@@ -10,10 +10,19 @@ STRANGERS := .venv-strangers/bin
 
 .PHONY: bench setup interop strangers demo test test-slow test-strangers test-versions coverage lint gpu gpu-wheels clean
 
+# Makes the environment of the target. A Python that is too old is told before gigabytes are downloaded for it. What an
+# earlier call has not finished is removed: venv would mix it with another Python's. What is finished is brought up to date.
+define environment
+@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "mlpdata needs Python 3.11 or newer; " \
+  "$(PYTHON) is %d.%d: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" % sys.version_info[:2])'
+test -e $@ || $(PYTHON) -m venv --clear $(@D)
+endef
+
 setup: .venv/installed
 
 .venv/installed: pyproject.toml Makefile
-	$(PYTHON) -m venv .venv
+	$(environment)
+	@echo "installing $(TORCH) and what mlpdata needs: some minutes; 7 GB if this torch is built for CUDA"
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet -e '.[dev]'
 	touch $@
@@ -23,7 +32,7 @@ setup: .venv/installed
 interop: .venv-interop/installed
 
 .venv-interop/installed: Makefile
-	$(PYTHON) -m venv .venv-interop
+	$(environment)
 	$(INTEROP)/pip install --quiet setuptools wheel $(INTEROP_TORCH)
 	$(INTEROP)/pip install --quiet timm webdataset datasets
 	$(INTEROP)/pip install --quiet --no-build-isolation ffcv==1.0.2 || echo "ffcv did not build; its tests will be skipped"
@@ -34,7 +43,7 @@ interop: .venv-interop/installed
 strangers: .venv-strangers/installed
 
 .venv-strangers/installed: Makefile pyproject.toml
-	$(PYTHON) -m venv .venv-strangers
+	$(environment)
 	$(STRANGERS)/pip install --quiet $(INTEROP_TORCH)
 	$(STRANGERS)/pip install --quiet . && $(STRANGERS)/pip uninstall --quiet --yes mlpdata
 	for library in lightning accelerate torchdata litdata jax tensorflow-cpu keras nvidia-dali-cuda120; do \

@@ -336,15 +336,15 @@ def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | st
     if not spec.archives:
         raise UsageError(f"{spec.name} needs --source {spec.source_hint}")
     for archive in spec.archives:
-        if (download_folder() / archive.name).exists():
-            return download_folder() / archive.name
+        if (path := download_folder() / archive.name).exists():
+            return path
     first = spec.archives[0]
     if first.remote_file().urls and not first.login:
-        say(f"{first.name} is not there yet: fetching it into {download_folder()}")
+        say(f"{first.name} is not there yet: fetching it into {(folder := download_folder())}")
         try:
-            return fetch(first.remote_file(), download_folder(), say=say, quiet=quiet)
+            return fetch(first.remote_file(), folder, say=say, quiet=quiet)
         except Error as e:
-            raise Error(f"{e}; or put {first.facts} into {download_folder()}, or pass its path as --source") from None
+            raise Error(f"{e}; or put {first.facts} into {folder} ($MLPDATA_HOME), or pass it as --source") from None
     copy = f"; its copy on the Hub, --source hf:{spec.repository}, needs an account there" if spec.repository else ""
     how = how_to_get(spec.archives, download_folder(), otherwise=", or pass its path as --source")
     raise Error(f"{spec.name} is not there: {how}{copy}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +53,18 @@ class Archive:
 
 
 def download_folder() -> Path:
-    """Where downloads go and are looked for: $MLPDATA_HOME, else the user's cache folder."""
+    """Where downloads go and are looked for: $MLPDATA_HOME, else the user's cache folder.
+
+    A user without a home, as in a container that knows only the user's number, has one in the temporary folder.
+    """
     if home := os.environ.get("MLPDATA_HOME"):
         return Path(home)
     from platformdirs import user_cache_path
 
-    return user_cache_path("mlpdata", appauthor=False)
+    with contextlib.suppress(RuntimeError):  # of newer platformdirs; older ones return "~/..." as it is
+        if (folder := user_cache_path("mlpdata", appauthor=False)).is_absolute():
+            return folder
+    return Path(tempfile.gettempdir()) / f"mlpdata-{os.getuid()}"
 
 
 def fetch_url(url: str, say: Callable[[str], None], quiet: bool = False) -> Path:
