@@ -275,7 +275,7 @@ def test_out_of_memory_anywhere_is_one_line(monkeypatch):
 
     monkeypatch.setattr("mlpdata.inspect.catalogue.catalogue", fail)
     done = CliRunner().invoke(main, ["list"])
-    assert done.exit_code == 1 and done.stderr == "mlpdata: error: out of memory\n"
+    assert done.exit_code == 1 and done.output == "mlpdata: error: out of memory\n"
 
 
 def test_a_signal_while_a_module_is_imported_ends_the_process_there(tmp_path, monkeypatch, capfd):

@@ -20,7 +20,7 @@ from mlpdata.inspect import info, preview, report, stats, verify
 from mlpdata.loader.loader import Loader
 from mlpdata.shards.manifest import Manifest
 
-SEVERAL = re.compile(r"(?<![\d.,/-])1 (?!is\b|was\b|has\b|s\b)\w+(?<!s)s\b|(?<![\d.,])1 \w+es\b")
+SEVERAL = re.compile(r"(?<![\d.,/-])1 (?!is\b|was\b|has\b|s\b)\w+(?<!s)s\b(?!/s)|(?<![\d.,])1 \w+es\b(?!/s)")
 
 
 @pytest.fixture(autouse=True)

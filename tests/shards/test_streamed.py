@@ -440,7 +440,8 @@ def test_an_interrupt_waits_for_no_server(hub, held):
     until(lambda: waiting, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=HANG_S)
-    assert process.returncode and err.strip().endswith("KeyboardInterrupt") and not answered
+    # After it, a thread of huggingface_hub may still write that it tries again.
+    assert process.returncode and "KeyboardInterrupt" in err.splitlines() and not answered
 
 
 # ------------------------------------------------------------------------------------------------------ the choice
