@@ -194,6 +194,23 @@ def test_broken_images_are_counted_and_named(tmp_path):
     assert done.returncode == 1 and "1 of 121 images" in done.stderr and "skipped.jsonl" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["convert", "shapes", "--limit", "20", "--res", "8", "--workers", "1", "--out", "out"], 0),
+        (["list"], 1),
+    ],
+)
+def test_work_goes_on_when_the_reader_of_its_lines_went_away(words, status, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mlpdata.cli", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    os.close(writer)
+    assert done.returncode == status and "error" not in done.stderr.lower()
+    assert (tmp_path / "out" / "manifest.json").exists() == (words[0] == "convert")
+
+
 # ----------------------------------------------------------------------------------------------------------- rules
 
 

@@ -53,8 +53,14 @@ def _drop_output() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line to standard output, one line whatever names it holds. Raises Error as `say_lines` does."""
-    say_lines(printable(line))
+    """Print a line of the work to standard output, one line whatever names it holds. Raises Error as `say_lines` does.
+
+    If its reader went away (`mlpdata convert ... | head -1`), the work goes on, as it does without its progress line.
+    """
+    try:
+        say_lines(printable(line))
+    except BrokenPipeError:
+        _drop_output()
 
 
 def tell(line: str) -> None:
