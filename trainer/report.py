@@ -131,7 +131,8 @@ def print_lines(*lines: str) -> None:
         print(printable_lines(lines), flush=True)
     except OSError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again as it ends
-        raise WriteError(f"cannot write to standard output: {e.strerror}") from None
+        if not isinstance(e, BrokenPipeError):  # its reader went away: no reason to stop
+            raise WriteError(f"cannot write to standard output: {e.strerror}") from None
 
 
 class TimeLeft:

@@ -715,6 +715,16 @@ def test_a_standard_output_that_takes_no_more_is_one_line(recipe, after):
     assert (done.returncode, done.stderr) == (0, wanted)
 
 
+def test_training_goes_on_when_the_reader_of_its_lines_went_away(recipe):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mlpdata", "train", recipe, "--set", "train.epochs=1"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=recipe.parent, check=False)
+    os.close(writer)
+    assert done.returncode == 0 and b"error" not in done.stderr
+    assert (recipe.parent / "runs" / "tiny" / "summary.json").exists()
+
+
 def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(recipe):
     assert (go(recipe, "name=a$b^{$", "train.epochs=1") / "curve.png").exists()
 
