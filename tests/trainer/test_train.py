@@ -589,7 +589,7 @@ def test_runs_are_numbered_on_and_the_last_is_gone_on_with(tmp_path):
     with pytest.raises(Error, match="nothing to resume: there is no run"):
         run_directory.reopen(tmp_path, "w")
     (tmp_path / "file").write_text("")
-    with pytest.raises(Error, match=r"cannot write .*file"):
+    with pytest.raises(Error, match=r"cannot make the folder .*file is a file"):
         run_directory.create(tmp_path / "file", "x")
     with pytest.raises(Error, match="file is no directory"):
         run_directory.reopen(tmp_path, "file")
