@@ -10,12 +10,9 @@ import torch
 from mlpdata.errors import compiler_reason
 
 
-def compile_or_warn(function: Callable, *, mode: str | None = None, fullgraph: bool = True) -> Callable:
-    """The function compiled for fixed shapes. If that fails, a warning says why and the function runs as it is.
-
-    mode, fullgraph: of torch.compile.
-    """
-    compiled, works = torch.compile(function, mode=mode, fullgraph=fullgraph, dynamic=False), True
+def compile_or_warn(function: Callable, *, fullgraph: bool = True) -> Callable:
+    """The function compiled for fixed shapes. If that fails, a warning says why and the function runs as it is."""
+    compiled, works = torch.compile(function, fullgraph=fullgraph, dynamic=False), True
 
     def call(*inputs):
         nonlocal works

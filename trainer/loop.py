@@ -195,7 +195,7 @@ class Trainer:
             "step": self.step,
             "train_loss": loss,
             "train_top1": top1,
-            "lr": self.training_step.optimizer.param_groups[0]["lr"],
+            "lr": float(self.training_step.optimizer.param_groups[0]["lr"]),
             "images_per_s": sums.samples / seconds,
             "wait_share": waited_s / seconds,
             "seconds": seconds,

@@ -7,10 +7,16 @@ formula runs on blocks of rows that stay in the cache, and makes the gradient on
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import torch
 from torch import nn
 from torch.compiler import is_compiling
 
+from trainer.model import MLP
+
+LEAST_CLASSES = 512  # for the kernel: fewer are little work
 # Bytes of a block of rows in float32. On the CPU it stays in the L2 cache: of 0.25, 1, 4 and 64 MB, 1 and 4 were
 # fastest (1,024 x 11,230 logits). On a GPU the L2 cache has 50 MB and more, but every kernel costs a launch.
 BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 32 << 20}
@@ -97,11 +103,25 @@ class ModelWithLoss(nn.Module):
     """A model whose forward pass ends with the loss, so that a compiler sees both as one graph.
 
     forward: inputs for the net (N, ...), labels and the rest of the batch -> (mean loss, right answers).
+    kernel_dtype: for a GPU, what the head multiplies; compiled, a head of many classes and the loss then have a kernel
+    of their own. None, and float16 whose range is too small for that: never.
     """
 
-    def __init__(self, net: nn.Module, label_smoothing: float):
+    def __init__(self, net: nn.Module, label_smoothing: float, kernel_dtype: torch.dtype | None = None):
         super().__init__()
-        self.net, self.label_smoothing = net, label_smoothing
+        self.net, self.label_smoothing, self._dtype = net, label_smoothing, kernel_dtype
+        self._kernel: Any = None
+        num_classes: Any = (net.linear_out if isinstance(net, MLP) else net).out_features
+        if kernel_dtype in (torch.float32, torch.bfloat16) and num_classes >= LEAST_CLASSES:
+            with contextlib.suppress(ImportError):  # of Triton
+                from trainer.loss_kernel import head_with_loss
+
+                self._kernel = head_with_loss
 
     def forward(self, images, labels, mix_labels, mix_lam) -> tuple[torch.Tensor, torch.Tensor]:
-        return loss_and_right(self.net(images), labels, mix_labels, mix_lam, self.label_smoothing)
+        targets = labels, mix_labels, mix_lam, self.label_smoothing
+        if self._kernel is None or not is_compiling():
+            return loss_and_right(self.net(images), *targets)
+        net = self.net
+        head, features = (net.linear_out, net.features(images)) if isinstance(net, MLP) else (net, images)
+        return self._kernel(head, self._dtype, features, *targets)

@@ -28,7 +28,7 @@ from trainer.recipe import LIMITS, Model
 NORMS = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda width: nn.Identity()}
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 GPUS = ("cuda",)  # devices where products are padded and sums cut as below
-ALIGNMENT = 8  # columns of the head's product
+ALIGNMENT = 64  # columns of the head's product
 MOST_ROWS, LEAST_ROWS = 128, 4  # of a batch, whose gradients of a bias are summed by one thread
 HEAD = "linear_out"  # the module that fine-tuning replaces and a probe trains
 
@@ -61,16 +61,20 @@ class Block(nn.Module):
 class Head(nn.Linear):
     """The last layer: (N, m) -> (N, C).
 
-    A GPU multiplies matrices faster when rows are multiples of 16 bytes. There the product has 8 k >= C columns, of
-    which a view of the first C is returned; the weights stay (C, m).
+    A GPU multiplies matrices faster when rows are multiples of 16 bytes, and Inductor pads them to 128 bytes; then the
+    product cannot add the bias. There the product has 64 k >= C columns, of which a view of the first C is returned;
+    the weights stay (C, m).
     """
 
+    def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights (64 k, m) and bias (64 k,)."""
+        missing = -self.out_features % ALIGNMENT
+        return F.pad(self.weight, (0, 0, 0, missing)), F.pad(self.bias, (0, missing))
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        missing = -self.out_features % ALIGNMENT if input.device.type in GPUS else 0
-        if not missing:
+        if input.device.type not in GPUS or self.out_features % ALIGNMENT == 0:
             return super().forward(input)
-        weight, bias = F.pad(self.weight, (0, 0, 0, missing)), F.pad(self.bias, (0, missing))
-        return F.linear(input, weight, bias)[:, : self.out_features]
+        return F.linear(input, *self.padded())[:, : self.out_features]
 
 
 class MLP(nn.Module):

@@ -64,7 +64,8 @@ class Lion(_WithoutCompiler, torch.optim.Optimizer):
                 if not self.state[p]:
                     self.state[p]["exp_avg"] = torch.zeros_like(p)
             momenta = [self.state[p]["exp_avg"] for p in params]
-            lr, decay = (self._lr_type(x) * keep for x in (group["lr"], group["lr"] * group["weight_decay"]))
+            rate = group["lr"] if isinstance(group["lr"], torch.Tensor) else self._lr_type(group["lr"])
+            lr, decay = rate * keep, rate * (group["weight_decay"] * keep)
             own_weight, kept_weight = ((1 - beta) * keep for beta in group["betas"])
             gradients = [p.grad if grad_scale is None else p.grad.div_(grad_scale) for p in params]
             if found_inf is not None:  # a gradient must be finite for `keep` to leave it out
@@ -135,6 +136,10 @@ def lr_factor(schedule: Schedule, step: int, total_steps: int, steps_per_epoch: 
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give each group its base rate times a factor."""
+    """Give each group its base rate times a factor; a tensor keeps its place."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        lr = group["base_lr"] * factor
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr

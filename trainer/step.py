@@ -12,14 +12,17 @@ import torch
 from torch import nn
 
 from mlpdata.augment.batch import Batch
+from mlpdata.errors import Error
 from trainer.compiling import compile_or_warn
 from trainer.loss import ModelWithLoss
-from trainer.model import MLP
+from trainer.model import GPUS, MLP
 from trainer.optim import make_optimizer
 from trainer.recipe import Recipe
+from trainer.step_graph import StepGraph
 from trainer.world import World
 
 NEVER = 1 << 62
+DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}  # precision -> of matrix products
 
 
 def cut(batch: Batch, count: int) -> Iterator[Batch]:
@@ -93,6 +96,21 @@ class WeightAverage:
             average.copy_(value)
 
 
+def uses_graph(recipe: Recipe, device: torch.device, world: World) -> bool:
+    """Whether steps run as one CUDA graph. Raises Error where the recipe wants one and there can be none."""
+    reasons = {
+        "a GPU": device.type not in GPUS,
+        "a single process": world.size > 1,
+        "another train.precision than fp16, whose scale": recipe.train.precision == "fp16",
+        "no model.dropout, whose seed": recipe.model.dropout > 0,
+    }
+    missing = next((name for name, is_missing in reasons.items() if is_missing), None)
+    if recipe.train.cuda_graphs and missing:
+        changes = " changes every step" if missing.endswith(("scale", "seed")) else ""
+        raise Error(f"train.cuda_graphs needs {missing}{changes}; leave it at null, or set it to false")
+    return recipe.train.cuda_graphs is not False and missing is None
+
+
 class TrainingStep:
     """Forward, backward, update. Calling it with a batch takes one step and never waits for the device.
 
@@ -105,31 +123,42 @@ class TrainingStep:
         """net: what runs forward, the model or its head alone."""
         train = recipe.train
         self.recipe, self.world, self.autocast, self.model = recipe, world, autocast, model
-        compiles = train.compile or train.cuda_graphs
-        self.optimizer = make_optimizer(model, recipe.optim, compiled=compiles)
+        self.optimizer = make_optimizer(model, recipe.optim, compiled=train.compile)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self.average = WeightAverage(model, train.ema) if train.ema else None
         self.sums, self.count = EpochSums.zero(device), 0
         self.losses: list[torch.Tensor] = []
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._forward: Callable = ModelWithLoss(net, train.label_smoothing)
+        kernel_dtype = DTYPES.get(train.precision) if train.compile and device.type in GPUS else None
+        self._forward: Callable = ModelWithLoss(net, train.label_smoothing, kernel_dtype)
         self._no_sync: Callable = contextlib.nullcontext
         if world.size > 1:
             self._forward = nn.parallel.DistributedDataParallel(self._forward, gradient_as_bucket_view=True)
             self._no_sync = self._forward.no_sync
-        if compiles:
-            mode = "reduce-overhead" if train.cuda_graphs else None
-            self._forward = compile_or_warn(self._forward, mode=mode, fullgraph=world.size == 1)
+        if train.compile:
+            self._forward = compile_or_warn(self._forward, fullgraph=world.size == 1)
+        self._has_graph = uses_graph(recipe, device, world)
+        self._take = StepGraph(self._update, enabled=self._has_graph)
+        self._rates_on_device()
 
     def __call__(self, batch: Batch) -> None:
-        train, losses, right = self.recipe.train, [], []
         if self.recipe.model.dropout:  # its draws follow from the step alone, so a resume repeats them
             torch.manual_seed((self.recipe.seed * 1_000_003 + self.count) * 4_099 + self.world.rank)
+        losses, right = self._take(batch)
+        self.count += 1
+        if self.average:
+            self.average.update(self.count)
+        loss = losses.sum()  # new memory, also where a CUDA graph owns that of the losses
+        self.sums.add(loss, right.sum(), len(batch.labels), self.count)
+        if self.recipe.train.record_steps:
+            self.losses.append(loss)
+
+    def _update(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Everything from the batch to new weights: the pieces' shares of the loss, and their right answers."""
+        train, losses, right = self.recipe.train, [], []
         self.optimizer.zero_grad(set_to_none=True)
         for k, piece in enumerate(cut(batch, train.accumulate)):
             with self._no_sync() if k + 1 < train.accumulate else contextlib.nullcontext():
-                if train.cuda_graphs:
-                    torch.compiler.cudagraph_mark_step_begin()
                 with self.autocast():
                     loss, num_right = self._forward(piece.images, piece.labels, piece.mix_labels, piece.mix_lam)
                 loss = loss / train.accumulate
@@ -141,13 +170,14 @@ class TrainingStep:
             nn.utils.clip_grad_norm_(self._parameters, train.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.count += 1
-        if self.average:
-            self.average.update(self.count)
-        loss = torch.stack(losses).sum()  # new memory, also where a CUDA graph owns that of the losses
-        self.sums.add(loss, torch.stack(right).sum(), len(batch.labels), self.count)
-        if train.record_steps:
-            self.losses.append(loss)
+        return torch.stack(losses), torch.stack(right)
+
+    def _rates_on_device(self) -> None:
+        """Learning rates as tensors, where a graph reads them: a number would be the captured step's for ever."""
+        if self._has_graph:
+            device = self._parameters[0].device
+            for group in self.optimizer.param_groups:
+                group |= {"lr": torch.tensor(float(group["lr"]), device=device), "capturable": True}
 
     def averaged_model(self) -> MLP:
         """The model to evaluate and save: the average of the weights where there is one."""
@@ -163,9 +193,11 @@ class TrainingStep:
 
     def state(self) -> dict[str, Any]:
         """What a resume needs, except the sums."""
-        average = self.average.model.state_dict() if self.average else None
+        average, optimizer = self.average.model.state_dict() if self.average else None, self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])
         return {
-            "model": self.model.state_dict(), "average": average, "optimizer": self.optimizer.state_dict(),
+            "model": self.model.state_dict(), "average": average, "optimizer": optimizer,
             "scaler": self.scaler.state_dict(), "step": self.count,
         }  # fmt: skip
 
@@ -179,5 +211,6 @@ class TrainingStep:
             groups = zip(self.optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
             groups = [own | {"lr": old["lr"]} for own, old in groups]
             self.optimizer.load_state_dict(saved | {"param_groups": groups})
+            self._rates_on_device()
         self.scaler.load_state_dict(state["scaler"])
         self.count = state["step"]

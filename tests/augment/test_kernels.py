@@ -126,7 +126,7 @@ def test_a_kernel_that_does_not_compile_is_said_once_and_torch_does_the_work(mon
 def test_gpus_get_code_without_spills_that_moves_each_pixel_once():
     """Compiled for an H100, which needs none: what the interpreter takes, the compiler may not."""
     script = Path(__file__).parents[1] / "bench" / "kernels.py"
-    command = [sys.executable, script, "--chip", "sm_90", "--set", "pad+flip+cutout", "everything"]
+    command = [sys.executable, script, "--chip", "sm_90", "--set", "pad+flip+cutout", "everything", "--classes"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

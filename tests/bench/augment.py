@@ -3,13 +3,14 @@
 Usage: python tests/bench/augment.py [--device cuda] [--augment NAME]...
 
 Random resized crop, flip and normalise of uint8 (N, res, res, 3) batches in memory to bf16 (N, 3, res, res); further
-sets of operations of ours without a peer. torchvision works image by image on --threads processes (its v2 classes,
-and its functions with boxes drawn beforehand), everything else on as many threads; ours is compiled (`ours`) and not
-(`ours eager`). Contestants take turns, so that a machine that slows down slows all of them: a rate is the median of
-the rounds, a ratio the median of each round's ratio; `cpu_ratio` compares the CPU time that each spent, which other
-work on the machine hardly touches. `copy_share` is the time of a plain copy that reads and writes as
-many bytes (half of uint8 in plus bf16 out, each way) over ours. Peers that are missing are left out and said: run it
-in the environment that has them. Prints one JSON row a set.
+sets of operations of ours without a peer. torchvision works image by image on --threads processes (its v2 classes, and
+its functions with boxes drawn beforehand), everything else on as many threads; torchvision_batch draws once a batch.
+Ours is compiled (`ours`) and not (`ours eager`). Contestants take turns, so that a machine that slows down slows all of
+them: a rate is the median of the rounds, a ratio the median of each round's ratio; `cpu_ratio` compares the CPU time
+that each spent, which other work on the machine hardly touches. `copy_share` is the time of a plain copy that reads and
+writes as many bytes (half of uint8 in plus bf16 out, each way) over ours. Peers that are missing are left out and said:
+run it in the environment that has them.
+Prints one JSON row a set.
 """
 
 import itertools
@@ -27,6 +28,7 @@ from mlpdata.augment.batch import Batch
 from mlpdata.augment.chroma import to_ycc420
 from mlpdata.augment.draws import Draws
 
+ENOUGH_S = 0.005  # between two waits for the device
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.23)
 
 
@@ -63,6 +65,15 @@ def torchvision_v2(images, res, threads):
     transform = v2.Compose([v2.RandomResizedCrop(res, antialias=False), v2.RandomHorizontalFlip(),
                             v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])  # fmt: skip
     return per_image(lambda i, image: transform(image), images, threads)
+
+
+def torchvision_batch(images, res, threads):
+    """The whole batch at once on its device, as it is often done: one box and one flip for all its images."""
+    from torchvision.transforms import v2
+
+    transform = v2.Compose([v2.RandomResizedCrop(res, antialias=False), v2.RandomHorizontalFlip(),
+                            v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])  # fmt: skip
+    return lambda: transform(images.permute(0, 3, 1, 2)).to(torch.bfloat16)
 
 
 def torchvision_functional(images, res, threads):
@@ -136,13 +147,15 @@ def race(contestants, args):
         wait()
 
     def turn(step):
-        n, used, start = 0, -time.process_time(), time.perf_counter()
+        n, repeat, used, start = 0, 1, -time.process_time(), time.perf_counter()
         while not n or time.perf_counter() - start < args.seconds / args.rounds:
-            for _ in range(args.repeat):
+            for _ in range(repeat):
                 elsewhere = step()
                 used += elsewhere if isinstance(elsewhere, float) else 0
             wait()
-            n += args.repeat
+            n += repeat
+            if time.perf_counter() - start < n * ENOUGH_S:  # waiting for the device is a part of so short a time
+                repeat *= 2
         return (time.perf_counter() - start) / n, (used + time.process_time()) / n
 
     results = harness.take_turns(harness.started(contestants, warm_up), turn, args.rounds)
@@ -182,14 +195,15 @@ def main():
     parser.add_argument("--seconds", type=float, default=4, help="for each contestant")
     parser.add_argument("--augment", nargs="+", default=["crop+flip"], choices=harness.AUGMENTATIONS)
     args = parser.parse_args()
-    args.repeat = 1 if args.device == "cpu" else 20  # between waits for the device
     torch.set_num_threads(args.threads)
     images = torch.randint(0, 256, (args.batch, args.res, args.res, 3), dtype=torch.uint8)
     peers = {
         f.__name__: lambda f=f: f(images, args.res, args.threads) for f in (torchvision_v2, torchvision_functional)
     }
     on_device = images.to(args.device)
-    peers |= {f.__name__: lambda f=f: f(on_device, args.res, args.threads) for f in (grid_sample, kornia)}
+    peers |= {
+        f.__name__: lambda f=f: f(on_device, args.res, args.threads) for f in (torchvision_batch, grid_sample, kornia)
+    }
     num_bytes = images.numel() * 3
     for name in args.augment:
         options = harness.AUGMENTATIONS[name]

@@ -1,6 +1,7 @@
 """Run the benchmarks that need no data of anybody, one after the other, and append what they measured to results.jsonl.
 
 Usage: python tests/bench/record.py [--only NAME ...] [--ffcv-python PYTHON] [--machine "WORDS"]      (`make bench`)
+       python tests/bench/record.py --gpu build/gpu/report.json      what `make gpu` measured, here or elsewhere
 
 Takes about ten minutes and 4 GB in the temp folder. Each script prints its rows; of each, the figures that
 tests/bench/README.md shows are kept, with machine and date: the median of this run and, where a peer ran beside it, the
@@ -71,26 +72,88 @@ def derive(folder: Path, args):
         yield f"derive-{name}", what, rate, "MB/s", ratio, "`cp -r` and `sync`"
 
 
+PEERS = {
+    "kornia": "kornia",
+    "grid_sample": "`affine_grid` and `grid_sample`",
+    "torchvision_batch": "torchvision's v2 transforms, one draw a batch",
+}
 PARTS = {"open": open_, "stream": stream, "remote": remote, "convert": convert, "derive": derive}
+
+
+def gpu_rows(report: dict):
+    """The rows of a report of gpu.py, of the parts that succeeded, each with its script."""
+    for model, row in measured(report, "steps"):
+        share = f"{row['flop_share']:.0%} of the peak" if row["flop_share"] else "share of the peak unknown"
+        what = f"training {model} at 64 px, 11,230 classes, batches of {row['batch_size']:,}: {share}"
+        yield (
+            f"gpu-step-{model}",
+            what,
+            row["shards"],
+            "images/s",
+            row["saturation"],
+            "one batch again and again",
+            "step.py",
+        )
+    for tier, row in measured(report, "tiers"):
+        what, rate = f"loader with crops and flips at 64 px, {tier}", row["overlapped_images_per_s"]
+        yield f"gpu-load-{tier}", what, rate, "images/s", None, "", "mlpdata bench"
+    for name, row in measured(report, "augment"):
+        what, rate = f"augmentation on the GPU, {name}, 64 px to bf16", row["images_per_s"]["ours"]["median"]
+        yield (
+            f"gpu-augment-{name}",
+            what,
+            rate,
+            "images/s",
+            row["copy_share"]["ours"],
+            "a copy of its bytes",
+            "augment.py",
+        )
+        for peer in PEERS:
+            if (ratio := row["ratio"].get(f"ours / {peer}")) is not None:
+                yield f"gpu-augment-{name}-{peer}", what, rate, "images/s", ratio, PEERS[peer], "augment.py"
+
+
+def measured(report: dict, part: str) -> list[tuple[str, dict]]:
+    """[(name, row)] of what a part measured."""
+    return [(name, row) for name, row in report["parts"].get(part, {}).items() if isinstance(row, dict)]
+
+
+def append(key, what, value, unit, ratio, peer, script, *, machine: str, date: str) -> None:
+    row = {"name": key, "what": what, "values": [round(value, 3)], "unit": unit}
+    row |= {
+        "ratios": [] if ratio is None else [ratio],
+        "peer": peer,
+        "machine": machine,
+        "date": date,
+        "script": script,
+    }
+    with open(HERE / "results.jsonl", "a") as f:
+        print(json.dumps(row), file=f)
+    harness.report(row)
 
 
 def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--ffcv-python", help="interpreter of an environment with ffcv")
+    parser.add_argument(
+        "--gpu", type=Path, metavar="REPORT", help="append what a report of gpu.py has; measure nothing"
+    )
     parser.add_argument("--machine", help="what the machine is  [default: its architecture and cores]")
     args = parser.parse_args()
     where = harness.machine()
     machine = args.machine or f"{where['cores']} cores, {where['machine']}"
+    if args.gpu:
+        report = json.loads(args.gpu.read_text())
+        card, cores = report["parts"]["machine"]["gpu"]["name"], report["parts"]["machine"]["cores"]
+        date = next(row["date"] for part in ("steps", "augment") for _, row in measured(report, part))
+        for row in gpu_rows(report):
+            append(*row, machine=args.machine or f"{card}, {cores} cores", date=date)
+        return
     for name in args.only:
         with tempfile.TemporaryDirectory() as folder:
-            for key, what, value, unit, ratio, peer in PARTS[name](Path(folder), args):
-                row = {"name": key, "what": what, "values": [round(value, 3)], "unit": unit}
-                row |= {"ratios": [] if ratio is None else [ratio], "peer": peer, "machine": machine}
-                row |= {"date": where["date"], "script": f"{name}.py"}
-                with open(HERE / "results.jsonl", "a") as f:
-                    print(json.dumps(row), file=f)
-                harness.report(row)
+            for row in PARTS[name](Path(folder), args):
+                append(*row, f"{name}.py", machine=machine, date=where["date"])
 
 
 if __name__ == "__main__":

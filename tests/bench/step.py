@@ -4,7 +4,9 @@
     python tests/bench/step.py --loss [--samples 1024] [--classes 11230] [--seconds S]
 
 The ceiling is the second: a loader that costs nothing. Both are timed in short turns, one after the other, in one
-process. Also the loader alone, with augmentation and without.
+process. Also the loader alone, with augmentation and without. On a GPU also where a step's time goes, by its profiler:
+milliseconds of a step, the device's part of them, and of that the products, the augmentation and the rest, kernel by
+kernel.
 
 --loss: the loss of mixed images with label smoothing, its gradient and the count of right answers in one pass over the
 logits (trainer.loss, uncompiled), against the same by torch's operations, in turns. Prints one JSON row.
@@ -13,6 +15,8 @@ logits (trainer.loss, uncompiled), against the same by torch's operations, in tu
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 import statistics
 import time
 from pathlib import Path
@@ -25,6 +29,12 @@ from trainer.loss import loss_and_right
 from trainer.recipe import load_recipe
 from trainer.train import Trainer
 from trainer.world import device_of, precision_of
+
+KERNELS = {  # kind -> pattern of the names of its kernels; the rest is "other"
+    "products": r"(?i)gemm|nvjet|cutlass|cublas|triton_tem",
+    "augmentation": r"^(_geometry|_fill)",
+    "copies": r"^Mem(cpy|set)",
+}
 
 
 def separate_operations(logits, labels, mix_labels, lam) -> torch.Tensor:
@@ -74,17 +84,56 @@ def step_row(path: str, overrides: list[str], seconds: float) -> dict:
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
     trainer = Trainer(recipe, Path("unused"), device, quiet=True)
     measured = trainer.measure_saturation(seconds)
+    by_kernel = None
+    if device.type == "cuda":
+        try:
+            by_kernel = kernel_times(trainer)
+        except Exception as e:  # a profiler that does not work here must not take the other figures along
+            by_kernel = {"error": f"{type(e).__name__}: {e}"}
     return {
         "bench": "step", "recipe": recipe.name, "device": str(device), "precision": precision,
         **harness.machine("torch"), "threads": torch.get_num_threads(),
         "batch_size": recipe.train.batch_size, **dataclasses.asdict(measured), "ratio": measured.saturation,
         "flop_share": trainer.flop_share(measured.shards),
+        "step_ms": 1e3 * recipe.train.batch_size / measured.shards, "by_kernel": by_kernel,
     }  # fmt: skip
+
+
+def kernel_times(trainer: Trainer, steps: int = 8) -> dict:
+    """Milliseconds of a step by kind of kernel, on a GPU: what its profiler saw of some steps on shards."""
+    from torch.profiler import ProfilerActivity, profile
+
+    batches = (batch for _ in itertools.count() for batch in trainer.train_loader)
+    for _ in range(3):
+        trainer.train_step(next(batches))
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            trainer.train_step(next(batches))
+        torch.cuda.synchronize()
+    kernels = sorted(
+        (
+            {"ms": e.self_device_time_total / 1e3 / steps, "launches": e.count / steps, "kernel": e.key}
+            for e in profiler.key_averages()
+            if e.device_type == torch.autograd.DeviceType.CUDA and e.self_device_time_total
+        ),
+        key=lambda kernel: -kernel["ms"],
+    )
+    kinds = dict.fromkeys((*KERNELS, "other"), 0.0)
+    for kernel in kernels:
+        kinds[next((kind for kind, words in KERNELS.items() if re.search(words, kernel["kernel"])), "other")] += kernel[
+            "ms"
+        ]
+    whole = sum(kinds.values())
+    return {"device_ms": whole, "ms": kinds, "not_products": 1 - kinds["products"] / whole,
+            "launches": sum(k["launches"] for k in kernels), "kernels": kernels[:40]}  # fmt: skip
 
 
 def rounded(value):
     if isinstance(value, dict):
         return {key: rounded(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
     return round(value, 4) if isinstance(value, float) else value
 
 

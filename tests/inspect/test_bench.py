@@ -48,7 +48,7 @@ def test_the_bottleneck_is_the_slower_part(monkeypatch):
     assert bottleneck(loader, {"raw"}, 100, 1000, 95) == "the loader: reading the files"
     assert bottleneck(loader, {"raw"}, 1000, 100, 50).startswith("the augmentation; together they reach 50%")
     loader.tier = "resident"
-    assert bottleneck(loader, {"raw"}, 100, 105, 99).startswith("loader (the gather in the memory of the host) and aug")
+    assert bottleneck(loader, {"raw"}, 100, 105, 99).startswith("loader (the gather in memory) and aug")
 
 
 def test_bench_of_what_is_not_there(tmp_path):

@@ -12,15 +12,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mlpdata import Error
-from trainer import compiling
+from mlpdata.augment.batch import Batch
+from trainer import compiling, step_graph
 from trainer import loss as loss_module
 from trainer import model as model_module
+from trainer import step as step_module
 from trainer.evaluate import evaluate
 from trainer.loss import ModelWithLoss, loss_and_right
 from trainer.model import Block, Head
 from trainer.optim import make_optimizer
 from trainer.recipe import Optim, load_recipe
 from trainer.train import Trainer, run
+from trainer.world import World
 
 WAITS = ("_local_scalar_dense", "nonzero", "aten.equal", "bincount", "unique", "masked_select")
 
@@ -111,7 +114,7 @@ def test_a_padded_head_computes_the_same(monkeypatch):
     plain, gradients = head(x), torch.autograd.grad(head(x).square().sum(), head.parameters())
     monkeypatch.setattr(model_module, "GPUS", ("cpu",))
     padded = head(x)
-    assert padded.shape == (5, 11) and padded.stride() == (16, 1)
+    assert padded.shape == (5, 11) and padded.stride() == (64, 1)
     assert torch.allclose(padded, plain, atol=1e-6)
     for ours, theirs in zip(torch.autograd.grad(padded.square().sum(), head.parameters()), gradients, strict=True):
         assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-5)
@@ -216,7 +219,7 @@ def test_evaluation_asks_the_device_only_at_its_end(recipe, top_k):
 
 
 def compile_with(monkeypatch, backend):
-    def compile_(function, mode, **options):
+    def compile_(function, **options):
         return torch.compile(function, backend=backend, **options)
 
     fake = types.SimpleNamespace(compile=compile_, OutOfMemoryError=torch.OutOfMemoryError)
@@ -252,9 +255,90 @@ def test_a_compiler_that_fails_is_a_warning_and_the_run_is_the_same(recipe, monk
     assert read_jsonl(folder / "steps.jsonl") == read_jsonl(plain / "steps.jsonl")
 
 
-def test_cuda_graphs_refuse_pieces_of_batches(recipe):
-    with pytest.raises(Error, match=r"train.cuda_graphs with train.accumulate loses gradients"):
-        load_recipe(recipe, ["train.cuda_graphs=true", "train.accumulate=2"])
+@pytest.fixture
+def captured(monkeypatch):
+    """Steps are captured as on a GPU, by what a CPU can do: a replay does it all again, with the same tensors."""
+    captures = []
+
+    def capture(act):
+        results = [torch.zeros(0), torch.zeros(0)]
+        captures.append(act)
+
+        def replay():
+            for kept, made in zip(results, act(), strict=True):
+                kept.resize_(made.shape).copy_(made)
+
+        return replay, tuple(results)
+
+    monkeypatch.setattr(step_graph, "capture", capture)
+    monkeypatch.setattr(step_module, "GPUS", ("cpu",))
+    return captures
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["optim.name=lion"], ["optim.name=adamw", "train.ema=0.9", "train.clip_norm=1"],
+     ["optim.name=sgd", "optim.momentum=0.9"], ["train.accumulate=2"]],
+    ids=["lion", "adamw", "sgd", "pieces"],
+)  # fmt: skip
+def test_a_captured_step_is_the_same_step(recipe, words, captured):
+    words = [*words, "train.record_steps=true", "train.epochs=2"]
+    by_graph, resumed, plain = {}, {}, {}
+    for schedule in ("cosine", "constant"):
+        own = [*words, f"schedule.name={schedule}"]
+        by_graph[schedule] = run(recipe, own, runs=recipe.parent, quiet=True)
+        plain[schedule] = run(recipe, [*own, "train.cuda_graphs=false"], runs=recipe.parent, quiet=True)
+    first = run(recipe, [*words, "schedule.name=constant", "train.epochs=1"], runs=recipe.parent, quiet=True)
+    resumed["constant"] = run(first / "recipe.yaml", ["train.epochs=2"], runs=recipe.parent, quiet=True, resume=True,
+                              force=True)  # fmt: skip
+    assert len(captured) == 4  # one a run
+    for runs in (by_graph, resumed):
+        for schedule, folder in runs.items():
+            steps, expected = (read_jsonl(f / "steps.jsonl") for f in (folder, plain[schedule]))
+            assert len(steps) == len(expected) > 10
+            assert [row["loss"] for row in steps] == pytest.approx([row["loss"] for row in expected], rel=1e-6)
+            rates = ([row["lr"] for row in read_jsonl(f / "metrics.jsonl")] for f in (folder, plain[schedule]))
+            assert next(rates) == pytest.approx(next(rates), rel=1e-6)
+
+
+def test_batches_of_another_size_go_without_the_graph(captured):
+    def take(batch):
+        sizes.append(len(batch.labels))
+        return (batch.images.sum()[None], batch.labels.sum()[None])
+
+    sizes, graph = [], step_graph.StepGraph(take, enabled=True)
+    for size in (4, 4, 4, 4, 3, 4):
+        images, labels = torch.rand(size, 3), torch.arange(size)
+        loss, right = graph(Batch(images, labels, labels))
+        assert float(loss) == float(images.sum()) and int(right) == int(labels.sum())
+    assert sizes == [4, 4, 4, 4, 3, 4] and len(captured) == 1
+
+
+def test_a_graph_that_cannot_be_captured_is_a_warning(monkeypatch):
+    def broken(act):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(step_graph, "capture", broken)
+    graph = step_graph.StepGraph(lambda batch: (batch.images.sum()[None],), enabled=True)
+    batch = Batch(torch.ones(4, 3), torch.arange(4), torch.arange(4))
+    with pytest.warns(
+        UserWarning, match="cuda_graphs: steps run without, which is slower: operation not permitted"
+    ) as w:
+        assert [float(graph(batch)[0]) for _ in range(6)] == [12.0] * 6
+    assert len(w) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [([], "needs a GPU; leave"), (["train.precision=fp16"], "fp16"), (["model.dropout=0.1"], "dropout, whose seed")],
+)  # fmt: skip
+def test_graphs_that_cannot_be_are_refused_when_asked_for(recipe, words, message, monkeypatch):
+    if words:
+        monkeypatch.setattr(step_module, "GPUS", ("cpu",))
+    asked = load_recipe(recipe, ["train.cuda_graphs=true", *words])
+    with pytest.raises(Error, match=message):
+        step_module.uses_graph(asked, torch.device("cpu"), World())
+    assert not step_module.uses_graph(load_recipe(recipe, words), torch.device("cpu"), World())
 
 
 @pytest.mark.parametrize("optimizer", ["lion", "adamw", "sgd"])
