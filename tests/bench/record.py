@@ -91,7 +91,7 @@ def gpu_rows(report: dict):
             row["shards"],
             "images/s",
             row["saturation"],
-            "one batch again and again",
+            "the same steps on one stored batch",
             "step.py",
         )
     for tier, row in measured(report, "tiers"):
