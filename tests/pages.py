@@ -231,9 +231,10 @@ def gpu_table() -> str:
 def headline() -> str:
     """One number for the first screen."""
     row, step = latest()["convert-tinyimagenet"], latest()["gpu-step-B_6-Wi_512"]
+    card = step["machine"].split(",")[0]
     text = (
         f"**{figure(row)}** from TinyImageNet's zip to both formats, on two CPU cores: {ratio(row)}, which writes one "
-        f"format. On one {step['machine'].split(',')[0]}, B_6-Wi_512 trains from shards at {figure(step)}: {ratio(step)}."
+        f"format. On one {card}, B_6-Wi_512 trains from shards at {figure(step)}: {ratio(step)}."
     )
     return textwrap.fill(text, 120) + "\n"
 
