@@ -63,7 +63,7 @@ def test_relabel_and_resize(tmp_path, root):
 
 def test_wrong_uses(tmp_path, root):
     assert "merge takes two or more shard directories" in refused("merge", root, "--out", tmp_path / "a", status=2)
-    assert "--fraction is above 0" in refused("subset", root, "--fraction", "0", "--out", tmp_path / "a")
+    assert "--fraction must be above 0" in refused("subset", root, "--fraction", "0", "--out", tmp_path / "a")
     assert "is not NAME=N or NAME=P%" in refused("subset", root, "--split-off", "val", "--out", tmp_path / "a")
     assert "--classes names a class twice" in refused("subset", root, "--classes", "x,x", "--out", tmp_path / "a")
     names = ",".join(f"n{i:08d}" for i in range(40))  # longer than the name of a file may be
