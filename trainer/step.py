@@ -98,16 +98,15 @@ class WeightAverage:
 
 def uses_graph(recipe: Recipe, device: torch.device, world: World) -> bool:
     """Whether steps run as one CUDA graph. Raises Error where the recipe wants one and there can be none."""
-    reasons = {
-        "a GPU": device.type not in GPUS,
-        "a single process": world.size > 1,
-        "another train.precision than fp16, whose scale": recipe.train.precision == "fp16",
-        "no model.dropout, whose seed": recipe.model.dropout > 0,
+    needs = {
+        "a GPU": device.type in GPUS,
+        "a single process": world.size == 1,
+        "another train.precision than fp16, whose scale changes every step": recipe.train.precision != "fp16",
+        "a model without dropout, whose seed changes every step": not recipe.model.dropout,
     }
-    missing = next((name for name, is_missing in reasons.items() if is_missing), None)
+    missing = next((name for name, is_there in needs.items() if not is_there), None)
     if recipe.train.cuda_graphs and missing:
-        changes = " changes every step" if missing.endswith(("scale", "seed")) else ""
-        raise Error(f"train.cuda_graphs needs {missing}{changes}; leave it at null, or set it to false")
+        raise Error(f"train.cuda_graphs needs {missing}; leave it at null, or set it to false")
     return recipe.train.cuda_graphs is not False and missing is None
 
 
