@@ -23,8 +23,10 @@ GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.
 def device(request, monkeypatch):
     """Where the kernel runs: on the CPU by Triton's interpreter, for which it is compiled anew."""
     if request.param == "cuda":
-        torch.set_float32_matmul_precision("highest")  # other tests may have left another one
+        before = torch.get_float32_matmul_precision()  # other tests may have left another one
+        torch.set_float32_matmul_precision("highest")
         yield torch.device("cuda")
+        torch.set_float32_matmul_precision(before)
         return
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     importlib.reload(loss_kernel)
