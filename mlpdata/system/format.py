@@ -19,13 +19,14 @@ def format_bytes(num_bytes: float) -> str:
 def format_seconds(seconds: float) -> str:
     """Seconds up to a hundred, then minutes and seconds, then hours and minutes.
 
-    >>> [format_seconds(s) for s in (9.6, 200, 7500, 360_000)]
-    ['10 s', '3:20 min', '2:05 h', '100:00 h']
+    >>> [format_seconds(s) for s in (9.6, 119.7, 200, 7500, 360_000)]
+    ['10 s', '2:00 min', '3:20 min', '2:05 h', '100:00 h']
     """
+    seconds = round(seconds)
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{seconds} s"
     minutes = round(seconds / 60)
-    return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
+    return f"{seconds // 60}:{seconds % 60:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def format_rate(per_second: float, noun: str = "image") -> str:
