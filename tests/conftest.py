@@ -15,11 +15,11 @@ if "OMP_NUM_THREADS" not in os.environ:
 import pytest
 from archives import make_folder
 from hypothesis import HealthCheck, settings
-from servers import HubServer
+from servers import HubServer, time_out_in_stalls_alone
 
 from mlpdata.convert.options import Options
 from mlpdata.convert.run import convert
-from mlpdata.fetch import http, retry
+from mlpdata.fetch import retry
 from mlpdata.system import engines
 
 # A slow machine is no failure.
@@ -82,8 +82,8 @@ def serve(monkeypatch, tmp_path):
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         return server
 
-    for name, value in (("STALL_S", 1.5), ("FIRST_PAUSE_S", 0.01)):
-        monkeypatch.setattr(retry if "PAUSE" in name else http, name, value)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.01)
+    time_out_in_stalls_alone(monkeypatch)
     # Workers take over the shorter pauses only when forked, which the server's thread would speak against.
     monkeypatch.setattr(engines, "process_context", lambda: mp.get_context("fork"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

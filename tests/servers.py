@@ -3,6 +3,9 @@
 import base64
 import hashlib
 import json
+import mmap
+import select
+import socket
 import threading
 import time
 from email.utils import formatdate
@@ -14,15 +17,20 @@ class FileServer:
     """Serves `files` (path -> bytes) with ranges and ETags.
 
     faults: taken one a request, in order. Each is None, or a function (handler, body) -> body that may send an answer
-    of its own and return None, or set handler.cut / handler.stall to stop the body after so many bytes.
+    of its own and return None, or set handler.cut / handler.stall to stop the body after so many bytes, or handler.hold
+    to (so many bytes, a state): the rest is sent once the state is true.
     sent: body bytes that went out. requests: (method, path, headers) of every request.
+    stalled: by the client's port, whether it waits for what will never come; also forked processes see it.
+    real_timeouts: whether `time_out_in_stalls_alone` does not speak of it.
     """
+
+    running: dict = {}  # noqa: RUF012 - port -> server
 
     def __init__(self, files=None, ranges=True, tags=True, bytes_per_s=None):
         self.files, self.faults, self.ranges, self.tags = dict(files or {}), [], ranges, tags
         self.bytes_per_s = bytes_per_s
         self.sent, self.requests, self.closing = 0, [], threading.Event()
-        self.lock = threading.Lock()
+        self.lock, self.stalled, self.real_timeouts = threading.Lock(), mmap.mmap(-1, 1 << 16), False
         outer = self
 
         class Handler(_Handler):
@@ -34,11 +42,13 @@ class FileServer:
         self.url = f"http://127.0.0.1:{self.httpd.server_port}"
 
     def __enter__(self):
+        self.running[self.httpd.server_port] = self
         threading.Thread(target=self.httpd.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *_):
         self.closing.set()
+        del self.running[self.httpd.server_port]
         self.httpd.shutdown()
         self.httpd.server_close()
 
@@ -58,7 +68,7 @@ class Answered(Exception):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_state: FileServer
-    cut = stall = None
+    cut = stall = hold = None
     extra: dict = {}  # noqa: RUF012 - headers that `find` wants sent
 
     def log_message(self, *_):
@@ -75,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         state = self.server_state
-        self.cut, self.stall, self.extra = None, None, {}
+        self.cut = self.stall = self.hold = None
+        self.extra = {}
         path = unquote(urlsplit(self.path).path)
         with state.lock:
             state.requests.append((self.command, self.path, dict(self.headers)))
@@ -126,6 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
             end = min(stop, start + (self.cut if self.cut is not None else self.stall))
         step = 1 << 16
         for at in range(start, end, step):
+            if self.hold and at - start >= self.hold[0]:
+                self._wait(self.hold[1])
             piece = body[at : min(at + step, end)]
             with state.lock:
                 state.sent += len(piece)
@@ -133,9 +146,34 @@ class _Handler(BaseHTTPRequestHandler):
             if state.bytes_per_s:
                 time.sleep(len(piece) / state.bytes_per_s)
         if self.stall is not None and end < stop:
-            state.closing.wait(30)
+            port = self.client_address[1]
+            state.stalled[port] = 1
+            self._wait(lambda: False)
+            state.stalled[port] = 0
         if end < stop:
             self.close_connection = True
+
+    def _wait(self, state):
+        """Until a state is true, the client is gone, or the server ends."""
+        while not state() and not self.server_state.closing.is_set():
+            if select.select([self.connection], [], [], 0.005)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+                return
+
+
+def time_out_in_stalls_alone(monkeypatch):
+    """Clients in this process, and in its forks, wait for a FileServer however slow the machine is; where it stalls,
+    they time out at once."""
+    readinto = socket.SocketIO.readinto
+
+    def patient(self, buffer):
+        server = FileServer.running.get(self._sock.getpeername()[1])
+        while server and not server.real_timeouts and not select.select([self._sock], [], [], 0.005)[0]:
+            # What it sent before it stalled is there already.
+            if server.stalled[self._sock.getsockname()[1]] and not select.select([self._sock], [], [], 0)[0]:
+                raise TimeoutError("timed out")
+        return readinto(self, buffer)
+
+    monkeypatch.setattr(socket.SocketIO, "readinto", patient)
 
 
 # ---------------------------------------------------------------------------------------------------------- faults
@@ -156,6 +194,16 @@ def stall(after):
 
     def fault(handler, body):
         handler.stall = after
+        return body
+
+    return fault
+
+
+def held(after, state):
+    """Send what comes after so many bytes of the body once state() is true."""
+
+    def fault(handler, body):
+        handler.hold = after, state
         return body
 
     return fault

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # importing requests takes a tenth of a second, which a conve
     import requests
 
 CONNECT_S, STALL_S = 10.0, 30.0  # until a server answers, and without a byte from it
+HEAD_S = 100.0  # until the head of a response is whole
 CHUNK_BYTES = 1 << 18
 DRIP_BYTES, DRIP_S = 4096, 60.0  # a server that sends fewer bytes in so many seconds has stalled
 MAX_HEADER = 1024  # characters; real headers have a few dozen
@@ -127,7 +128,7 @@ def in_time(ask: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="mlpdata-ask", daemon=True)
     thread.start()
-    thread.join(CONNECT_S + 3 * STALL_S)
+    thread.join(HEAD_S)
     with lock:
         given_up = not results
     if given_up:

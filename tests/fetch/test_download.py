@@ -19,8 +19,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from archives import add_member, encoded, make_cifar, make_stl10, picture
-from conftest import convert_quietly, run_cli
-from servers import FileServer, cut, replaced, stall, status
+from conftest import HANG_S, convert_quietly, run_cli, until
+from servers import FileServer, cut, held, replaced, stall, status, time_out_in_stalls_alone
 
 from mlpdata import Error, datasets
 from mlpdata.archive import url
@@ -40,8 +40,8 @@ OTHER = np.random.default_rng(1).bytes(2_500_000)
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """The same manners as ever, in a hundredth of the time."""
-    for name, value in (("CONNECT_S", 5.0), ("STALL_S", 5.0), ("FIRST_PAUSE_S", 0.01)):
-        monkeypatch.setattr(retry if "PAUSE" in name else http, name, value)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.01)
+    time_out_in_stalls_alone(monkeypatch)
     # Workers take over the shorter pauses only when forked, which the server's thread would speak against.
     monkeypatch.setattr(engines, "process_context", lambda: mp.get_context("fork"))
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -87,8 +87,7 @@ def test_a_file_is_fetched_once_and_then_checked(server, tmp_path):
     ],
     ids=["cut", "stalled", "busy", "all of it"],
 )
-def test_faults_that_pass_cost_no_byte_twice(server, tmp_path, monkeypatch, faults):
-    monkeypatch.setattr(http, "STALL_S", 1.0)
+def test_faults_that_pass_cost_no_byte_twice(server, tmp_path, faults):
     server.faults = list(faults)
     data, lines = fetched(wanted(server), tmp_path)
     assert data == DATA and not server.faults
@@ -191,77 +190,94 @@ def test_bytes_of_a_bad_mirror_are_not_kept(server, tmp_path):
         assert any("some of it was of an earlier attempt; starting again" in line for line in lines)
 
 
-def test_a_slow_connection_gets_company(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "SLOW_AFTER_S", 0.3)
+@pytest.fixture
+def company(monkeypatch):
+    """Any connection is slow, and ranges are small."""
+    monkeypatch.setattr(transfer, "SLOW_AFTER_S", 0.0)
+    monkeypatch.setattr(transfer, "SLOW_BYTES_PER_S", float("inf"))
     monkeypatch.setattr(transfer, "SPLIT_BYTES", 100_000)
-    server.bytes_per_s = 1_000_000
-    refused = []
+    monkeypatch.setattr(http, "CHUNK_BYTES", 1 << 14)
+
+
+def missing(folder):
+    """(start, stop) of what has not arrived, as the journal says."""
+    path = folder / "a.bin.part.json"
+    return json.loads(path.read_text())["missing"] if path.exists() else [[0, SIZE]]
+
+
+def num_bytes(ranges):
+    return sum(stop - start for start, stop in ranges)
+
+
+def test_a_slow_connection_gets_company(server, tmp_path, monkeypatch, company):
+    monkeypatch.setattr(transfer, "SAVE_EVERY_S", 0.0)
+    refused, read, chunks = [], [], http.Response.chunks
 
     def refuse(handler, body):  # the first companion is sent away: the others take its part
         refused.append(1)
         handler.answer(403)
 
-    server.faults = [None, refuse]
+    def counted(self):
+        for chunk in chunks(self):
+            read.append(len(chunk))
+            yield chunk
+
+    monkeypatch.setattr(http.Response, "chunks", counted)
+    # The slow one goes on once the others have fetched all but the piece that is too small for two.
+    server.faults = [held(5 << 16, lambda: num_bytes(missing(tmp_path)) < 2 * transfer.SPLIT_BYTES), refuse]
     data, lines = fetched(wanted(server), tmp_path)
     assert data == DATA and refused
     assert "this is slow; going on with 4 connections" in lines[0]
-    assert server.sent < len(DATA) + 4 * (1 << 19)  # what was on the way when a stretch ended
+    assert sum(read) < len(DATA) + len(server.requests) * http.CHUNK_BYTES  # none reads on where its stretch has ended
 
 
-def test_ranges_of_several_connections_are_resumed(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "SLOW_AFTER_S", 0.2)
-    monkeypatch.setattr(transfer, "SPLIT_BYTES", 100_000)
-    server.bytes_per_s = 500_000
-    original = http.Response.chunks
+def test_ranges_of_several_connections_are_resumed(server, tmp_path, monkeypatch, company):
+    chunks = http.Response.chunks
 
     def failing(self):
-        for chunk in original(self):
-            if server.sent > 1_500_000:
+        for number, chunk in enumerate(chunks(self)):
+            if number >= 2 and len(server.requests) >= 4:
                 raise Error("no more today")
             yield chunk
 
-    monkeypatch.setattr(http.Response, "chunks", failing)
-    with pytest.raises(Error, match="no more today"):
+    server.faults = [held(5 << 16, lambda: len(server.requests) >= 4)]
+    with monkeypatch.context() as patch, pytest.raises(Error, match="no more today"):
+        patch.setattr(http.Response, "chunks", failing)
         fetch(wanted(server), tmp_path, quiet=True)
-    monkeypatch.setattr(http.Response, "chunks", original)
-    missing = json.loads((tmp_path / "a.bin.part.json").read_text())["missing"]
-    assert len(missing) > 1
+    monkeypatch.setattr(transfer, "SLOW_BYTES_PER_S", 0.0)
+    ranges = missing(tmp_path)
+    assert len(ranges) > 1 and num_bytes(ranges) < SIZE
     with FileServer({"/a.bin": DATA}) as again:
         # Another host with the same checksum, as a mirror is.
         data, _ = fetched(wanted(again), tmp_path)
         assert data == DATA
-        assert again.sent == sum(stop - start for start, stop in missing)
+        assert again.sent == num_bytes(ranges)
 
 
-def slow(server, monkeypatch):
-    monkeypatch.setattr(transfer, "SLOW_AFTER_S", 0.2)
-    monkeypatch.setattr(transfer, "SPLIT_BYTES", 100_000)
-    server.bytes_per_s = 1_000_000
-
-
-def test_a_server_that_offers_ranges_and_does_not_serve_them_gets_one_connection(server, tmp_path, monkeypatch):
+def test_a_server_that_offers_ranges_and_does_not_serve_them_gets_one_connection(server, tmp_path, company):
     def ignore_range(handler, body):
         del handler.headers["Range"]
         return body
 
-    slow(server, monkeypatch)
-    server.faults = [None] + [ignore_range] * 50
+    server.faults = [held(5 << 16, lambda: len(server.requests) >= 2)] + [ignore_range] * 50
     data, lines = fetched(wanted(server), tmp_path)
     assert data == DATA
     assert [line for line in lines if "does not go on in the middle" in line] == lines[1:] and len(lines) == 2
 
 
-def test_a_connection_to_the_file_before_its_change_writes_nothing_into_the_new_one(server, tmp_path, monkeypatch):
+def test_a_connection_to_the_file_before_its_change_writes_nothing_into_the_new_one(server, tmp_path, company):
     new = DATA[::-1]
 
     def change(handler, body):
-        server.files["/a.bin"], server.bytes_per_s = new, None  # the connection that has the old body keeps its pace
+        server.files["/a.bin"] = new
         return new
 
-    slow(server, monkeypatch)
-    server.faults = [None, change]
+    def begun_anew():
+        return sum("Range" not in headers for _, _, headers in server.requests) == 2
+
+    server.faults = [held(5 << 16, begun_anew), change]  # the first goes on with the old body
     data, lines = fetched(wanted(server, size=None, md5=None), tmp_path)
-    assert data == new
+    assert data == new and begun_anew()
     assert any("has changed on the server; starting again" in line for line in lines)
 
 
@@ -284,13 +300,15 @@ def test_a_connection_to_the_file_before_its_change_writes_nothing_into_the_new_
     ],
 )
 def test_what_does_not_pass_is_one_line(server, tmp_path, monkeypatch, faults, message):
-    monkeypatch.setattr(http, "STALL_S", 0.3 if "in time" in message else 5.0)
+    if "in time" in message:
+        server.real_timeouts = True
+        monkeypatch.setattr(http, "STALL_S", 0.3)
     server.faults = list(faults)
     with pytest.raises(Error, match=message) as caught:
         fetch(wanted(server), tmp_path)
     assert "\n" not in str(caught.value) and "127.0.0.1" in str(caught.value)
     assert not (tmp_path / "a.bin").exists()
-    monkeypatch.setattr(http, "STALL_S", 5.0)
+    monkeypatch.setattr(http, "STALL_S", HANG_S)
     server.faults = []
     assert fetched(wanted(server), tmp_path)[0] == DATA
 
@@ -448,12 +466,10 @@ def test_an_absurd_etag_is_not_sent_back(server, tmp_path):
 
 
 def test_servers_that_drip_are_given_up(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(http, "CONNECT_S", 0.2)
-    monkeypatch.setattr(http, "STALL_S", 0.2)
     server.faults = [endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n")] * 5
-    with pytest.raises(Error, match="no whole answer in time; gave up"):
+    with monkeypatch.context() as patch, pytest.raises(Error, match="no whole answer in time; gave up"):
+        patch.setattr(http, "HEAD_S", 0.2)
         fetch(wanted(server), tmp_path)
-    monkeypatch.setattr(http, "STALL_S", 5.0)
     monkeypatch.setattr(http, "DRIP_S", -1.0)  # every piece is late
     monkeypatch.setattr(http, "DRIP_BYTES", 1 << 40)  # whatever comes is too little
     server.faults = [endless(answered(200, Content_Length=SIZE), b"x" * 1000)] * 9
@@ -560,7 +576,9 @@ def test_proxy_variables_are_honoured(tmp_path, monkeypatch):
 FETCH = """
 import sys
 from pathlib import Path
+from mlpdata.fetch import http
 from mlpdata.fetch.download import RemoteFile, fetch
+http.STALL_S = 300.0
 url, md5, folder = sys.argv[1:]
 file = RemoteFile(name="a.bin", urls=(url,), md5=md5)
 fetch(file, Path(folder), say=lambda line: print(line, flush=True), quiet=True)
@@ -583,21 +601,16 @@ def test_two_processes_fetch_one_file_once(server, tmp_path):
 
 
 def test_killed_in_the_middle_then_again(server, tmp_path):
-    server.bytes_per_s = 600_000
+    server.faults = [stall(1_500_000)]
     process = start(server, tmp_path)
-    deadline = time.monotonic() + 30
-    while server.sent < 1_500_000 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until((tmp_path / "a.bin.part.json").exists, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    sent = server.sent
-    assert sent < len(DATA) and not (tmp_path / "a.bin").exists()
-    server.bytes_per_s = None
+    assert not (tmp_path / "a.bin").exists()
+    left, sent = num_bytes(missing(tmp_path)), server.sent
     data, _ = fetched(wanted(server), tmp_path)
     assert data == DATA
-    # At most what the journal was behind, and what was in the sockets, comes twice.
-    assert server.sent - len(DATA) < 1_300_000
-    assert server.sent < sent + len(DATA)
+    assert server.sent - sent == left < len(DATA)
 
 
 # ----------------------------------------------------------------------------------------------------- command line
@@ -717,7 +730,6 @@ def test_a_tar_behind_a_url_gives_the_same_directory_as_on_disk(tar_of_tars, tmp
 
 def test_a_url_is_read_piece_by_piece(monkeypatch):
     monkeypatch.setattr(url, "PIECE_BYTES", 400_000)
-    monkeypatch.setattr(http, "STALL_S", 1.0)
     with FileServer({"/a.bin": DATA}) as running:
         blob = pickle.loads(pickle.dumps(url.UrlFile(f"{running.url}/a.bin")))
         assert blob.size == SIZE

@@ -309,8 +309,9 @@ def test_two_processes_fetch_every_tar_once(hub, shards, home):
 def test_two_processes_keep_to_a_limit(hub, shards, home):
     expected = sums_of_an_epoch()
     limit, most = sum(tar_bytes(shards)[:3]) + 1000, 0  # less than the two want at a time
-    processes = [start(limit), start(limit)]
-    while any(process.poll() is None for process in processes):
+    processes, at_work = [start(limit), start(limit)], True
+    while at_work:
+        at_work = any(process.poll() is None for process in processes)  # the last look is at what they leave
         time.sleep(0.01)
         if (home / "stream" / ".lock").exists():
             with tar_room.locked(home / "stream" / ".lock"):  # no room is set aside meanwhile
@@ -323,12 +324,12 @@ def test_two_processes_keep_to_a_limit(hub, shards, home):
 
 def test_a_killed_process_leaves_nothing_that_counts(hub, shards, home):
     expected = sums_of_an_epoch()
-    hub.bytes_per_s = 300_000
+    hub.faults = [None] * 3 + [stall(70_000)] * 100
     process = start(10**9)
     until(lambda: list(home.rglob("*.tar.part.json")), process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    hub.bytes_per_s = None
+    hub.faults = []
     sizes = {p.name: p.stat().st_size for p in shards.glob("*.tar")}
     assert list(home.rglob("*.tar.part"))
     for path in home.glob("stream/*/*.tar"):
@@ -358,8 +359,7 @@ def test_faults_that_pass_change_nothing(hub, shards):
         ([stall(10)] * 1000, r"gave up after 5 attempts"),
     ],
 )
-def test_faults_that_last_are_one_line(hub, shards, home, monkeypatch, fault, message):
-    monkeypatch.setattr("mlpdata.fetch.http.STALL_S", 0.3)
+def test_faults_that_last_are_one_line(hub, shards, home, fault, message):
     loader = mlpdata.load("hf:me/x", **LOAD)
     hub.faults = list(fault)
     with pytest.raises(Error, match=message) as caught:
