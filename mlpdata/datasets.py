@@ -47,22 +47,35 @@ ILSVRC = "https://image-net.org/data/ILSVRC/2012/"
 REAL = "https://raw.githubusercontent.com/google-research/reassessed-imagenet/master/real.json"
 
 
-def _cifar(layout: str):
+def _cifar(number: int, label: str, num_bytes: int, md5: str) -> DatasetSpec:
+    """CIFAR-10 or CIFAR-100. label: the column of its labels on the Hub."""
+
     def open_(path, **_):
         from mlpdata.sources import cifar
 
-        return cifar.Cifar(path, getattr(cifar, layout))
+        return cifar.Cifar(path, getattr(cifar, f"CIFAR{number}"))
 
-    return open_
-
-
-def _cifar_hints(layout: str, label: str):
     def hints():
         from mlpdata.sources import cifar
 
-        return {"label": label, "place": functools.partial(cifar.key_and_origin, getattr(cifar, layout))}
+        return {"label": label, "place": functools.partial(cifar.key_and_origin, getattr(cifar, f"CIFAR{number}"))}
 
-    return hints
+    file = f"cifar-{number}-python.tar.gz"
+    mirrors = (f"https://dataset.bj.bcebos.com/cifar/{file}",)
+    return DatasetSpec(
+        name=f"cifar{number}",
+        title=f"CIFAR-{number}",
+        num_classes=number,
+        samples={"train": 50_000, "val": 10_000},
+        res=32, native_res=32,
+        archives=(
+            Archive(name=file, url=f"https://www.cs.toronto.edu/~kriz/{file}", mirrors=mirrors, num_bytes=num_bytes,
+                    md5=md5),
+        ),
+        open=open_,
+        repository=f"uoft-cs/cifar{number}",
+        hints=hints,
+    )  # fmt: skip
 
 
 def _stl10(path, **_):
@@ -130,38 +143,8 @@ def _shapes(path, *, res, seed, **_):
 SPECS = {
     spec.name: spec
     for spec in (
-        DatasetSpec(
-            name="cifar10",
-            title="CIFAR-10",
-            num_classes=10,
-            samples={"train": 50_000, "val": 10_000},
-            res=32, native_res=32,
-            archives=(
-                Archive(name="cifar-10-python.tar.gz",
-                        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-                        mirrors=("https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",),
-                        num_bytes=170_498_071, md5="c58f30108f718f92721af3b95e74349a"),
-            ),
-            open=_cifar("CIFAR10"),
-            repository="uoft-cs/cifar10",
-            hints=_cifar_hints("CIFAR10", "label"),
-        ),
-        DatasetSpec(
-            name="cifar100",
-            title="CIFAR-100",
-            num_classes=100,
-            samples={"train": 50_000, "val": 10_000},
-            res=32, native_res=32,
-            archives=(
-                Archive(name="cifar-100-python.tar.gz",
-                        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-                        mirrors=("https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",),
-                        num_bytes=169_001_437, md5="eb9058c3a382ffc7106e4002c42a8d85"),
-            ),
-            open=_cifar("CIFAR100"),
-            repository="uoft-cs/cifar100",
-            hints=_cifar_hints("CIFAR100", "fine_label"),
-        ),
+        _cifar(10, "label", 170_498_071, "c58f30108f718f92721af3b95e74349a"),
+        _cifar(100, "fine_label", 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85"),
         DatasetSpec(
             name="tinyimagenet",
             title="TinyImageNet",
@@ -314,37 +297,41 @@ def open_source(
 
 def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | str | hub.Repository:
     """What is to be read: a path, the URL of an archive to be read in place, or a repository."""
-    if given and hub.is_repository(given):
+    if not given:
+        return _official(spec, say, quiet)
+    if hub.is_repository(given):
         return hub.open_repository(given)
-    if given and http.is_url(given):
+    if http.is_url(given):
         # Some archives are read at many offsets, in no order: a server would be asked for every one of them.
         return given if spec.reads_urls else fetch_url(given, say, quiet)
-    if given and "://" in given:
+    if "://" in given:
         raise Error(f"cannot read {given}: expected a path, http(s)://... or hf:OWNER/NAME")
-    if given:
-        path = Path(given)
-        if not path.exists() and not matching(path)[1]:
-            is_name = spec.open is _hub and re.fullmatch(r"[\w.-]+/[\w.-]+(@\S+)?", given)
-            hint = f"; for the repository on the Hub say --source {hub.PREFIX}{given}" if is_name else ""
-            raise Error(f"no such file or directory: {given} (given as --source){hint}")
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise Error(f"{given} is neither a file nor a folder (given as --source)")
-        for archive in spec.archives:
-            if path.is_dir() and (path / archive.name).exists():
-                return path / archive.name
-        return path
+    path = Path(given)
+    if not path.exists() and not matching(path)[1]:
+        is_name = spec.open is _hub and re.fullmatch(r"[\w.-]+/[\w.-]+(@\S+)?", given)
+        hint = f"; for the repository on the Hub say --source {hub.PREFIX}{given}" if is_name else ""
+        raise Error(f"no such file or directory: {given} (given as --source){hint}")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise Error(f"{given} is neither a file nor a folder (given as --source)")
+    inside = (path / archive.name for archive in spec.archives)
+    return next((archive for archive in inside if archive.exists()), path)
+
+
+def _official(spec: DatasetSpec, say, quiet: bool) -> Path:
+    """The official archive in the download folder, fetched if anybody may."""
     if not spec.archives:
         raise UsageError(f"{spec.name} needs --source {spec.source_hint}")
+    folder = download_folder()
     for archive in spec.archives:
-        if (path := download_folder() / archive.name).exists():
+        if (path := folder / archive.name).exists():
             return path
     first = spec.archives[0]
     if first.remote_file().urls and not first.login:
-        say(f"{first.name} is not there yet: fetching it into {(folder := download_folder())}")
+        say(f"{first.name} is not there yet: fetching it into {folder}")
         try:
             return fetch(first.remote_file(), folder, say=say, quiet=quiet)
         except Error as e:
             raise Error(f"{e}; or put {first.facts} into {folder} ($MLPDATA_HOME), or pass it as --source") from None
     copy = f"; its copy on the Hub, --source hf:{spec.repository}, needs an account there" if spec.repository else ""
-    how = how_to_get(spec.archives, download_folder(), otherwise=", or pass its path as --source")
+    how = how_to_get(spec.archives, folder, otherwise=", or pass its path as --source")
     raise Error(f"{spec.name} is not there: {how}{copy}")

@@ -82,7 +82,7 @@ def scan(
     """
     origin = start if origin is None else origin
     position = first = start  # of the header under the reader; of the first header of the same member
-    long_name, long_link, pax = "", "", {}  # what extended headers say about the next member
+    extended = _Extended()
     damaged = resumed = False  # resumed: extended headers of the next member may have been lost
     while True:
         header = read_at(position, min(BLOCK, end - position)) if position < end else b""
@@ -94,17 +94,17 @@ def scan(
         elif size < 0:
             jump = _after_noise(read_at, position, end)
         else:
-            if not long_name and not pax:
+            if not extended.long_name and not extended.pax:
                 first = position
-            if "size" in pax and kind not in EXTENDED:
-                size = _pax_size(pax["size"], size)
+            if "size" in extended.pax and kind not in EXTENDED:
+                size = _pax_size(extended.pax["size"], size)
             if size and kind in NO_DATA and _is_header(read_at(data, BLOCK)):
                 size = 0
             if kind == b"S":  # GNU sparse: the list of the stored ranges may go on in blocks of its own
                 more = header[482:483]
                 while more not in (b"", b"\0") and data < end:
                     more, data = read_at(data + 504, 1), data + BLOCK
-            name = pax.get("path") or long_name or _name(header)
+            name = extended.pax.get("path") or extended.long_name or _name(header)
             if data + size > end:
                 jump = _after_overrun(read_at, position, Member(name, data, size, first), end)
         if jump:
@@ -113,39 +113,59 @@ def scan(
                 yield damage
             if resume_at is None:
                 return
-            position, long_name, long_link, pax, damaged, resumed = resume_at, "", "", {}, True, True
+            position, extended, damaged, resumed = resume_at, _Extended(), True, True
             continue
         if kind in EXTENDED:
-            body = read_at(data, size) if size <= MAX_LONG_NAME else b""
-            is_whole = len(body) == size
-            if kind in b"LK":
-                text, _, rest = body.partition(b"\0")
-                is_whole = is_whole and bool(text) and not rest.strip(b"\0")
-                if kind == b"L":
-                    long_name = _decoded(text)
-                else:
-                    long_link = _decoded(text)
-            elif kind != b"g":
-                pax, parsed_bytes = _pax_fields(body)
-                is_whole = is_whole and parsed_bytes == size
-            if not is_whole:
+            if not extended.read(kind, read_at(data, size) if size <= MAX_LONG_NAME else b"", size):
                 yield Damage(position, f"the extended header at byte {position} is damaged")
                 damaged = resumed = True
         else:
-            is_sparse = kind == b"S" or (pax and any(key.startswith("GNU.sparse.") for key in pax))
-            if resumed and not pax and not long_name and header[99] and kind not in b"5D":
+            if resumed and not extended.pax and not extended.long_name and header[99] and kind not in b"5D":
                 reason = f"{_shown(name)}... at byte {position} has lost the header with the rest of its name"
                 yield Damage(position, reason)
-            elif is_sparse or kind in SPECIAL:
-                target = pax.get("linkpath") or long_link or _decoded(header[157:257].partition(b"\0")[0])
-                name, reason = pax.get("GNU.sparse.name") or name, SPECIAL[b"S" if is_sparse else kind]
-                yield Special(name, position + BLOCK, reason, target if kind in b"12" else "", start=first)
-            elif kind not in FOLDERS and not (kind == b"\0" and name.endswith("/")):
-                yield Member(name, data, size, first)  # unknown kinds are plain files, as POSIX has it
-            long_name, long_link, pax, resumed = "", "", {}, False
+            elif found := _found(header, Member(name, data, size, first), position + BLOCK, extended):
+                yield found
+            extended, resumed = _Extended(), False
         position = data + -(-size // BLOCK) * BLOCK
     if whole and position > start:
         yield _without_end_mark(read_at, position, header)
+
+
+class _Extended:
+    """What extended headers say about the next member."""
+
+    __slots__ = ("long_link", "long_name", "pax")
+
+    def __init__(self):
+        self.long_name, self.long_link = "", ""
+        self.pax: dict[str, str] = {}
+
+    def read(self, kind: bytes, body: bytes, size: int) -> bool:
+        """Take in a header. size: of its body as announced. Returns whether it is undamaged."""
+        if kind in b"LK":
+            text, _, rest = body.partition(b"\0")
+            if kind == b"L":
+                self.long_name = _decoded(text)
+            else:
+                self.long_link = _decoded(text)
+            return len(body) == size and bool(text) and not rest.strip(b"\0")
+        if kind == b"g":
+            return len(body) == size
+        self.pax, parsed_bytes = _pax_fields(body)
+        return len(body) == parsed_bytes == size
+
+
+def _found(header: bytes, member: Member, offset: int, extended: _Extended) -> Member | Special | None:
+    """What a header stands for; None: a folder or a label. offset: behind the header, where a Special begins."""
+    kind, pax = header[156:157], extended.pax
+    is_sparse = kind == b"S" or (pax and any(key.startswith("GNU.sparse.") for key in pax))
+    if is_sparse or kind in SPECIAL:
+        target = pax.get("linkpath") or extended.long_link or _decoded(header[157:257].partition(b"\0")[0])
+        name, reason = pax.get("GNU.sparse.name") or member.name, SPECIAL[b"S" if is_sparse else kind]
+        return Special(name, offset, reason, target if kind in b"12" else "", start=member.start)
+    if kind in FOLDERS or (kind == b"\0" and member.name.endswith("/")):
+        return None
+    return member  # unknown kinds are plain files, as POSIX has it
 
 
 # ------------------------------------------------------------------------- damage: where reading goes on, what to say

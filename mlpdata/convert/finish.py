@@ -13,7 +13,7 @@ import numpy as np
 from mlpdata import labels
 from mlpdata.convert.plan import ConversionPlan
 from mlpdata.convert.stage_parts import Totals, iter_skipped
-from mlpdata.convert.stage_shards import WrittenShards
+from mlpdata.convert.stage_shards import ShardRecord, WrittenShards
 from mlpdata.convert.worker import WorkerContext
 from mlpdata.derive.source import ShardSource
 from mlpdata.shards import card
@@ -46,49 +46,17 @@ def finish(
 ) -> Manifest:
     """Write listings and the card, move the betons into place, and last of all write the manifest."""
     root, work, settings = plan.root, plan.work, plan.settings
-    hashes, paths, splits = dict(shards.hashes), [], {}
+    hashes, paths = dict(shards.hashes), []
     for split in plan.splits:
-        records = shards.records[split]
         paths.append(index_path(root, split))
         if settings.beton_codec:
             paths.append(work.beton(split))
-        if settings.tar_codec:
-            tars = {root / record.name: record.sha256 for record in records}
-            paths += tars
-            hashes |= tars
-        splits[split] = SplitInfo(
-            num_samples=int(totals.class_counts[split].sum()),
-            num_skipped=totals.num_skipped[split],
-            class_counts=totals.class_counts[split][totals.label_map >= 0].tolist(),
-            beton=beton_path(root, split).name if settings.beton_codec else None,
-            tars=[record.name for record in records] if settings.tar_codec else [],
-            tar_lengths=[record.num_samples for record in records] if settings.tar_codec else [],
-            index=index_path(root, split).name,
-        )
-        for record in records:
+        for record in shards.records[split]:
+            if settings.tar_codec:
+                paths.append(root / record.name)
+                hashes[root / record.name] = record.sha256
             totals.summary.add(record.summary)
-    mean, std = totals.summary.mean_std()
-    quality = settings.quality if totals.summary.num_encoded_here else None
-    fidelity, source = totals.summary.fidelity(), plan.source
-    if isinstance(source, ShardSource):
-        quality, fidelity = quality or source.stored_quality, fidelity or source.fidelity()
-        if source.keeps_sums:
-            mean, std = source.parents[0].manifest.mean, source.parents[0].manifest.std
-    classes = [plan.source.classes[i] for i in np.flatnonzero(totals.label_map >= 0)]
-    source_filter = plan.draft.source_filter
-    if plan.class_filter.min_class_size:
-        source_filter = {**source_filter, "classes_kept": len(classes)}
-    manifest = replace(
-        plan.draft,
-        source_filter=source_filter,
-        num_classes=len(classes),
-        classes_sha256=card.write_classes(root, classes),
-        quality=quality,
-        fidelity=fidelity,
-        mean=mean,
-        std=std,
-        splits=splits,
-    )
+    manifest, classes = _manifest(plan, totals, shards)
     paths += card.write_documents(root, manifest, plan.spec.title, classes)
     if real := _real_labels(plan, classes):
         written = [card.write_real(real_path(root, s), index_path(root, s), real) for s in plan.splits]
@@ -105,6 +73,50 @@ def finish(
     manifest = replace(manifest, files=dict(sorted(files.items())))
     manifest.save(root)
     return manifest
+
+
+def _manifest(plan: ConversionPlan, totals: Totals, shards: WrittenShards) -> tuple[Manifest, list[tuple[str, str]]]:
+    """The manifest without the sums of files, and the classes; writes classes.txt."""
+    kept = totals.label_map >= 0
+    classes = [plan.source.classes[i] for i in np.flatnonzero(kept)]
+    source, source_filter = plan.source, plan.draft.source_filter
+    if plan.class_filter.min_class_size:
+        source_filter = {**source_filter, "classes_kept": len(classes)}
+    mean, std = totals.summary.mean_std()
+    quality = plan.settings.quality if totals.summary.num_encoded_here else None
+    fidelity = totals.summary.fidelity()
+    if isinstance(source, ShardSource):
+        quality, fidelity = quality or source.stored_quality, fidelity or source.fidelity()
+        if source.keeps_sums:
+            mean, std = source.parents[0].manifest.mean, source.parents[0].manifest.std
+    manifest = replace(
+        plan.draft,
+        source_filter=source_filter,
+        num_classes=len(classes),
+        classes_sha256=card.write_classes(plan.root, classes),
+        quality=quality,
+        fidelity=fidelity,
+        mean=mean,
+        std=std,
+        splits={split: _split_info(plan, split, totals, kept, shards.records[split]) for split in plan.splits},
+    )
+    return manifest, classes
+
+
+def _split_info(
+    plan: ConversionPlan, split: str, totals: Totals, kept: np.ndarray, records: list[ShardRecord]
+) -> SplitInfo:
+    """The manifest's entry of a split. kept: (classes of the source,) bool. records: of its shards."""
+    settings = plan.settings
+    return SplitInfo(
+        num_samples=int(totals.class_counts[split].sum()),
+        num_skipped=totals.num_skipped[split],
+        class_counts=totals.class_counts[split][kept].tolist(),
+        beton=beton_path(plan.root, split).name if settings.beton_codec else None,
+        tars=[record.name for record in records] if settings.tar_codec else [],
+        tar_lengths=[record.num_samples for record in records] if settings.tar_codec else [],
+        index=index_path(plan.root, split).name,
+    )
 
 
 def _real_labels(plan: ConversionPlan, classes: list[tuple[str, str]]) -> Callable[[list[str]], dict] | None:

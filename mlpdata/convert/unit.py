@@ -65,7 +65,6 @@ def convert_unit(context: WorkerContext, task: UnitTask) -> PartCounts:
     skipped: list[dict] = []
     small: dict[str, int] = {}
     summary, sums = Summary(), PixelSums()
-    is_deferring = defers(settings, task)
     left, num_listed = dict(task.limits or {}), 0
     with PayloadStore(context.work.parts) as payloads:
         for sample in source.samples(task.unit):
@@ -74,33 +73,16 @@ def convert_unit(context: WorkerContext, task: UnitTask) -> PartCounts:
                 continue
             num_listed += not isinstance(sample, Broken) or sample.is_data or sample.is_counted
             split = sample.split or task.unit.split
-            if split not in settings.splits:
-                if split not in (*source.splits, task.unit.split):
-                    raise RuntimeError(f"{sample.origin} is of split {split!r}, which the source does not have")
+            if not _is_wanted(context, task, sample, split) or (task.limits is not None and not left.get(split)):
                 continue
-            if task.limits is not None and not left.get(split):
+            if isinstance(sample, Broken):
+                skipped.append(_skipped(sample, split, sample.reason))
                 continue
             try:
-                if isinstance(sample, Broken):
-                    raise image.ImageError(sample.reason)
-                if sample.stored is None:
-                    row, pixels, encoded = _convert_sample(sample, settings, is_deferring, summary)
-                else:
-                    needs_pixels = settings.keeps_pixels or split == settings.training_split
-                    row, pixels, encoded = _take_stored(sample, sample.stored, settings, needs_pixels, summary)
+                row, pixels, encoded = _converted(context, task, sample, split, summary)
             except image.ImageError as e:
-                if source.is_whole and not isinstance(sample, Broken):
-                    raise Error(
-                        f"sample {sample.key} of a shard directory {e}: `mlpdata verify` lists all damage"
-                    ) from None
-                is_data = not isinstance(sample, Broken) or sample.is_data
-                skip = {"split": split, "source": _readable(sample.origin), "reason": _readable(str(e))}
-                skipped.append(skip if is_data else {**skip, "is_data": False})
+                skipped.append(_skipped(sample, split, str(e)))
                 continue
-            except MemoryError:
-                raise
-            except Exception as e:
-                raise RuntimeError(f"while converting {sample.origin}: {type(e).__name__}: {e}") from e
             key, origin = sample.key.encode(), _readable(sample.origin).encode()
             rows.append((*row, len(key), len(origin)))
             text.append(key + origin)
@@ -122,6 +104,44 @@ def convert_unit(context: WorkerContext, task: UnitTask) -> PartCounts:
         write_part(context.work.part(task.unit.name), table, ordered_text, payloads.iterate(order), record,
                    settings.durable, context.part_key(task))  # fmt: skip
     return PartCounts.of(record)
+
+
+def _is_wanted(context: WorkerContext, task: UnitTask, sample: Sample | Broken, split: str) -> bool:
+    """Whether the split of a sample is converted."""
+    if split in context.settings.splits:
+        return True
+    if split not in (*context.source.splits, task.unit.split):
+        raise RuntimeError(f"{sample.origin} is of split {split!r}, which the source does not have")
+    return False
+
+
+def _converted(
+    context: WorkerContext, task: UnitTask, sample: Sample, split: str, summary: Summary
+) -> tuple[tuple, np.ndarray | None, bytes]:
+    """The row, pixels and encoding of a sample, as `_convert_sample` has them.
+
+    Raises ImageError for what is to be skipped and Error where nothing may be: in a shard directory.
+    """
+    settings = context.settings
+    try:
+        if sample.stored is None:
+            return _convert_sample(sample, settings, defers(settings, task), summary)
+        needs_pixels = settings.keeps_pixels or split == settings.training_split
+        return _take_stored(sample, sample.stored, settings, needs_pixels, summary)
+    except image.ImageError as e:
+        if context.source.is_whole:
+            raise Error(f"sample {sample.key} of a shard directory {e}: `mlpdata verify` lists all damage") from None
+        raise
+    except MemoryError:
+        raise
+    except Exception as e:
+        raise RuntimeError(f"while converting {sample.origin}: {type(e).__name__}: {e}") from e
+
+
+def _skipped(sample: Sample | Broken, split: str, reason: str) -> dict:
+    """The line of skipped.jsonl for a sample."""
+    skip = {"split": split, "source": _readable(sample.origin), "reason": _readable(reason)}
+    return {**skip, "is_data": False} if isinstance(sample, Broken) and not sample.is_data else skip
 
 
 def _changed(task: UnitTask, num_found: int) -> Error:
