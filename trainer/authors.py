@@ -40,6 +40,8 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         ) from None
     except Exception as e:  # torch raises nearly anything on files that are not its own
         raise Error(f"{path} is no state dict that can be loaded safely ({first_line(e):.200})") from None
+    if isinstance(loaded, dict) and "recipe" in loaded and "model" in loaded:
+        raise Error(f"{path} is the state of a run, for --resume: give the run directory, or a checkpoint in it")
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]

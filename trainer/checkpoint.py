@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from mlpdata.errors import Error, first_line
-from mlpdata.shards.manifest import MAX_RES, Manifest
+from mlpdata.shards.manifest import MAX_RES, Manifest, is_shard_directory
 from mlpdata.sources.keys import listed
 from trainer import authors
 from trainer.model import HEAD, MLP, build, build_on_meta, check_size, config_of
@@ -57,6 +57,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path, facts = Path(path), {}
     if path.is_dir():
+        if is_shard_directory(path):
+            raise Error(f"{path} is a shard directory: give a checkpoint, or a run directory")
         if not (path / BEST).exists():
             raise Error(f"{path} has no {BEST}: give a checkpoint, or a run directory that has one{_runs_in(path)}")
         path = path / BEST

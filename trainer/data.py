@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ from mlpdata.loader.loader import Loader
 from mlpdata.loader.memory_plan import Needs
 from mlpdata.loader.resident import Resident
 from mlpdata.shards.manifest import Manifest
+from mlpdata.shards.remote import is_remote
 from mlpdata.shards.streamed import local_directory, open_tars
 from mlpdata.shards.tar_cache import TarCache
 from mlpdata.splits import HELD_OUT, canonical, chosen, find
 from mlpdata.system.format import plural
 from trainer.model import MLP
-from trainer.recipe import Recipe
+from trainer.recipe import Data, Recipe
 from trainer.world import World
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}  # to which autocast would cast the images anyway
@@ -75,6 +78,21 @@ def find_splits(recipe: Recipe, *, to_train: bool = True) -> DataSplits:
             "counts as the best"
         )
     return DataSplits(root=root, manifest=manifest, train_split=train, eval_split=held_out, warning=warning, tars=tars)
+
+
+def trained_on(data: Data, checkpoint: Path, say: Callable[[str], None] = lambda line: None) -> Path:
+    """The shard directory of a checkpoint's recipe, here or in the cache. Raises Error where it is gone or moved."""
+    try:
+        root = local_directory(data.shards, data.tier, data.cache_bytes, say)
+        Manifest.load(root)
+    except Error as e:
+        here = is_remote(data.shards) or os.path.isabs(data.shards)
+        seen = "" if here else f" (seen from the folder that `mlpdata train` ran in; this is {os.getcwd()})"
+        raise Error(
+            f"{checkpoint} was trained on {data.shards}{seen}: {e}; --shards DIR says where they are now"
+            f"{_how_to_make(data.shards)}"
+        ) from None
+    return root
 
 
 def _how_to_make(shards: str) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 from mlpdata.augment.augment import Augment
 from mlpdata.augment.batch import Batch
 from mlpdata.augment.settings import Augmentation
-from mlpdata.errors import Error, printable_lines
+from mlpdata.errors import Error, UsageError, printable_lines
 from mlpdata.loader.loader import Loader
 from mlpdata.shards import index
 from mlpdata.shards.classes import distinct_names, read_classes, read_real
@@ -28,7 +28,7 @@ from mlpdata.splits import find
 from mlpdata.system.files import check_output
 from mlpdata.system.format import plural
 from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of
-from trainer.data import make_augment
+from trainer.data import make_augment, trained_on
 from trainer.loss import loss_and_right
 from trainer.recipe import Eval, Recipe
 from trainer.run_directory import write_file
@@ -138,8 +138,8 @@ class EvalOptions:
     """What `mlpdata eval` was asked for."""
 
     checkpoint: Path
-    shards: Path
-    split: str = "val"
+    shards: Path | None = None  # None: those of the training
+    split: str | None = None  # None: the one that was evaluated in training if the shards have it, else val
     tta: int = 0  # random crops; 0: the whole image once
     average: str = "probabilities"
     crop_scale: float | None = None  # the least; None: as the checkpoint was trained, else the paper's 0.4
@@ -152,23 +152,25 @@ class EvalOptions:
     as_json: bool = False
 
 
-def run(options: EvalOptions) -> str:
-    """Evaluate a checkpoint on a split; returns the report. Raises Error."""
-    device, manifest = device_of(options.device), Manifest.load(options.shards)
-    split = _find_split(options, manifest)
+def run(options: EvalOptions, say: Callable[[str], None] = lambda line: None) -> str:
+    """Evaluate a checkpoint on a split; returns the report. say: gets lines about a copy that is made. Raises Error."""
+    device = device_of(options.device)
     if options.predictions:
         _check_writable(options.predictions)
     ckpt = open_checkpoint(options.checkpoint)
-    _check_classes(options, ckpt, manifest)
     trained = recipe_of(ckpt.facts, options.checkpoint) if ckpt.facts else None
+    root = options.shards or _trained_on(options, trained, say)
+    manifest = Manifest.load(root)
+    split = _find_split(options.split, trained, root, manifest)
+    _check_classes(options, ckpt, root, manifest)
     options = replace(options, precision=options.precision or as_trained(trained, device))
     augment, crops = _transforms(options, ckpt, trained, manifest)
     loader = Loader(
-        options.shards, split, options.batch_size or (trained.eval if trained else Eval()).batch_size, device=device,
+        root, split, options.batch_size or (trained.eval if trained else Eval()).batch_size, device=device,
         format=_format(trained, manifest), pixels=trained.data.pixels if trained else "rgb", shuffle=False,
-        augment=None if crops else augment,
+        augment=None if crops else augment, cache_bytes=trained.data.cache_bytes if trained else None,
     )  # fmt: skip
-    real = read_real_labels(options.shards, manifest, loader.split)
+    real = read_real_labels(root, manifest, loader.split)
     result = evaluate(
         ckpt.model.to(device), loader, autocast_of(device, options.precision or ""),
         crops=crops,
@@ -176,18 +178,27 @@ def run(options: EvalOptions) -> str:
         top_k=min(5, ckpt.num_classes) if options.predictions else 0,
     )  # fmt: skip
     if options.predictions:
-        keys = index.keys(options.shards, manifest, loader.split)
+        keys = index.keys(root, manifest, loader.split)
         write_predictions(options.predictions, result, keys, loader.labels)
-    return _report(options, ckpt, manifest, loader, result)
+    return _report(options, ckpt, root, manifest, loader, result)
 
 
-def _find_split(options: EvalOptions, manifest: Manifest) -> str:
-    split = find(options.split, manifest.splits)
+def _trained_on(options: EvalOptions, trained: Recipe | None, say: Callable[[str], None]) -> Path:
+    if trained is None:
+        raise UsageError(f"{options.checkpoint} does not say what it was trained on: --shards DIR names the shards")
+    return trained_on(trained.data, options.checkpoint, say)
+
+
+def _find_split(asked: str | None, trained: Recipe | None, root: Path, manifest: Manifest) -> str:
+    if asked is None and trained and find(trained.data.eval_split, manifest.splits):
+        asked = trained.data.eval_split
+    asked = asked or "val"
+    split = find(asked, manifest.splits)
     if split is not None and manifest.splits[split].num_samples:
         return split
-    lacks = f"no split {options.split!r}" if split is None else f"no images in split {split!r}"
+    lacks = f"no split {asked!r}" if split is None else f"no images in split {split!r}"
     others = [name for name, info in manifest.splits.items() if info.num_samples]
-    raise Error(f"{options.shards} has {lacks}, only {', '.join(others) or 'nothing'}; --split chooses one of these")
+    raise Error(f"{root} has {lacks}, only {', '.join(others) or 'nothing'}; --split chooses one of these")
 
 
 def _check_writable(path: Path) -> None:
@@ -199,13 +210,13 @@ def _check_writable(path: Path) -> None:
         raise Error(f"cannot write {path}: there is no directory {path.parent} that can be written")
 
 
-def _check_classes(options: EvalOptions, ckpt: Checkpoint, manifest: Manifest) -> None:
+def _check_classes(options: EvalOptions, ckpt: Checkpoint, root: Path, manifest: Manifest) -> None:
     digest, n = ckpt.facts.get("classes_sha256"), ckpt.num_classes
     if n == manifest.num_classes and digest in (None, manifest.classes_sha256):
         return
     other = f"{manifest.num_classes}" if n != manifest.num_classes else "as many, but another list of them"
     raise Error(
-        f"{options.checkpoint} knows {plural(n, 'class')} and {options.shards} has {other}; "
+        f"{options.checkpoint} knows {plural(n, 'class')} and {root} has {other}; "
         "the class lists must be equal: fine-tune first, with `init:` in a recipe"
     )
 
@@ -265,17 +276,20 @@ def write_predictions(path: Path, result: EvalResult, keys: Sequence[str], label
     write_file(path, memoryview(stream.getvalue()))
 
 
-def _report(options: EvalOptions, ckpt: Checkpoint, manifest: Manifest, loader: Loader, result: EvalResult) -> str:
-    names = distinct_names(read_classes(options.shards, manifest))
+def _report(
+    options: EvalOptions, ckpt: Checkpoint, root: Path, manifest: Manifest, loader: Loader, result: EvalResult
+) -> str:
+    names = distinct_names(read_classes(root, manifest))
     counts = zip(names, result.class_right.tolist(), result.class_total.tolist(), strict=True)
     per_class = {name: right / total for name, right, total in counts if total}
     if options.as_json:
-        extra = {"tta": options.tta, "precision": options.precision, "samples": loader.num_samples}
+        extra = {"shards": str(root), "split": loader.split, "tta": options.tta, "precision": options.precision}
+        extra["samples"] = loader.num_samples
         return json.dumps(result.metrics | extra | ({"per_class": per_class} if options.per_class else {}))
     m = result.metrics
     how = f", {options.precision}" + (f", {options.tta} crops, {options.average} averaged" if options.tta else "")
     lines = [
-        f"{options.checkpoint} on {plural(loader.num_samples, 'sample')} of {manifest.dataset} {loader.split}{how}: "
+        f"{options.checkpoint} on {plural(loader.num_samples, 'sample')} of {root}, {loader.split}{how}: "
         f"top-1 {m['val_top1']:.2%}  top-5 {m['val_top5']:.2%}  loss {m['val_loss']:.4f}"
         + (f"  ReaL {m['val_real']:.2%}" if "val_real" in m else "")
     ]

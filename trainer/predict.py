@@ -6,9 +6,12 @@ Images are decoded and resized as the shards were that the model was trained on,
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,13 @@ from mlpdata.augment.augment import Augment
 from mlpdata.augment.batch import Batch
 from mlpdata.errors import Error, printable_lines, reading
 from mlpdata.image import Resize
-from mlpdata.shards.classes import distinct_names, read_classes
-from mlpdata.shards.manifest import Manifest, manifest_path
+from mlpdata.image.formats import HEAD_BYTES
+from mlpdata.shards.classes import distinct_names
+from mlpdata.shards.manifest import Manifest
+from mlpdata.shards.remote import read_lists
 from mlpdata.shards.text import open_file
+from mlpdata.sources.files import is_folder, is_system, looks_like_image, tree, why_no_file
+from mlpdata.sources.keys import listed
 from trainer.checkpoint import Checkpoint, open_checkpoint, recipe_of
 from trainer.data import DTYPES
 from trainer.evaluate import IMAGENET, as_trained, autocast_of
@@ -30,62 +37,153 @@ from trainer.world import device_of
 
 BATCH_SIZE = 256  # images decoded and predicted at a time
 TOP = 5
+STDIN = Path("-")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best classes of one image, the best first."""
+    """The best classes of one image, the best first; or why it cannot be read, in one line that names it."""
 
     path: Path
-    labels: list[int]
-    probabilities: list[float]
+    labels: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    error: str = ""
 
 
 def run(
-    checkpoint: Path, images: Sequence[Path], shards: Path | None = None, device: str = "auto", as_json: bool = False
-) -> str:
-    """Predict images by a checkpoint; returns the report, or JSON. Raises Error, naming the image that cannot be read.
+    checkpoint: Path,
+    images: Sequence[Path],
+    shards: str | Path | None = None,
+    device: str = "auto",
+    as_json: bool = False,
+    say: Callable[[str], None] = print,
+    tell: Callable[[str], None] = print,
+) -> int:
+    """Predict images by a checkpoint; returns how many of them cannot be read. Raises Error.
 
-    shards: the directory that names the classes; None: the one that the model was trained on, where it still exists.
+    images: see `find_images`. shards: the directory that names the classes, also elsewhere; None: the one that the
+    model was trained on, where it still exists. say: is given the results, as lines or as one line of JSON. tell: a
+    line for each image that cannot be read, and for what there is to know besides.
     """
     ckpt = open_checkpoint(checkpoint)
-    root = shards or _training_shards(ckpt, checkpoint)
-    manifest = Manifest.load(root) if root else None
-    names = [str(label) for label in range(ckpt.num_classes)]
-    if root and manifest:
-        _check_classes(checkpoint, ckpt, root, manifest)
-        names = distinct_names(read_classes(root, manifest))
-    predictions = predict(ckpt, images, manifest, device)
+    manifest, names = _classes(ckpt, checkpoint, shards, tell)
+    rows, num_errors = [], 0
+    for prediction in predict(ckpt, find_images(images, tell), manifest, device):
+        if prediction.error:
+            num_errors += 1
+            tell(f"mlpdata: error: {prediction.error}")
+        if as_json:
+            rows.append(_row(prediction, names))
+        elif not prediction.error:
+            best = zip(prediction.labels, prediction.probabilities, strict=True)
+            lines = [str(prediction.path), *(f"  {share:7.2%}  {names[label]}" for label, share in best)]
+            say(printable_lines(lines))
     if as_json:
-        rows = [
-            {
-                "image": str(prediction.path),
-                "top": [
-                    {"class": names[label], "label": label, "probability": round(probability, 6)}
-                    for label, probability in zip(prediction.labels, prediction.probabilities, strict=True)
-                ],
-            }
-            for prediction in predictions
-        ]
-        return json.dumps(rows)
-    lines = []
-    for prediction in predictions:
-        lines.append(str(prediction.path))
-        for label, probability in zip(prediction.labels, prediction.probabilities, strict=True):
-            lines.append(f"  {probability:7.2%}  {names[label]}")
-    if manifest is None:
-        lines.append("classes are shown by their numbers: --shards DIR names them, the directory of the training data")
-    return printable_lines(lines)
+        say(json.dumps(rows))
+    return num_errors
+
+
+def _row(prediction: Prediction, names: list[str]) -> dict[str, Any]:
+    """What --json says of an image."""
+    if prediction.error:
+        return {"image": str(prediction.path), "error": prediction.error}
+    top = [
+        {"class": names[label], "label": label, "probability": round(probability, 6)}
+        for label, probability in zip(prediction.labels, prediction.probabilities, strict=True)
+    ]
+    return {"image": str(prediction.path), "top": top}
+
+
+def _classes(
+    ckpt: Checkpoint, checkpoint: Path, shards: str | Path | None, tell: Callable[[str], None]
+) -> tuple[Manifest | None, list[str]]:
+    """The manifest of the training's shards and the names of their classes; (None, numbers) where they are gone."""
+    try:
+        root = shards or (recipe_of(ckpt.facts, checkpoint).data.shards if ckpt.facts else None)
+        if root is None:
+            raise Error(f"{checkpoint} does not say what it was trained on")
+        manifest, classes = read_lists(root)
+        same = ckpt.facts.get("classes_sha256") in (None, manifest.classes_sha256)
+        if not same or manifest.num_classes != ckpt.num_classes:
+            raise Error(f"{root} has other classes than {checkpoint} was trained on: its names would be wrong")
+    except Error as e:
+        if shards is not None:
+            raise
+        what = f"classes are shown by their numbers, and images are squashed to {ckpt.res} px"
+        tell(f"{what}: {e}; --shards DIR names the shards of the training")
+        return None, [str(label) for label in range(ckpt.num_classes)]
+    return manifest, distinct_names(classes)
+
+
+# ---------------------------------------------------------------------------------------------------------- images
+
+
+def find_images(paths: Sequence[Path], tell: Callable[[str], None] = lambda line: None) -> Iterator[Prediction]:
+    """What is asked for, in that order, an image twice if it is named twice: predictions without classes yet.
+
+    Of a folder: its images and those below it, folder by folder, by name. As in folders that are converted, hidden
+    files count, and what a system left there does not. tell: a line about files in a folder that are no images.
+    """
+    for path in paths:
+        if path == STDIN or not path.is_dir():
+            yield Prediction(path)
+            continue
+        others, n = [], 0
+        try:
+            for below, entries in tree(str(path)):
+                for entry in entries:
+                    if is_folder(entry) or is_system(entry.name):
+                        continue
+                    file = path / below / entry.name
+                    if not looks_like_image(entry.name) and not _begins_as_image(file):
+                        others.append(str(file.relative_to(path)))
+                        continue
+                    n += 1
+                    why = why_no_file(entry)
+                    yield Prediction(file, error=f"cannot read {file}: {why}" if why else "")
+        except Error as e:
+            yield Prediction(path, error=str(e))
+            continue
+        if others:
+            are = "file is no image" if len(others) == 1 else "files are no images"
+            tell(f"{path}: {len(others):,} {are}: {listed(others, 3)}")
+        if not n:
+            yield Prediction(path, error=f"{path} has no images in it")
+
+
+def _begins_as_image(path: Path) -> bool:
+    try:
+        with open_file(path) as f:
+            return image.format_of(f.read(HEAD_BYTES)) is not None
+    except OSError:
+        return False
+
+
+def _read_image(path: Path, resize: Resize) -> np.ndarray:
+    """uint8 (res, res, 3). Raises Error."""
+    name = "standard input" if path == STDIN else str(path)
+    with reading(name), open_file(path) if path != STDIN else contextlib.nullcontext(sys.stdin.buffer) as f:
+        data = f.read(image.MAX_IMAGE_BYTES + 1)
+    if len(data) > image.MAX_IMAGE_BYTES:
+        raise Error(f"{name} has more than {image.MAX_IMAGE_BYTES >> 20} MB, too many for an image")
+    try:
+        return image.decode(data, resize)[0]
+    except image.ImageError as e:
+        raise Error(f"{name}: {e}") from None
+
+
+# ----------------------------------------------------------------------------------------------------- predictions
 
 
 @torch.inference_mode()
 def predict(
-    ckpt: Checkpoint, images: Sequence[Path], manifest: Manifest | None = None, device: str = "auto"
-) -> list[Prediction]:
-    """The best classes of each image file, in the precision of the training. Raises Error for one that cannot be read.
+    ckpt: Checkpoint, images: Iterable[Prediction], manifest: Manifest | None = None, device: str = "auto"
+) -> Iterator[Prediction]:
+    """The best classes of each image file, in the precision of the training. Raises Error.
 
-    manifest: of the shards that the model was trained on, which says how images are resized and normalised; None:
-    squashed to the model's resolution with a box filter, normalised as the checkpoint says.
+    images: of `find_images`; those with an error come out as they are. manifest: of the shards that the model was
+    trained on, which says how images are resized and normalised; None: squashed to the model's resolution with a box
+    filter, normalised as the checkpoint says.
     """
     where = device_of(device)
     model = ckpt.model.to(where)
@@ -102,44 +200,21 @@ def predict(
         augment = Augment(res=ckpt.res, crop_scale=None, flip=False, mean=mean, std=std, compile=False, dtype=dtype)
     except ValueError as e:  # of a checkpoint of somebody else
         raise Error(f"this checkpoint cannot be used: {e}") from None
-    predictions = []
-    for first in range(0, len(images), BATCH_SIZE):
-        paths = images[first : first + BATCH_SIZE]
-        pixels = torch.from_numpy(np.stack([_read_image(path, resize) for path in paths])).to(where)
-        numbers = torch.zeros(len(paths), dtype=torch.int64, device=where)
-        with autocast():
-            logits = model(augment.apply(Batch(pixels, numbers, numbers), 0, 0).images)
-        top = logits.float().softmax(1).topk(min(TOP, ckpt.num_classes), dim=1)
-        for path, labels, probabilities in zip(paths, top.indices.tolist(), top.values.tolist(), strict=True):
-            predictions.append(Prediction(path, labels, probabilities))
-    return predictions
-
-
-def _read_image(path: Path, resize: Resize) -> np.ndarray:
-    """uint8 (res, res, 3)."""
-    if path.is_dir():
-        raise Error(f"{path} is a folder; name the image files in it, as {path / '*'}")
-    with reading(path), open_file(path) as f:
-        data = f.read(image.MAX_IMAGE_BYTES + 1)
-    if len(data) > image.MAX_IMAGE_BYTES:
-        raise Error(f"{path} has more than {image.MAX_IMAGE_BYTES >> 20} MB, too many for an image")
-    try:
-        return image.decode(data, resize)[0]
-    except image.ImageError as e:
-        raise Error(f"{path}: {e}") from None
-
-
-def _training_shards(ckpt: Checkpoint, path: Path) -> Path | None:
-    """The shard directory of a checkpoint's recipe, where it is still on this machine with the same classes."""
-    if not ckpt.facts:
-        return None
-    root = Path(recipe_of(ckpt.facts, path).data.shards)
-    if not manifest_path(root).exists():
-        return None
-    return root if Manifest.load(root).classes_sha256 == ckpt.facts.get("classes_sha256") else None
-
-
-def _check_classes(checkpoint: Path, ckpt: Checkpoint, root: Path, manifest: Manifest) -> None:
-    same = ckpt.facts.get("classes_sha256") in (None, manifest.classes_sha256)
-    if not same or manifest.num_classes != ckpt.num_classes:
-        raise Error(f"{root} has other classes than {checkpoint} was trained on: its names would be wrong")
+    images = iter(images)
+    while some := list(itertools.islice(images, BATCH_SIZE)):
+        pixels: dict[int, np.ndarray] = {}  # by the place in `some`
+        for i, one in enumerate(some):
+            if not one.error:
+                try:
+                    pixels[i] = _read_image(one.path, resize)
+                except Error as e:
+                    some[i] = Prediction(one.path, error=str(e))
+        if pixels:
+            stacked = torch.from_numpy(np.stack(list(pixels.values()))).to(where)
+            numbers = torch.zeros(len(pixels), dtype=torch.int64, device=where)
+            with autocast():
+                logits = model(augment.apply(Batch(stacked, numbers, numbers), 0, 0).images)
+            top = logits.float().softmax(1).topk(min(TOP, ckpt.num_classes), dim=1)
+            for i, labels, probabilities in zip(pixels, top.indices.tolist(), top.values.tolist(), strict=True):
+                some[i] = Prediction(some[i].path, labels, probabilities)
+        yield from some

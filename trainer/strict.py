@@ -77,7 +77,9 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> Section:
 def _read_text(path: Path) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a device or a pipe may never end
-            raise Error(f"cannot read recipe {path}: it is no plain file")
+            own = path / "recipe.yaml"
+            hint = f"; a run's recipe is {own}" if own.is_file() else ""
+            raise Error(f"cannot read recipe {path}: it is no plain file{hint}")
         with open(path, "rb") as f:
             data = f.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:

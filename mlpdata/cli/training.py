@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
 
-from mlpdata.cli.group import main, say_lines
-from mlpdata.cli.parameters import SHARDS, FiniteRange, json_option
+from mlpdata.cli.group import main, say_lines, tell
+from mlpdata.cli.parameters import SHARDS, FiniteRange, json_option, path_or_url
 
 
 @main.group(invoke_without_command=True)
@@ -81,8 +82,8 @@ def train(recipe, overrides, resume, force, profile, show_plan):
 
 @main.command("eval")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--shards", type=SHARDS, required=True, help="Shard directory to evaluate on.")
-@click.option("--split", default="val")
+@click.option("--shards", type=SHARDS, help="Shard directory to evaluate on.  [default: that of the training]")
+@click.option("--split", help="[default: the one evaluated in training, else val]")
 @click.option("--tta", type=click.IntRange(min=0), default=0, help="Average over N random crops (the paper: 100).")
 @click.option("--average", type=click.Choice(["probabilities", "logits"]), default="probabilities",
               help="What --tta averages over the crops.")  # fmt: skip
@@ -110,12 +111,12 @@ def eval_(**options):
     have ReaL labels.
 
     \b
-    mlpdata eval runs/cifar10-small --shards shards/cifar10-32
+    mlpdata eval runs/cifar10-small
     mlpdata eval runs/cifar10-small/best.safetensors --shards shards/cifar10-32 --tta 100
     """
     from trainer.evaluate import EvalOptions, run
 
-    say_lines(run(EvalOptions(**options)))
+    say_lines(run(EvalOptions(**options), tell))
 
 
 @main.command()
@@ -137,17 +138,22 @@ def scaling(runs, out):
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--shards", type=SHARDS, help="Shard directory that names the classes.  [default: that of the training]")
+@click.option("--shards", type=path_or_url,
+              help="Shard directory that names the classes.  [default: that of the training]")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @json_option()
 def predict(checkpoint, images, shards, device, as_json):
     """Classify image files: the five best classes, by name.
 
-    CHECKPOINT is a file, or a run directory, whose best checkpoint is taken.
+    CHECKPOINT is a file, or a run directory, whose best checkpoint is taken. IMAGE is a file, a folder, of which all
+    images are taken, also those in folders below it, or - for standard input. Images that cannot be read are listed;
+    the others are predicted, and the exit status is 1.
 
     \b
     mlpdata predict runs/cifar10-small cat.jpg dog.png
+    mlpdata predict runs/cifar10-small photos/ --json
     """
     from trainer.predict import run
 
-    say_lines(run(checkpoint, images, shards, device, as_json))
+    if run(checkpoint, images, shards, device, as_json, say_lines, tell):
+        sys.exit(1)

@@ -6,12 +6,8 @@ from pathlib import Path
 
 from mlpdata.errors import printable_lines
 from mlpdata.shards import remote
-from mlpdata.shards.classes import parse_classes, read_classes
-from mlpdata.shards.manifest import Manifest, classes_path
 from mlpdata.shards.text import json_text, rounded, shown
 from mlpdata.system.format import format_bytes, plural
-
-ClassList = list[tuple[str, str]]
 
 
 def info(root: str | Path, as_json: bool = False) -> str:
@@ -19,7 +15,9 @@ def info(root: str | Path, as_json: bool = False) -> str:
 
     root: of one that is elsewhere, its manifest and its class list are read, and no file is looked at.
     """
-    manifest, classes = _read_remote(str(root)) if remote.is_remote(root) else _read_local(Path(root))
+    manifest, classes = remote.read_lists(root)
+    if not remote.is_remote(root):
+        manifest.check_sizes(Path(root))
     if as_json:
         return json_text(manifest.as_dict(), indent=1).rstrip()
     codecs = (("beton", manifest.beton_codec), ("tar", manifest.tar_codec))
@@ -47,20 +45,7 @@ def info(root: str | Path, as_json: bool = False) -> str:
     return printable_lines(f"{name:<12} {value}" for name, value in rows)
 
 
-def _read_local(root: Path) -> tuple[Manifest, ClassList]:
-    manifest = Manifest.load(root)
-    manifest.check_sizes(root)
-    return manifest, read_classes(root, manifest)
-
-
-def _read_remote(address: str) -> tuple[Manifest, ClassList]:
-    store = remote.open_store(address)
-    manifest = remote.read_manifest(store)[1]
-    name = classes_path(Path()).name
-    return manifest, parse_classes(store.read(name), f"{store.where}/{name}", manifest)
-
-
-def _some(classes: ClassList) -> str:
+def _some(classes: list[tuple[str, str]]) -> str:
     names = [shown(readable) for _, readable in classes]
     comma = "; " if any("," in name for name in names[:6]) else ", "  # WordNet's names are lists of synonyms
     return comma.join(names[:6]) + (f"{comma}..." if len(names) > 6 else "")

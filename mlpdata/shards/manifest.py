@@ -249,6 +249,8 @@ class Manifest:
                 hint = "get or convert it again" if is_ours else "it is not a shard directory"
                 if (root / "export.json").is_file():
                     hint = "it is an export for another library: give the shard directory that it was made of"
+                elif (root / "recipe.yaml").is_file():
+                    hint = "it is a run of `mlpdata train`: give the shard directory that it was trained on"
             raise Error(f"{root} has no manifest.json; {hint}")
         return cls.parse(read_text(path), path)
 

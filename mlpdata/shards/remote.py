@@ -24,8 +24,9 @@ from mlpdata.fetch.login import Login
 from mlpdata.fetch.official import download_folder
 from mlpdata.fetch.retry import retry
 from mlpdata.fetch.storage import StorageFile, storage_errors
+from mlpdata.shards.classes import parse_classes, read_classes
 from mlpdata.shards.files import FileEntry, local_sizes
-from mlpdata.shards.manifest import Manifest, manifest_path
+from mlpdata.shards.manifest import Manifest, classes_path, manifest_path
 from mlpdata.shards.text import MAX_TEXT_BYTES
 from mlpdata.system.files import make_folder, sync_dir
 from mlpdata.system.format import format_bytes, plural
@@ -95,6 +96,17 @@ def read_manifest(store: Store) -> tuple[bytes, Manifest]:
     name = manifest_path(Path()).name
     text = store.read(name)
     return text, Manifest.parse(text, f"{store.where}/{name}")
+
+
+def read_lists(root: str | Path) -> tuple[Manifest, list[tuple[str, str]]]:
+    """The manifest and the classes of a directory. Of one that is elsewhere, no other file is fetched. Raises Error."""
+    if not is_remote(root):
+        manifest = Manifest.load(root)
+        return manifest, read_classes(root, manifest)
+    store = open_store(str(root))
+    manifest = read_manifest(store)[1]
+    name = classes_path(Path()).name
+    return manifest, parse_classes(store.read(name), f"{store.where}/{name}", manifest)
 
 
 class Store(Protocol):

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -13,6 +14,7 @@ import mlpdata
 import trainer
 from mlpdata import Augment, Batch, Error
 from mlpdata.augment.settings import Augmentation
+from mlpdata.errors import UsageError
 from mlpdata.shards.manifest import Manifest, index_path, real_path
 from trainer import checkpoint
 from trainer.evaluate import EvalOptions, TestTimeCrops, evaluate, read_real_labels, run
@@ -189,9 +191,71 @@ def test_a_split_that_is_not_there_is_said_with_those_that_are(saved, shapes_dir
     root = changed(shapes_dir, tmp_path / "s", lambda m: m["splits"].pop("val"))
     with pytest.raises(Error, match="s has no split 'val', only train; --split chooses one of these"):
         run(EvalOptions(checkpoint=saved, shards=root))
-    assert "1,500 samples of shapes train" in run(EvalOptions(checkpoint=saved, shards=root, split="train"))
+    assert f"1,500 samples of {root}, train" in run(EvalOptions(checkpoint=saved, shards=root, split="train"))
     for name in ("validation", "dev", "test"):  # val by another name
-        assert "1,500 samples of shapes val" in run(EvalOptions(checkpoint=saved, shards=shapes_dir, split=name))
+        assert f"1,500 samples of {shapes_dir}, val" in run(
+            EvalOptions(checkpoint=saved, shards=shapes_dir, split=name)
+        )
+
+
+def test_the_shards_and_the_split_are_those_of_the_training(saved, shapes_dir, tmp_path, monkeypatch):
+    found = json.loads(run(EvalOptions(checkpoint=saved, as_json=True)))
+    assert found == json.loads(run(EvalOptions(checkpoint=saved, shards=shapes_dir, as_json=True)))
+    assert found["shards"] == str(shapes_dir) and found["split"] == "val"
+    assert f"samples of {shapes_dir}, val" in run(EvalOptions(checkpoint=saved))
+    ckpt = checkpoint.open_checkpoint(saved)
+
+    def trained_on(**data):
+        facts = {key: value for key, value in ckpt.facts.items() if key != "recipe"}
+        recipe = Recipe(name="x", data=Data(**data), model=Model(depth=1, width=16))
+        checkpoint.save_weights(tmp_path / "x.safetensors", ckpt.model.state_dict(), recipe, facts)
+        return EvalOptions(checkpoint=tmp_path / "x.safetensors")
+
+    options = trained_on(shards=str(shapes_dir), eval_split="train")
+    assert f"{shapes_dir}, train" in run(options)  # as in training
+    assert f"{shapes_dir}, val" in run(dataclasses.replace(options, split="val"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Error, match=r"x\.safetensors was trained on shards/gone \(seen from the folder .*--shards DIR"):
+        run(trained_on(shards="shards/gone"))
+    with pytest.raises(Error, match=r"--shards DIR .*; `mlpdata convert shapes --res 16` makes it"):
+        run(trained_on(shards="shards/shapes-16"))
+    (tmp_path / "shards").mkdir()
+    shutil.copytree(shapes_dir, tmp_path / "shards" / "shapes-16")
+    assert "samples of shards/shapes-16, val" in run(trained_on(shards="shards/shapes-16"))
+    done = run_cli("eval", saved, "--device", "cpu")
+    assert done.returncode == 0 and f"samples of {shapes_dir}, val" in done.stdout
+
+
+def test_shards_elsewhere_are_read_as_the_recipe_says(serve, saved, shapes_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
+    server = serve({"me/shapes": {path.name: path.read_bytes() for path in shapes_dir.iterdir()}})
+    ckpt, here = checkpoint.open_checkpoint(saved), json.loads(run(EvalOptions(checkpoint=saved, as_json=True)))
+    facts = {key: value for key, value in ckpt.facts.items() if key != "recipe"}
+    data = Data(shards="hf:me/shapes", tier="stream")
+    recipe = Recipe(name="x", data=data, model=Model(depth=1, width=16))
+    checkpoint.save_weights(tmp_path / "x.safetensors", ckpt.model.state_dict(), recipe, facts)
+    lines = []
+    found = json.loads(run(EvalOptions(checkpoint=tmp_path / "x.safetensors", as_json=True), lines.append))
+    assert found["val_top1"] == here["val_top1"] and lines[0].startswith("streaming hf:me/shapes")
+    assert not any(path.endswith(".beton") for _, path, _ in server.requests)
+
+
+def test_what_is_no_checkpoint_is_said(shapes_dir, tmp_path):
+    with pytest.raises(UsageError, match="--shards DIR names the shards"):
+        state = trainer.build("S_1-Wi_8", 16, 10, seed=0).state_dict()
+        torch.save(state, tmp_path / "authors.pt")
+        run(EvalOptions(checkpoint=tmp_path / "authors.pt"))
+    with pytest.raises(Error, match="is a shard directory: give a checkpoint, or a run directory"):
+        run(EvalOptions(checkpoint=shapes_dir))
+    path = tmp_path / "r.yaml"
+    path.write_text(f"data: {{shards: {shapes_dir}}}\nmodel: {{depth: 1, width: 8}}\ntrain: {{device: cpu}}\n")
+    folder = train(path, runs=tmp_path / "runs", quiet=True)
+    with pytest.raises(Error, match="is the state of a run, for --resume: give the run directory"):
+        run(EvalOptions(checkpoint=next(folder.glob("state-*.pt"))))
+    with pytest.raises(Error, match="is a run of `mlpdata train`: give the shard directory"):
+        Manifest.load(folder)
+    with pytest.raises(Error, match=r"it is no plain file; a run's recipe is .*recipe\.yaml"):
+        train(folder, runs=tmp_path / "runs")
 
 
 def test_another_list_of_as_many_classes_is_refused(saved, shapes_dir, tmp_path):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -5,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from archives import encoded
-from conftest import run_cli
+from conftest import change_manifest, run_cli
 from PIL import Image
 
 import mlpdata
@@ -18,6 +19,15 @@ from trainer.evaluate import EvalOptions
 from trainer.evaluate import run as evaluate
 from trainer.predict import run
 from trainer.recipe import Data, Model, Recipe, Train
+
+
+def rows_of(*arguments, **options):
+    """What --json prints, and the lines beside it."""
+    said, told = [], []
+    num_errors = run(*arguments, device="cpu", as_json=True, say=said.append, tell=told.append, **options)
+    rows = json.loads(*said)
+    assert num_errors == sum("error" in row for row in rows)
+    return rows, told
 
 
 def save(path, shapes_dir, shards, precision="fp32"):
@@ -52,7 +62,8 @@ def test_predictions_are_those_of_eval_on_the_same_images(precision, shapes_dir,
     saved = save(tmp_path / "best.safetensors", shapes_dir, shapes_dir, precision)
     evaluate(EvalOptions(checkpoint=saved, shards=shapes_dir, device="cpu", predictions=tmp_path / "p.parquet"))
     expected = pq.read_table(tmp_path / "p.parquet").slice(0, len(pictures)).to_pylist()
-    rows = json.loads(run(saved, pictures, device="cpu", as_json=True))
+    rows, told = rows_of(saved, pictures)
+    assert not told
     names = distinct_names(read_classes(shapes_dir))
     for path, row, wanted in zip(pictures, rows, expected, strict=True):
         assert row["image"] == str(path)
@@ -73,26 +84,87 @@ def test_any_size_and_format_is_taken_and_a_run_directory(saved, tmp_path):
 
 def test_without_its_shards_classes_are_numbers(shapes_dir, pictures, tmp_path):
     path = save(tmp_path / "x.safetensors", shapes_dir, tmp_path / "gone")
-    (row,) = json.loads(run(path, pictures[:1], device="cpu", as_json=True))
+    (row,), (line,) = rows_of(path, pictures[:1])
     assert all(top["class"] == str(top["label"]) for top in row["top"])
-    assert "--shards DIR names them" in run(path, pictures[:1], device="cpu")
-    (named,) = json.loads(run(path, pictures[:1], shapes_dir, device="cpu", as_json=True))
+    assert f"no shard directory at {tmp_path / 'gone'}; --shards DIR names" in line
+    (named,), told = rows_of(path, pictures[:1], shapes_dir)
     assert [top["label"] for top in named["top"]] == [top["label"] for top in row["top"]]
-    assert all(not top["class"].isdigit() for top in named["top"])
+    assert all(not top["class"].isdigit() for top in named["top"]) and not told
+
+
+def test_shards_elsewhere_name_the_classes_without_a_copy(serve, shapes_dir, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLPDATA_HOME", str(tmp_path / "home"))
+    server = serve({"me/shapes": {path.name: path.read_bytes() for path in shapes_dir.iterdir()}})
+    path = save(tmp_path / "x.safetensors", shapes_dir, "hf:me/shapes")
+    (row,), told = rows_of(path, pictures[:1])
+    assert all(not top["class"].isdigit() for top in row["top"]) and not told
+    assert rows_of(save(tmp_path / "y.safetensors", shapes_dir, "gone"), pictures[:1], "hf:me/shapes")[0] == [row]
+    assert not any(path.endswith((".tar", ".beton", ".parquet")) for _, path, _ in server.requests)
+    assert not (tmp_path / "home").exists()
+
+
+def test_images_that_cannot_be_read_are_said_and_the_rest_predicted(saved, pictures, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    asked = [pictures[0], tmp_path / "bad.jpg", tmp_path / "none.jpg", pictures[0]]
+    done = run_cli("predict", saved, *asked, "--device", "cpu")
+    assert done.returncode == 1 and done.stdout.splitlines()[0] == done.stdout.splitlines()[6] == str(pictures[0])
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and f"error: {asked[1]}: cannot decode" in lines[0] and f"cannot read {asked[2]}" in lines[1]
+    rows, told = rows_of(saved, asked)
+    assert [row["image"] for row in rows] == list(map(str, asked)) and told == lines
+    assert ["error" in row for row in rows] == [False, True, True, False] and rows[0] == rows[3]
+    assert rows[1]["error"] in lines[0] and "top" not in rows[1]
+
+
+def test_a_folder_stands_for_all_images_in_it(saved, pictures, tmp_path):
+    for name in (
+        "b.png",
+        "a.png",
+        ".hidden.png",
+        "scan.dat",
+        "below/deep/c.png",
+        ".git/d.png",
+        "._a.png",
+        "broken.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures[3], tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("notes.txt", "Thumbs.db", "below/list.csv"):
+        (tmp_path / name).write_text("text")
+    rows, told = rows_of(saved, [tmp_path, tmp_path / "a.png"])
+    names = [".hidden.png", "a.png", "b.png", "broken.png", "scan.dat", "below/deep/c.png", "a.png"]
+    assert [row["image"] for row in rows] == [str(tmp_path / name) for name in names]
+    assert [row["image"] for row in rows if "error" in row] == [str(tmp_path / "broken.png")]
+    assert f"{tmp_path}: 2 files are no images: notes.txt, below/list.csv" in told
+    (tmp_path / "empty" / "below").mkdir(parents=True)
+    (row,), (line,) = rows_of(saved, [tmp_path / "empty"])
+    assert row["error"] == f"{tmp_path / 'empty'} has no images in it" and row["error"] in line
+    (tmp_path / "empty" / "loop").symlink_to(tmp_path)
+    assert any("a loop; remove the link" in row.get("error", "") for row in rows_of(saved, [tmp_path])[0])
+
+
+def test_an_image_comes_from_standard_input(saved, pictures):
+    done = run_cli("predict", saved, "-", "--device", "cpu", "--json", stdin=open(pictures[2], "rb"))  # noqa: SIM115
+    (row,), (expected,) = json.loads(done.stdout), rows_of(saved, pictures[2:3])[0]
+    assert done.returncode == 0 and row == {**expected, "image": "-"}
+    with open(os.devnull, "rb") as nothing:
+        done = run_cli("predict", saved, "-", "--device", "cpu", stdin=nothing)
+    assert done.returncode == 1 and done.stderr.endswith("standard input: not an image: it is an empty file\n")
 
 
 def test_what_cannot_be_predicted_is_one_line(saved, shapes_dir, pictures, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff nothing")
     os.mkfifo(tmp_path / "fifo.jpg")
     for name, reason in (("bad.jpg", "cannot decode"), ("none.jpg", "cannot read"), ("fifo.jpg", "no regular file"),
-                         (".", "is a folder; name the image files in it")):  # fmt: skip
-        done = run_cli("predict", saved, pictures[0], tmp_path / name, "--device", "cpu")
+                         ("nobody", "cannot read")):  # fmt: skip
+        done = run_cli("predict", saved, tmp_path / name, "--device", "cpu")
         assert done.returncode == 1 and not done.stdout
         assert reason in done.stderr and str(tmp_path / name) in done.stderr and done.stderr.count("\n") == 1
     root = tmp_path / "other"
     shutil.copytree(shapes_dir, root)
-    text = json.loads((root / "manifest.json").read_text())
-    (root / "manifest.json").write_text(json.dumps({**text, "classes_sha256": "0" * 64}))
+    (root / "classes.txt").write_bytes(b"".join(reversed((root / "classes.txt").read_bytes().splitlines(True))))
+    change_manifest(root, classes_sha256=hashlib.sha256((root / "classes.txt").read_bytes()).hexdigest())
     with pytest.raises(Error, match="has other classes than"):
-        run(saved, pictures[:1], root, device="cpu")
+        rows_of(saved, pictures[:1], root)
     assert run_cli("predict", saved).returncode == 2
