@@ -113,7 +113,7 @@ def rate(batches: Iterator[Batch], wait: Callable[[], object], seconds: float) -
         next(batches)
     wait()
     started, n, num_batches = time.perf_counter(), 0, 0
-    while time.perf_counter() - started < seconds:
+    while time.perf_counter() - started < seconds or not num_batches:  # one at least, however slow the machine
         n, num_batches = n + len(next(batches).ids), num_batches + 1
     wait()
     seconds = time.perf_counter() - started

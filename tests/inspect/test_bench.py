@@ -30,13 +30,14 @@ def test_a_measurement_of_few_batches_says_so(photos_dir, monkeypatch):
     seconds = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: float(next(seconds)))
     options = {"batch_size": 16, "tier": "resident", "device": "cpu"}
-    for length, is_rough in ((2.0, True), (50.0, False)):
+    for length, is_rough in ((0.5, True), (2.0, True), (50.0, False)):
         with monkeypatch.context() as patch:
             patch.setattr(module, "time", clock)
             row = json.loads(bench(photos_dir, seconds=length, as_json=True, **options))
             text = bench(photos_dir, seconds=length, **options)
         assert row["is_rough"] == is_rough == (row["fewest_batches"] < 20)
-        assert ("1 batch measured, too few for a reliable rate; use --seconds 40, or a" in text) == is_rough
+        doubt = f"1 batch measured, too few for a reliable rate; use --seconds {20 * length:.0f}, or a"
+        assert (doubt in text) == is_rough
 
 
 def test_the_bottleneck_is_the_slower_part(monkeypatch):

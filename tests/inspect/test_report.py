@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archives import encoded, picture
-from conftest import change_manifest, convert_quietly, run_cli
+from conftest import HANG_S, change_manifest, convert_quietly, run_cli
 from PIL import Image
 
 from mlpdata import image
@@ -193,7 +193,7 @@ def test_the_command(made, tmp_path):
 def test_a_browser_shows_it_without_a_complaint(page, tmp_path):
     def dump(path):
         words = [BROWSER, "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom", path.as_uri()]
-        return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+        return subprocess.run(words, capture_output=True, text=True, timeout=HANG_S, check=True)
 
     done = dump(page)
     assert "CONSOLE" not in done.stderr and "What to know before you trust it" in done.stdout
@@ -208,7 +208,7 @@ def test_the_page_fits_a_phone_and_follows_dark_mode(page, tmp_path):
     def screenshot(name, *options):
         words = [BROWSER, "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=400,6000"]
         words += [f"--user-data-dir={tmp_path / name}", f"--screenshot={tmp_path / name}.png", *options, page.as_uri()]
-        subprocess.run(words, capture_output=True, timeout=120, check=True)
+        subprocess.run(words, capture_output=True, timeout=HANG_S, check=True)
         return np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"))
 
     light = screenshot("light")

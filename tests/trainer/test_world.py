@@ -42,11 +42,12 @@ log:
 
 def start(recipe, *words, size=2, command=("trainer",)):
     """The processes that torchrun would start. command: the module to run, and what comes before the recipe."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
-    return [
+    kept = socket.socket()  # while it is bound, nobody else is given this port; torch may listen there all the same
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", 0))
+    port = str(kept.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+    processes = [
         subprocess.Popen(
             [sys.executable, "-m", *command, recipe, *words],
             cwd=recipe.parent, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -54,15 +55,19 @@ def start(recipe, *words, size=2, command=("trainer",)):
         )
         for rank in range(size)
     ]  # fmt: skip
+    processes[0].port = kept
+    return processes
 
 
 def finish(processes, timeout=HANG_S):
     """[(status, stdout, stderr)]; kills what has not ended by then."""
     try:
-        return [(p.wait(timeout), *p.communicate()) for p in processes]
+        said = [p.communicate(timeout=timeout) for p in processes]
+        return [(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
     finally:
         for p in processes:
             p.kill()
+        processes[0].port.close()
 
 
 def losses(folder):
