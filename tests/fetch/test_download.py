@@ -399,7 +399,8 @@ def test_a_body_that_never_ends_is_bounded(server, tmp_path, monkeypatch):
     with pytest.raises(Error, match="gives more than 3,000,000 bytes and does not say how many there are"):
         fetch(wanted(server), tmp_path)
     assert not list(tmp_path.glob("*.part*"))
-    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=transfer.SPARE_BYTES + (8 << 20)))
+    free = SimpleNamespace(free=transfer.SPARE_BYTES + (8 << 20))
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: free)
     server.faults = [endless(answered(200))]
     with pytest.raises(Error, match=r"gives more than .* bytes and does not say"):
         fetch(wanted(server, size=None, md5=None), tmp_path)
