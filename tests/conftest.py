@@ -4,6 +4,8 @@ import hashlib
 import json
 import multiprocessing as mp
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +33,14 @@ REAL_DATA = ROOT.parent / "shared" / "data"
 
 
 # ------------------------------------------------------------------------------------------------------- fixtures
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_as_from_a_terminal():
+    """What nohup or a script's `&` had this process ignore, it goes on to ignore, but not what it starts."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # no handler of this process's stays with another program
 
 
 def convert_quietly(**options):
@@ -157,9 +167,16 @@ HANG_S = 300  # no test waits for a time: this only tells a hang, on the slowest
 
 
 def run_cli(*words, timeout=HANG_S, **options):
-    """Run the command line as a user does; returns the completed process."""
+    """Run the command line as a user does; returns the completed process, its stderr without progress."""
     command = [sys.executable, "-m", "mlpdata.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+    done.stderr = without_progress(done.stderr)
+    return done
+
+
+def without_progress(text):
+    """What a command says but for its lines of progress, which only a slow machine shows."""
+    return re.sub(r"^(?!mlpdata: ).*, after [\d:]+ (s|min|h)(, .*)?\n", "", text, flags=re.MULTILINE)
 
 
 def until(state, *processes):

@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import read_jsonl
+from conftest import read_jsonl, without_progress
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -235,8 +235,9 @@ def test_a_compiled_step_is_one_graph_that_is_compiled_once(recipe, words, monke
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
+    words = [*words, "augment.compile=false"]  # as else after half a minute of it
     folder = run(recipe, [*words, "train.compile=true", "train.record_steps=true"], runs=recipe.parent, quiet=True)
-    own = 1 if words == ["optim.name=lion"] else 0  # the optimizer's update
+    own = 1 if "optim.name=lion" in words else 0  # the optimizer's update
     assert counters["stats"]["unique_graphs"] == 1 + own and not counters["graph_break"]
     plain = run(recipe, [*words, "train.record_steps=true"], runs=recipe.parent, quiet=True)
     a, b = ([row["loss"] for row in read_jsonl(f / "steps.jsonl")] for f in (folder, plain))
@@ -357,4 +358,4 @@ def test_what_is_slow_to_import_is_not_imported_before_the_first_step(recipe, op
     done = subprocess.run(
         [sys.executable, "-c", code, recipe, *words], cwd=recipe.parent, capture_output=True, text=True, check=False
     )
-    assert done.stderr.strip() == ""
+    assert without_progress(done.stderr).strip() == ""

@@ -18,7 +18,7 @@ import types
 
 import pytest
 import torch
-from conftest import HANG_S, convert_quietly, read_jsonl, until
+from conftest import HANG_S, convert_quietly, read_jsonl, until, without_progress
 
 import trainer
 from mlpdata import Error
@@ -51,6 +51,8 @@ train:
   epochs: 4
   batch_size: 100
   device: cpu
+save:
+  every_minutes: 1000000
 log:
   tensorboard: false
 """
@@ -75,7 +77,7 @@ def test_a_run_learns_and_leaves_what_it_should(recipe):
         "best.safetensors", "last.safetensors", "state-000000105.pt", "state-000000120.pt", "metrics.jsonl",
         "curve.png", "recipe.yaml", "summary.json",
     }  # fmt: skip
-    assert 0 < json.loads((folder / "summary.json").read_text())["saturation"] < 2
+    assert json.loads((folder / "summary.json").read_text())["saturation"] > 0
 
 
 def test_checkpoints_hold_the_model_and_its_recipe(recipe, shapes_dir):
@@ -137,10 +139,10 @@ def test_the_curve_is_drawn_as_the_run_goes_and_when_it_is_stopped(recipe, shape
         return original(folder, recipe, rows)
 
     monkeypatch.setattr(curve, "draw_curve", draw)
-    folder = cut_short(recipe)
-    assert drawn == [1] and (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     clock = [0.0]
     monkeypatch.setattr(record, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    folder = cut_short(recipe)
+    assert drawn == [1] and (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     trainer_record = record.RunRecord(folder, load_recipe(recipe, []), Model(), 16, Manifest.load(shapes_dir))
     trainer_record.rows = read_jsonl(folder / "metrics.jsonl")
     for now, times in ((59.0, 1), (61.0, 2), (100.0, 2), (122.0, 3)):
@@ -345,8 +347,8 @@ def test_too_little_memory_on_the_gpu_is_an_error_with_a_way_out(recipe, monkeyp
 
 
 def test_a_checkpoint_is_written_every_so_many_minutes(recipe):
-    folder = go(recipe, "save.every_minutes=0.0001", "save.keep=100", "train.epochs=2")
-    assert len(states.list_states(folder)) > 10
+    folder = go(recipe, "save.every_minutes=1e-9", "save.keep=100", "train.epochs=2")
+    assert len(states.list_states(folder)) == 30
 
 
 def test_accumulated_pieces_make_the_same_step(recipe):
@@ -712,7 +714,7 @@ def test_a_standard_output_that_takes_no_more_is_one_line(recipe, after):
     )
     how = "the same command with --resume goes on" if after else "start it again"
     wanted = f"cannot write to standard output: No space left on device; when that is mended, {how}\n"
-    assert (done.returncode, done.stderr) == (0, wanted)
+    assert (done.returncode, without_progress(done.stderr)) == (0, wanted)
 
 
 def test_training_goes_on_when_the_reader_of_its_lines_went_away(recipe):
@@ -902,12 +904,13 @@ def test_the_time_left_follows_from_the_steps_of_this_process(monkeypatch):
     assert resumed.text(100) == ""
 
 
-def test_lines_of_training_say_steps_accuracies_and_time_left(recipe, capsys):
+def test_lines_of_training_say_steps_accuracies_and_time_left(recipe, capsys, monkeypatch):
+    monkeypatch.setattr(report.EpochLine, "PLAIN_EVERY_S", math.inf)  # else a slow machine shows more of them
     run(recipe, ["train.epochs=2"], runs=recipe.parent / "runs")
     first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch "))
     number = r"\d[\d,.:]*"
     shape = rf"epoch 1/2  (\d+)/\1  loss {number}  train {number}%  val {number}% top-5 {number}%  {number} images/s"
-    assert re.match(rf"{shape}  {number} (s|min) left  wait {number}%", first)
+    assert re.match(rf"{shape}  {number} (s|min|h) left  wait {number}%", first)
     assert " left" not in second
 
 
