@@ -83,6 +83,7 @@ class ImageNetTars(Source):
         self.files = [str(path)]
         self._left_out = [Broken(keys.line(name), why, is_data=is_data) for name, why, is_data in listing.left_out]
         self._label_val_images(listing)
+        self._leave_out_empty(listing)
         if not listing.extents:
             damage = f" ({listing.left_out[0][1]})" if listing.left_out else ""
             raise Error(f"{self.path} holds neither <class>.tar nor <class>/ folders of images{damage}")
@@ -117,6 +118,25 @@ class ImageNetTars(Source):
                 self._left_out.append(Broken(extent.file, "has no label", extent.split))
         listing.extents = known
 
+    def _leave_out_empty(self, listing: ArchiveListing) -> None:
+        """List class tars that hold nothing; a class of nothing else is none, as an empty folder is none."""
+        empty = [extent for extent in listing.extents if extent.inner and not extent.num_items]
+        listing.extents = [extent for extent in listing.extents if not (extent.inner and not extent.num_items)]
+        filled = {extent.class_name for extent in listing.extents}
+        self._no_classes = dict.fromkeys(class_text(e.class_name) for e in empty if e.class_name not in filled)
+        for extent in empty:
+            name = class_text(extent.class_name)
+            no_class = ", so no class" if name in self._no_classes else ""
+            self._left_out.append(
+                Broken(f"{name}.tar", f"is a class tar without images{no_class}", extent.split, is_data=False)
+            )
+        if self._no_classes:
+            they_are = "it is" if len(self._no_classes) == 1 else "they are"
+            names = keys.listed(list(self._no_classes))
+            listing.warnings.append(f"{self.path}: left out, as {they_are} without images, so no class: {names}")
+        if empty and not filled:
+            raise Error(f"{self.path} has class tars, but no images in them")
+
     def _take_classes(self, listing: ArchiveListing) -> list[str]:
         """Set `classes` to those that the filter names. Returns all classes of the archive. Raises Error."""
         in_archive = sorted({extent.class_name for extent in listing.extents})
@@ -127,7 +147,8 @@ class ImageNetTars(Source):
             if missing:
                 cut = f" (it is cut short: {listing.cut})" if listing.cut else ""
                 count = f"{len(missing)} of the {plural(len(wanted), 'class')} asked for"
-                raise Error(f"{self.path} lacks {count}: {missing[0]}{cut}")
+                empty = ", which has no images" if missing[0] in self._no_classes else ""
+                raise Error(f"{self.path} lacks {count}: {missing[0]}{empty}{cut}")
         elif listing.cut:
             raise Error(
                 f"{self.path} is cut short: {listing.cut}; get the rest of it, or take what is there by naming the "

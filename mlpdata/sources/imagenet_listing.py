@@ -22,7 +22,7 @@ from mlpdata.sources import keys
 from mlpdata.system.files import write_atomic
 
 MAX_LEFT_OUT = 200_000  # damaged places and strange members; a file with more is no archive of classes
-CACHE_MAGIC = b"mlpdata listing 3\n"
+CACHE_MAGIC = b"mlpdata listing 4\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class ClassExtent:
     start: int
     end: int
     num_images: int  # by the names of the files
-    num_items: int  # of all that class_items yields; -1 where num_images is an estimate
+    num_items: int  # of all that class_items yields, 0 for an empty class tar; -1 where num_images is an estimate
     inner: bool  # whether it is a class tar, not a class folder
     file: str = ""  # where class_name is "": the only file, without folders
 
@@ -70,13 +70,7 @@ class ArchiveListing:
 
 def class_items(read_at: ReadAt, extent: ClassExtent) -> Iterator[Member | Special | Damage]:
     """Everything in an extent, in its order."""
-    origin = extent.start if extent.inner else 0
-    is_empty = True
-    for item in scan(read_at, extent.start, extent.end, extent.inner, origin):
-        is_empty = False
-        yield item
-    if is_empty:
-        yield Damage(extent.start, "holds no files")
+    return scan(read_at, extent.start, extent.end, extent.inner, extent.start if extent.inner else 0)
 
 
 # ---------------------------------------------------------------------------------------------------------- cache

@@ -197,6 +197,7 @@ class _ProbedTar:
     end: int
     num_images: int
     num_bytes: int  # that these images take
+    is_empty: bool  # whether it is known to hold nothing
 
 
 def _peeking(blob: Blob) -> ReadAt:
@@ -216,12 +217,13 @@ def _peeking(blob: Blob) -> ReadAt:
 
 def _probe(read_at: ReadAt, blob: int, class_name: str, folder: str, start: int, end: int) -> _ProbedTar:
     head = read_at(start, min(PROBE_BYTES, end - start))
-    num_images, num_bytes = 0, 0
+    num_images, num_bytes, is_empty = 0, 0, end - start <= PROBE_BYTES
     for item in scan(lambda offset, size: head[offset - start : offset - start + size], start, end):
+        is_empty = False
         if isinstance(item, Damage):
             break
         num_images, num_bytes = num_images + _is_image_member(item), item.offset + item.size - start
-    return _ProbedTar(blob, class_name, folder, start, end, num_images, num_bytes)
+    return _ProbedTar(blob, class_name, folder, start, end, num_images, num_bytes, is_empty)
 
 
 def _estimated(tars: list[_ProbedTar]) -> list[ClassExtent]:
@@ -231,6 +233,7 @@ def _estimated(tars: list[_ProbedTar]) -> list[ClassExtent]:
     extents = []
     for tar in tars:
         mean = (tar.num_bytes + archive_mean) / (tar.num_images + 1)
-        count = max(1, round((tar.end - tar.start) / mean))
-        extents.append(ClassExtent(tar.blob, tar.class_name, tar.folder, tar.start, tar.end, count, -1, True))
+        count = 0 if tar.is_empty else max(1, round((tar.end - tar.start) / mean))
+        items = 0 if tar.is_empty else -1
+        extents.append(ClassExtent(tar.blob, tar.class_name, tar.folder, tar.start, tar.end, count, items, True))
     return extents

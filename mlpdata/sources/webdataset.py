@@ -294,12 +294,16 @@ class WebDataset(Source):
         tar, start, stop = unit.content
         blob, shown = self._blobs[tar], keys.line(tar)
         blob.will_read(start, stop - start)
+        is_empty = stop - start == blob.size
         for sample in iter_samples(blob, start, stop, self._columns):
+            is_empty = False
             if isinstance(sample, TarSample):
                 yield from self._sample(tar, blob, sample)
             else:
                 origin = f"{shown}: {sample.origin}" if sample.origin else shown
                 yield Broken(origin, sample.reason, is_data=sample.is_data)
+        if is_empty:
+            yield Broken(shown, "is a tar without samples", is_data=False)
         blob.close()
 
     def _sample(self, tar: str, blob: Blob, sample: TarSample) -> Iterator[Sample | Broken]:

@@ -12,7 +12,7 @@ from archives import SYNSETS, class_images, encoded, expected, filtered, make_im
 from conftest import convert_quietly
 
 from mlpdata import Error
-from mlpdata.sources import Broken, Sample
+from mlpdata.sources import Broken, ClassFilter, Sample
 from mlpdata.sources.imagenet import ImageNetTars
 from mlpdata.sources.imagenet_detect import open_imagenet21k
 from mlpdata.system import engines
@@ -123,11 +123,44 @@ def test_an_archive_that_is_zeros_from_some_byte_on_is_refused(tmp_path):
         open_(tmp_path, data[:at] + bytes(3 << 20))
 
 
-def test_an_empty_class_tar_is_listed(tmp_path):
-    files = class_images(SYNSETS[0], 2)
-    source = open_(tmp_path, tar_bytes({f"{SYNSETS[0]}.tar": tar_bytes(files), f"{SYNSETS[1]}.tar": b""}))
+@pytest.mark.parametrize("kind", ["plain", "packed", "directory"])
+@pytest.mark.parametrize("nothing", [b"", tar_bytes({})], ids=["0 bytes", "no member"])
+def test_an_empty_class_tar_is_no_class(tmp_path, nothing, kind):
+    """As an empty folder is none in a directory of class folders."""
+
+    def opened(files, **filters):
+        if kind != "directory":
+            return open_(tmp_path, tar_bytes(files), kind == "packed", **filters)
+        for name, data in files.items():
+            (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "d" / name).write_bytes(data)
+        return ImageNetTars(tmp_path / "d", **filters)
+
+    files = {f"{w}.tar": tar_bytes(class_images(w, 2)) if w != SYNSETS[1] else nothing for w in SYNSETS}
+    source = opened(files)
     found, broken = read(source)
-    assert len(found) == 2 and [(b.origin, b.reason) for b in broken] == [(f"{SYNSETS[1]}.tar", "holds no files")]
+    assert [name for name, _ in source.classes] == [w for w in SYNSETS if w != SYNSETS[1]]
+    assert len(found) == 2 * (len(SYNSETS) - 1)
+    reason = "is a class tar without images, so no class"
+    assert [(b.origin, b.reason, b.is_data) for b in broken] == [(f"{SYNSETS[1]}.tar", reason, False)]
+    (warning,) = [line for line in source.warnings if "left out" in line]
+    assert warning.endswith(f": left out, as it is without images, so no class: {SYNSETS[1]}")
+    with pytest.raises(Error, match=rf"lacks 1 of the 2 classes asked for: {SYNSETS[1]}, which has no images"):
+        opened(files, class_filter=ClassFilter(classes=tuple(SYNSETS[:2])))
+    with pytest.raises(Error, match="has class tars, but no images in them"):
+        opened({f"{w}.tar": nothing for w in SYNSETS})
+
+
+def test_a_class_tar_that_is_empty_in_one_split_stays_a_class(tmp_path):
+    images = {w: tar_bytes(class_images(w, 2)) for w in SYNSETS[:2]}
+    files = {f"train/{w}.tar": data for w, data in images.items()}
+    late = tar_bytes({f"{SYNSETS[1]}_1.JPEG": JPEG})
+    source = open_(tmp_path, tar_bytes({**files, f"val/{SYNSETS[0]}.tar": b"", f"val/{SYNSETS[1]}.tar": late}))
+    found, broken = read(source)
+    assert len(source.classes) == 2 and len(found) == 5
+    assert [(b.origin, b.reason, b.split) for b in broken] == [
+        (f"{SYNSETS[0]}.tar", "is a class tar without images", "val")
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------- splits

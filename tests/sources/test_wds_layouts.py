@@ -274,7 +274,7 @@ def test_a_file_that_only_is_called_a_tar_is_no_tar(tmp_path, data, what):
     with pytest.raises(Error, match=rf"train-000009\.tar is no tar but {what}.*; get it again, or move it out"):
         open_wds(tmp_path)
     (tmp_path / "train-000009.tar").write_bytes(bytes(10240))  # a tar of no members
-    assert read(open_wds(tmp_path))[1] == []
+    assert read(open_wds(tmp_path))[1] == ["is a tar without samples"]
 
 
 def test_a_missing_number_is_said(tmp_path):
@@ -290,3 +290,14 @@ def test_what_is_ours_or_ffcvs(shapes_dir):
         open_wds(shapes_dir)
     with pytest.raises(Error, match="is no tar of samples; `mlpdata convert beton` reads FFCV's files"):
         open_wds(shapes_dir / "train.beton")
+
+
+@pytest.mark.parametrize("name", ["data-000000.tar", "data-000001.tar", "data-000002.tar"])
+def test_a_tar_without_samples_among_others_is_listed(tmp_path, name):
+    for k in range(3):
+        make(tmp_path / f"data-{k:06d}.tar", [(f"{k}{i}", {"jpg": img(i), "cls": str(i % 2)}) for i in range(4)])
+    make(tmp_path / name, [])
+    source = open_wds(tmp_path)
+    found = [sample for unit in source.units() for sample in source.samples(unit)]
+    left_out = [(sample.origin, sample.reason, sample.is_data) for sample in found if isinstance(sample, Broken)]
+    assert left_out == [(name, "is a tar without samples", False)] and len(found) == 8 + 1
