@@ -26,6 +26,8 @@ def stored_codecs(format: str, codec: str, from_jpegs: bool) -> tuple[str | None
     return in_beton if "beton" in formats else None, in_tars if "tar" in formats else None
 
 
+MAX_SKIPPED = 0.01  # a share of the images, unless another one is asked for
+
 Resize = Literal["squash", "crop", "longest"]
 RESIZES: tuple[Resize, ...] = get_args(Resize)
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]

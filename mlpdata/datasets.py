@@ -17,6 +17,7 @@ from mlpdata.fetch.official import ACCOUNT, Archive, download_folder, fetch_url,
 from mlpdata.shards.manifest import is_shard_directory
 from mlpdata.sources import ClassFilter, Source
 from mlpdata.sources.files import matching
+from mlpdata.sources.location import without_folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +272,7 @@ def open_source(
     if not spec.wants_path and given:
         raise Error(f"{spec.name} is made on the spot and takes no --source")
     path = _locate(spec, given, say, quiet) if spec.wants_path else None
+    name = without_folders(given if given and http.is_url(given) else path)
     is_repository = isinstance(path, hub.Repository)
     if spec.reads_parquet and (is_repository or (isinstance(path, Path) and path.is_dir())):
         from mlpdata.sources.parquet import Parquet, ParquetHints
@@ -281,7 +283,7 @@ def open_source(
                 raise Error(f"class filters do not apply to {path}: it has splits and classes of its own")
             hints = {**spec.hints(), **({"image": image_column} if image_column else {})}
             hints |= {"label": label_column} if label_column else {}
-            return Parquet(path, ParquetHints(**hints), splits=splits, limit=limit)
+            return _named(Parquet(path, ParquetHints(**hints), splits=splits, limit=limit), name)
         if is_repository and not (spec.reads_urls or spec.open is _hub):
             raise Error(f"{path} holds no parquet files of {spec.title}")
     if isinstance(path, Path) and not spec.reads_parquet and is_shard_directory(path):
@@ -292,7 +294,13 @@ def open_source(
         raise Error(
             f"--image-column and --label-column are for parquet files, `beton` and `wds`; {path} is none of them"
         )
-    return spec.open(path, res=res, seed=seed, class_filter=class_filter, splits=splits, limit=limit, **columns)
+    source = spec.open(path, res=res, seed=seed, class_filter=class_filter, splits=splits, limit=limit, **columns)
+    return _named(source, name)
+
+
+def _named(source: Source, name: str) -> Source:
+    source.given = name
+    return source
 
 
 def _locate(spec: DatasetSpec, given: str | None, say, quiet: bool) -> Path | str | hub.Repository:

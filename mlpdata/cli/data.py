@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mlpdata.choices import CODECS, DECODES, ENGINES, FILTERS, FORMATS, MAX_RES, RESIZES
+from mlpdata.choices import CODECS, DECODES, ENGINES, FILTERS, FORMATS, MAX_RES, MAX_SKIPPED, RESIZES
 from mlpdata.cli.group import main, say, say_lines
 from mlpdata.cli.parameters import FiniteRange, Share, json_option, path_or_url, quiet_option
 from mlpdata.errors import Error
@@ -111,7 +111,7 @@ def download(dataset, to, only, cookies, headers, dry_run, quiet):
 @click.option(
     "--max-skipped",
     type=FiniteRange(0, 1),
-    default=0.01,
+    default=MAX_SKIPPED,
     help="Fail if a larger share of the images is unreadable.",
 )
 @click.option(

@@ -144,7 +144,7 @@ def _overwrite(plan: ConversionPlan, say: Callable[[str], None]) -> None:
         except Error as e:
             _remove_recognised(plan.root, e, say)
         else:
-            say(f"{plan.root} is overwritten: it held {manifest.origin}")
+            say(f"{plan.root} is overwritten: it held {manifest.made_by}")
             _remove_finished(plan.root, manifest)
     if plan.work.plan.exists() or not is_untouched(plan.work):
         say(f"{plan.root} is overwritten: the unfinished conversion in it is removed")

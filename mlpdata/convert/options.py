@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlpdata.choices import CODECS, DECODES, ENGINES, FILTERS, FORMATS, MAX_RES, RESIZES
+from mlpdata.choices import CODECS, DECODES, ENGINES, FILTERS, FORMATS, MAX_RES, MAX_SKIPPED, RESIZES
 from mlpdata.derive.derivation import Derivation
 from mlpdata.errors import Error
 
@@ -44,7 +44,7 @@ class Options:
     seed: int = 0  # of the shuffle
     shard_size: int = 10_000  # samples
     limit: int | None = None  # samples a split
-    max_skipped: float = 0.01  # a share of the images
+    max_skipped: float = MAX_SKIPPED  # a share of the images
     # Without `min_class_size`, `val_per_class` and `classes` the data set's own class filter applies.
     min_class_size: int | None = None  # classes with fewer images are left out
     val_per_class: int | None = None  # images of each class, first by name, that become the split `val`

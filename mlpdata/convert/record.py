@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import mlpdata
@@ -40,6 +43,7 @@ def draft_manifest(
         source_filter=_filter_record(options, class_filter, len(source.classes)),
         image_library=image.library_versions(),
         command=_command(spec, options, res, splits, class_filter),
+        source=source.given,
         **_common(options, settings),
     )
 
@@ -129,7 +133,7 @@ def _filter_record(options: Options, class_filter: ClassFilter, num_classes: int
 
 
 def _command(spec: DatasetSpec, options: Options, res: int, splits: list[str], class_filter: ClassFilter) -> str:
-    """The command that makes these bytes anywhere: without paths, and without what does not change the bytes."""
+    """What makes these bytes of the source: without paths, and without what does not change the bytes."""
     words = ["mlpdata", "convert", spec.name, f"--res {res}", f"--format {options.format}", f"--codec {options.codec}"]
     words += [f"--resize {options.resize}", f"--filter {options.filter}", f"--quality {options.quality}"]
     if is_exact(options, res) or res > EXACT_ABOVE_RES:  # else fast, as all were when there was no choice
@@ -140,9 +144,9 @@ def _command(spec: DatasetSpec, options: Options, res: int, splits: list[str], c
     for option, name in (("--min-class-size", "min_class_size"), ("--val-per-class", "val_per_class")):
         if getattr(class_filter, name) or getattr(spec.class_filter, name):
             words.append(f"{option} {getattr(class_filter, name)}")
-    words += [f"--image-column {options.image_column}"] if options.image_column else []
-    words += [f"--label-column {options.label_column}"] if options.label_column else []
-    words += [f"--classes {Path(options.classes).name}"] if options.classes else []
+    words += [f"--image-column {quote(options.image_column)}"] if options.image_column else []
+    words += [f"--label-column {quote(options.label_column)}"] if options.label_column else []
+    words += [f"--classes {quote(Path(options.classes).name)}"] if options.classes else []
     return " ".join(words)
 
 
@@ -168,6 +172,8 @@ def option_difference(asked: str, there: str) -> str:
 
 def _options_of(command: str) -> dict[str, str]:
     """{option: value} of a command that `_command` made; of an option that is repeated, all values."""
+    with contextlib.suppress(ValueError):  # as a version wrote it that did not quote
+        command = " ".join(shlex.split(command))
     first, *options = command.removeprefix("mlpdata ").split(" --")
     name, _, value = first.partition(" ")
     values = {name: value}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from mlpdata import splits
 from mlpdata.errors import Error
@@ -12,7 +13,6 @@ from mlpdata.errors import Error
 DEDUPES = ("exact", "perceptual")  # of images with equal pixels one stays; of those that look alike (near.py), too
 NEAR_BITS = 4  # of 64 of a perceptual hash: images then look the same but for compression, size or a retouch
 MAX_NEAR_BITS = 8  # with more, pictures of plain things meet by chance
-SHOWN_CLASSES = 20  # more are not spelled out in the command on record
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,13 @@ class Derivation:
 
     def words(self, names: list[str]) -> list[str]:
         """The command on record, up to what every command has: names of directories and files, no paths."""
-        words = ["mlpdata", self.command, *names]
+        words = ["mlpdata", self.command, *map(quote, names)]
         if self.classes is not None:
-            listed = ",".join(self.classes) if len(self.classes) <= SHOWN_CLASSES else f"{len(self.classes)} names"
-            words.append(f"--classes {self.classes_file or listed}")
+            words.append(f"--classes {quote(self.classes_file or ','.join(self.classes))}")
         words += ["--classes union"] if self.union else []
         words += [f"--split {name}" for name in self.splits]
         for name in ("split_off", "per_class", "fraction", "limit", "dedupe"):
             if (value := getattr(self, name)) is not None:
                 words.append(f"--{name.replace('_', '-')} {value}")
-        words += [f"--map {Path(self.label_map).name}"] if self.label_map is not None else []
+        words += [f"--map {quote(Path(self.label_map).name)}"] if self.label_map is not None else []
         return [*words, "--drop-unmapped"] if self.drop_unmapped else words

@@ -41,7 +41,8 @@ class Parent:
         """What the manifest of what is made of it says of it."""
         m = self.manifest
         record: shards.Parent = {
-            "name": self.name, "sha256": self.sha256, "command": m.command, "dataset": m.dataset, "release": m.release,
+            "name": self.name, "sha256": self.sha256, "command": m.command_with_source, "dataset": m.dataset,
+            "release": m.release,
         }  # fmt: skip
         return {**record, "parents": m.parents} if m.parents else record
 

@@ -104,7 +104,7 @@ def card_text(writer: ParquetWriter, written: dict[str, list[Written]]) -> str:
         info |= {"download_size": sum(sizes.values()), "dataset_size": sum(in_memory.values())}
         header["dataset_info"] = info
     rows = "\n".join(f"| {on_hub(split)} | {n:,} | {len(written[split])} |" for split, n in exported.splits.items())
-    made = "".join(f"    {printable(line)}\n" for line in (manifest.command, *manifest.lineage))
+    made = "".join(f"    {printable(line)}\n" for line in (manifest.made_by, *manifest.lineage))
     citation = f"\n## Citation\n\n```bibtex\n{known.citation.strip()}\n```\n" if known.citation else ""
     return f"""---
 {yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=120).strip()}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlpdata.errors import printable_lines
 from mlpdata.shards import remote
+from mlpdata.shards.manifest import made_from
 from mlpdata.shards.text import json_text, rounded, shown
 from mlpdata.system.format import format_bytes, plural
 
@@ -29,7 +30,8 @@ def info(root: str | Path, as_json: bool = False) -> str:
         ("formats", ", ".join(f"{name} ({codec})" for name, codec in codecs if codec)),
         ("size", f"{format_bytes(num_bytes)} in {plural(len(manifest.files), 'file')}"),
         ("mean, std", f"{rounded(manifest.mean)}, {rounded(manifest.std)}"),
-        ("made by", manifest.origin),
+        ("made by", manifest.made_by),
+        *([("from", made_from(manifest.source_files).removeprefix(", from "))] if manifest.source_files else []),
         *(("of" if i == 0 else "", line) for i, line in enumerate(manifest.lineage)),
         ("with", ", ".join(manifest.image_library.values())),
     ]

@@ -122,7 +122,7 @@ standard deviation {rounded(manifest.std)} of the training pixels are on the sca
 
 {_synsets(classes)}Made by mlpdata {manifest.tool_version}:
 
-    {printable(manifest.command)}
+    {printable(manifest.made_by)}
 {lineage}"""
 
 

@@ -6,8 +6,10 @@ name, synced and renamed. Nothing else in the code base builds a path inside a s
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired, TypedDict
@@ -15,7 +17,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 from msgspec import Meta
 
 from mlpdata import splits
-from mlpdata.choices import MAX_RES, Codec, Filter, Resize
+from mlpdata.choices import MAX_RES, MAX_SKIPPED, Codec, Filter, Resize
 from mlpdata.errors import Error
 from mlpdata.shards.files import Count, FileEntry, Sha256, check_sizes, local_sizes
 from mlpdata.shards.text import conform, damaged, json_text, parse_json, read_text, shown
@@ -184,15 +186,28 @@ class Manifest:
     tool_version: str
     command: str
     parents: list[Parent] = field(default_factory=list)  # the shard directories it was made of; left out where none
+    source: str = ""  # what `--source` is where the source lies; left out where there is none
 
     @property
-    def origin(self) -> str:
-        """The command that made it, and of which files."""
-        return f"{self.command}{made_from(self.source_files)}"
+    def command_with_source(self) -> str:
+        source = f" --source {shlex.quote(self.source)}" if self.source else ""
+        return re.sub(r"^mlpdata convert \S+", lambda match: match[0] + source, self.command)
+
+    @property
+    def made_by(self) -> str:
+        """A command that makes the same files again, run in a folder that has the source, or the parents, by name."""
+        if self.parents:
+            name = "-".join([self.parents[0]["name"], *self.command.split()[1:2]])
+            return f"{self.command} --out {shlex.quote(name)}"
+        num_skipped = sum(info.num_skipped for info in self.splits.values())
+        share = num_skipped / max(1, num_skipped + sum(info.num_samples for info in self.splits.values()))
+        # What `--max-skipped` was is not on record, for it changes no byte: as much as lets these pass.
+        most = f" --max-skipped {math.ceil(share * 1000) / 1000}" if share > MAX_SKIPPED else ""
+        return f"{self.command_with_source}{most}"
 
     def as_dict(self) -> dict:
         """What is written: a conversion of an archive says nothing of parents."""
-        return {name: value for name, value in asdict(self).items() if name != "parents" or value}
+        return {name: value for name, value in asdict(self).items() if name not in ("parents", "source") or value}
 
     @property
     def lineage(self) -> list[str]:

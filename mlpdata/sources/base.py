@@ -179,6 +179,7 @@ class Source(ABC):
     release: str  # which release of the data this is, recognised from the archive
     codec: str  # what its samples are: "jpg", "png" (any other encoded image) or "array"
     files: list[str]  # the files read, for the record and to notice changes
+    given: str = ""  # what `--source` says of it where it lies: no path, and nothing of a login; "" for none
     splits: tuple[str, ...] = ()  # every split, where samples of one unit go to several
     warnings: tuple[str, ...] = ()  # what the user should know about the archive before the work starts
     notes: tuple[str, ...] = ()  # what was chosen, for the user; nothing to worry about

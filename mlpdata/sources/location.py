@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from mlpdata.archive.blob import PlainFile
 from mlpdata.archive.url import UrlFile
 from mlpdata.fetch.hub import Repository
+from mlpdata.sources import keys
+from mlpdata.sources.files import matching
 
 Location = Path | Repository
 
@@ -24,3 +27,19 @@ def has_file(location: Location, path: str) -> bool:
     if isinstance(location, Repository):
         return path in location.files
     return os.path.isfile(os.path.join(location, path))
+
+
+def without_folders(source: Path | str | Repository | None) -> str:
+    """What `--source` says in the folder that holds the source, wherever that is.
+
+    >>> without_folders(Path("/data/photos")), without_folders("https://me:secret@x.org/a.tar?token=1")
+    ('photos', 'https://x.org/a.tar')
+    """
+    if source is None or isinstance(source, Repository):
+        return str(source or "")
+    if isinstance(source, str):  # a URL
+        url = urlsplit(source)
+        return urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))
+    if os.path.lexists(source):
+        return keys.text(os.path.basename(os.path.abspath(source)) or str(source))
+    return keys.text(str(source.relative_to(matching(source)[0])))  # a pattern

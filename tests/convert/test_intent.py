@@ -96,7 +96,10 @@ def test_overwrite_replaces_any_conversion_of_ours_and_nothing_else(photos):
         convert_quietly(**{**options, "res": 12})
     manifest, lines = convert_quietly(**{**options, "res": 12}, overwrite=True)
     assert manifest.res == Manifest.load(root).res == 12
-    assert any(line.startswith(f"{root} is overwritten: it held mlpdata convert folder --res 16") for line in lines)
+    assert any(
+        line.startswith(f"{root} is overwritten: it held mlpdata convert folder --source photos --res 16")
+        for line in lines
+    )
     assert (root / "notes.txt").read_text() == "of the user"
     before = sums(root)
     said = convert_quietly(**{**options, "res": 12})[1][-1]
