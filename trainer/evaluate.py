@@ -32,16 +32,16 @@ from trainer.data import make_augment, trained_on
 from trainer.loss import loss_and_right
 from trainer.recipe import Eval, Recipe
 from trainer.run_directory import write_file
-from trainer.world import World, device_of, precision_of
+from trainer.world import World, device_of, matmul_precision, precision_of
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std: of the paper's runs, but for CIFAR and STL-10
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast_of(device: torch.device, precision: str) -> Callable[[], Any]:
-    """A function that gives the context a forward pass runs in. tf32 holds for all of this process from now on."""
+    """A function that gives the context a forward pass runs in; see matmul_precision for a backward pass."""
     if precision == "tf32":
-        torch.set_float32_matmul_precision("high")
+        return lambda: matmul_precision(precision)
     kind = AUTOCAST.get(precision)
     return lambda: torch.autocast(device.type, kind) if kind else contextlib.nullcontext()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from mlpdata.errors import Error, printable_lines
 from mlpdata.system.format import format_seconds
+from mlpdata.system.optional import missing
 from trainer.recipe import Recipe
 from trainer.run_directory import WriteError, write_errors, write_file
 
@@ -98,9 +99,9 @@ class Trackers:
     def check(recipe: Recipe) -> None:
         """Raise Error where a tracker is wanted that is not installed."""
         if recipe.log.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise Error("log.tensorboard is true, but tensorboard is not installed: pip install 'mlpdata[tb]'")
+            raise missing("tensorboard", "log.tensorboard")
         if recipe.log.wandb and importlib.util.find_spec("wandb") is None:
-            raise Error("log.wandb is true, but wandb is not installed: pip install wandb")
+            raise missing("wandb", "log.wandb")
 
     def write(self, row: dict[str, Any]) -> None:
         """Send an epoch's row."""

@@ -16,7 +16,7 @@ from mlpdata.system.format import plural
 from trainer import recipes, report, run_directory, states
 from trainer.loop import Trainer, describe
 from trainer.recipe import Recipe, load_recipe
-from trainer.world import device_of, join, precision_of
+from trainer.world import device_of, join, matmul_precision, precision_of
 
 
 def run(
@@ -46,7 +46,9 @@ def run(
     report.Trackers.check(recipe)
     if not resume:
         _check_init(recipe, recipes.find(recipe_path))
-    with join(device.type) as world, contextlib.ExitStack() as locks, _memory_errors():
+    with (
+        join(device.type) as world, contextlib.ExitStack() as locks, _memory_errors(), matmul_precision(precision)
+    ):  # fmt: skip
 
         def lock(choose: Callable) -> Path:
             """The directory that `choose` locks until the run ends; the first process locks it for all."""

@@ -85,6 +85,20 @@ def precision_of(name: str, device: torch.device) -> str:
 
 
 @contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Where the precision is tf32, torch multiplies float32 in TF32 until the block ends, and then as it did before."""
+    if precision != "tf32":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
 def join(device: str) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone.
 

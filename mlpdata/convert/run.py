@@ -16,6 +16,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from mlpdata.convert import truncation
 from mlpdata.convert.binding import begin_again, bind, check_place, check_source, finished_manifest
@@ -88,12 +89,13 @@ def convert(options: Options, say: Callable[[str], None] = print) -> Manifest | 
         if manifest is None:
             check_space(plan.work, plan.peak_bytes)
             check_classes(plan)
-            prepare(plan.work)
-            with locked(plan.work, plan.share):
-                # Another run may have finished it a moment ago.
-                manifest = None if plan.overwrite else finished_manifest(plan)
-                if manifest is None:
-                    return _convert_locked(plan, started, say)
+            with _joined(plan):
+                prepare(plan.work)
+                with locked(plan.work, plan.share):
+                    # Another run may have finished it a moment ago.
+                    manifest = None if plan.overwrite else finished_manifest(plan)
+                    if manifest is None:
+                        return _convert_locked(plan, started, say)
         advice = "`mlpdata verify` reads every byte, --overwrite makes it again"
         say(f"{plan.root} already holds exactly this: nothing to do ({advice})")
         return manifest
@@ -162,6 +164,15 @@ def _plan_to_manifest(plan: ConversionPlan, say: Callable[[str], None]) -> tuple
 
 def _context(plan: ConversionPlan) -> WorkerContext:
     return WorkerContext(plan.source, plan.settings, plan.work, [task.unit.name for task in plan.tasks], plan.digest)
+
+
+def _joined(plan: ConversionPlan) -> contextlib.AbstractContextManager[Any]:
+    """Where the work needs a cluster, be in it before anything is made or overwritten. Raises Error."""
+    if plan.engine == "ray":
+        from mlpdata.system.ray_engine import joined
+
+        return joined()
+    return contextlib.nullcontext()
 
 
 def _engine(plan: ConversionPlan, context: WorkerContext) -> Engine:

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlpdata.errors import Error
 from mlpdata.export.hub import file_name, hub_split
 from mlpdata.export.samples import Block
 from mlpdata.export.writer import Exported, Piece, Say, Writer, Written, entry, one_file
@@ -26,6 +25,7 @@ from mlpdata.shards.files import FileEntry
 from mlpdata.shards.manifest import classes_path
 from mlpdata.splits import on_hub
 from mlpdata.system.files import replacing, write_atomic
+from mlpdata.system.optional import missing
 
 MASK = 0xA282EAD8  # TFRecord's, which is added to rotated checksums
 TAG_1, TAG_2, TAG_3 = b"\x0a", b"\x12", b"\x1a"  # of fields 1 to 3 that have a length
@@ -120,7 +120,7 @@ def _crc32c():
     try:
         import google_crc32c
     except ImportError:
-        raise Error("--to tfrecord needs google-crc32c: pip install 'mlpdata[tfrecord]'") from None
+        raise missing("google-crc32c", "--to tfrecord") from None
     return google_crc32c.value
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from mlpdata.errors import Error, first_line
 from mlpdata.fetch import http
 from mlpdata.fetch.retry import TransientError
+from mlpdata.system.optional import missing
 
 RANGE_BYTES = 8 << 20  # of one request
 # Exceptions of these packages are the network's or the server's doing, whatever they are called.
@@ -24,7 +25,9 @@ def storage_errors(where: str) -> Iterator[None]:
     try:
         yield
     except ImportError as e:
-        raise Error(f"cannot reach {where}: {e}; install the extra: pip install 'mlpdata[remote]'") from None
+        if where.startswith(("s3:", "s3a:")):
+            raise missing("s3fs", where) from None
+        raise Error(f"cannot reach {where}: {first_line(e)}") from None  # fsspec says which package it needs
     except FileNotFoundError as e:
         raise Error(f"{where} lacks {e.filename or first_line(e)}") from None
     except Exception as e:

@@ -18,17 +18,8 @@ from mlpdata import image
 from mlpdata.errors import printable_lines
 from mlpdata.loader import jpeg_batch
 from mlpdata.system.format import plural
+from mlpdata.system.optional import OPTIONAL
 
-OPTIONAL = {  # package -> what it is for, and how to get it
-    "ffcv": "reading betons with FFCV itself: apt install libopencv-dev libturbojpeg0-dev, then "
-    "pip install setuptools, then pip install --no-build-isolation ffcv",
-    "timm": "other models on our shards: pip install timm",
-    "google-crc32c": "export --to tfrecord: pip install google-crc32c",
-    "numba": "JPEG shards decoded by the batch: pip install numba",
-    "ray": "convert --engine ray: pip install ray",
-    "s3fs": "s3:// directories: pip install s3fs",
-    "tensorboard": "event files of training runs: pip install tensorboard",
-}
 BOTH_PILLOWS = (
     "pillow and pillow-simd are both installed and overwrite each other's files; keep one: "
     "pip uninstall -y pillow pillow-simd && pip install --no-deps pillow-simd"
@@ -58,7 +49,8 @@ def _table(facts: dict[str, Any]) -> str:
     rows += [] if facts["compiler"] else [("compiler", NO_COMPILER)]
     rows += [("required", ", ".join(f"{name} {found or 'MISSING'}" for name, found in facts["required"].items()))]
     rows += [("optional", f"{name} {found}") for name, found in facts["optional"].items() if found]
-    rows += [("optional", f"no {name}: for {OPTIONAL[name]}") for name, found in facts["optional"].items() if not found]
+    absent = {name: OPTIONAL[name] for name, found in facts["optional"].items() if not found}
+    rows += [("optional", f"no {name}: for {what.purpose}: {what.install}") for name, what in absent.items()]
     rows += [("problem", problem) for problem in facts["problems"]] or [("well", "everything required is here")]
     return printable_lines(f"{name:<12} {text}" for name, text in rows)
 

@@ -16,6 +16,7 @@ import numpy as np
 import simplejpeg
 
 from mlpdata.errors import first_line
+from mlpdata.system.optional import OPTIONAL
 
 FUNCTIONS = ("tjInitDecompress", "tjDestroy", "tjDecompress2", "tjDecompressToYUVPlanes")  # of every version since 1.4
 SUBSAMPLINGS = ("444", "422", "420", "440", "411")
@@ -42,7 +43,7 @@ def batch_decoder() -> tuple[BatchDecoder | None, str]:
         import llvmlite.binding
         import numba
     except ImportError as e:
-        return None, f"numba is not installed, or not for this NumPy ({e}): pip install 'mlpdata[turbo]'"
+        return None, f"numba is not installed, or not for this NumPy ({e}): {OPTIONAL['numba'].install}"
     name = ctypes.util.find_library("turbojpeg")
     if name is None:
         return None, "the system has no libturbojpeg (Debian, Ubuntu: apt install libturbojpeg0; conda: libjpeg-turbo)"

@@ -12,8 +12,34 @@ from typing import Any
 
 from mlpdata.errors import Error, first_line
 from mlpdata.system.engines import TICK_S, Engine, Function, Outcome, Tick, attempt
+from mlpdata.system.optional import missing
 
 CONNECT_S = 10.0
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Any]:
+    """Be a part of the cluster, and give the module ray. Raises Error where there is no Ray or no cluster."""
+    try:
+        import ray
+    except ImportError:
+        raise missing("ray", "--engine ray") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    host, _, port = os.environ.get("RAY_ADDRESS", "").removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except OSError:
+        raise Error("no Ray cluster found: `ray start --head` on one machine, or set RAY_ADDRESS") from None
+    except Exception as e:
+        raise Error(f"cannot join the Ray cluster: {first_line(e)}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 class RayEngine(Engine):
@@ -25,23 +51,9 @@ class RayEngine(Engine):
     """
 
     def __init__(self, num_workers: int | None, state: Any):
-        try:
-            import ray
-        except ImportError:
-            raise Error("--engine ray needs Ray: pip install 'mlpdata[ray]'") from None
-        self._ray, self._num_workers = ray, num_workers
-        ours = not ray.is_initialized()
-        host, _, port = os.environ.get("RAY_ADDRESS", "").removeprefix("ray://").rpartition(":")
-        try:
-            if ours:
-                if port.isdecimal():  # Ray itself would try for minutes
-                    socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-                ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-        except OSError:
-            raise Error("no Ray cluster found: `ray start --head` on one machine, or set RAY_ADDRESS") from None
-        except Exception as e:
-            raise Error(f"cannot join the Ray cluster: {first_line(e)}") from None
-        self._close = ray.shutdown if ours else lambda: None
+        self._leave = contextlib.ExitStack()
+        self._ray = ray = self._leave.enter_context(joined())
+        self._num_workers = num_workers
         # Without a bound on retries: the tasks of a node that is lost start again on another.
         self._run = ray.remote(num_cpus=1, max_retries=-1)(_run_on_node)
         self._name, self._state = f"{os.getpid()}-{id(self)}", ray.put(state)
@@ -75,7 +87,7 @@ class RayEngine(Engine):
             with contextlib.suppress(Exception):  # it ends with us anyway
                 self._ray.cancel(reference, force=True)
         self._busy.clear()
-        self._close()
+        self._leave.close()
 
 
 _states: dict[str, Any] = {}  # in Ray's worker processes: the state of the run they last worked for

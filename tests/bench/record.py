@@ -145,8 +145,10 @@ def main() -> None:
     machine = args.machine or f"{where['cores']} cores, {where['machine']}"
     if args.gpu:
         report = json.loads(args.gpu.read_text())
-        card, cores = report["parts"]["machine"]["gpu"]["name"], report["parts"]["machine"]["cores"]
-        date = next(row["date"] for part in ("steps", "augment") for _, row in measured(report, part))
+        dates = [row["date"] for part in ("steps", "augment") for _, row in measured(report, part)]
+        if not dates or "gpu" not in report["parts"].get("machine", {}):
+            parser.error(f"{args.gpu} lacks the card, or what steps and augment measured on it")
+        card, cores, date = report["parts"]["machine"]["gpu"]["name"], report["parts"]["machine"]["cores"], dates[0]
         for row in gpu_rows(report):
             append(*row, machine=args.machine or f"{card}, {cores} cores", date=date)
         return

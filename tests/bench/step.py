@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from trainer.loss import loss_and_right
 from trainer.recipe import load_recipe
 from trainer.train import Trainer
-from trainer.world import device_of, precision_of
+from trainer.world import device_of, matmul_precision, precision_of
 
 KERNELS = {  # kind -> pattern of the names of its kernels; the rest is "other"
     "products": r"(?i)gemm|nvjet|cutlass|cublas|triton_tem",
@@ -82,14 +82,15 @@ def step_row(path: str, overrides: list[str], seconds: float) -> dict:
     device = device_of(recipe.train.device)
     precision = precision_of(recipe.train.precision, device)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
-    trainer = Trainer(recipe, Path("unused"), device, quiet=True)
-    measured = trainer.measure_saturation(seconds)
-    by_kernel = None
-    if device.type == "cuda":
-        try:
-            by_kernel = kernel_times(trainer)
-        except Exception as e:  # a profiler that does not work here must not take the other figures along
-            by_kernel = {"error": f"{type(e).__name__}: {e}"}
+    with matmul_precision(precision):
+        trainer = Trainer(recipe, Path("unused"), device, quiet=True)
+        measured = trainer.measure_saturation(seconds)
+        by_kernel = None
+        if device.type == "cuda":
+            try:
+                by_kernel = kernel_times(trainer)
+            except Exception as e:  # a profiler that does not work here must not take the other figures along
+                by_kernel = {"error": f"{type(e).__name__}: {e}"}
     return {
         "bench": "step", "recipe": recipe.name, "device": str(device), "precision": precision,
         **harness.machine("torch"), "threads": torch.get_num_threads(),

@@ -24,7 +24,7 @@ import trainer
 from mlpdata import Error
 from mlpdata.loader.loader import Loader
 from mlpdata.shards.manifest import Manifest
-from trainer import checkpoint, curve, loop, record, report, run_directory, saturation, states
+from trainer import checkpoint, curve, evaluate, loop, record, report, run_directory, saturation, states
 from trainer.model import BMLP
 from trainer.optim import lr_factor, make_optimizer, set_lr
 from trainer.plan import state_bytes
@@ -861,7 +861,7 @@ def test_event_files_hold_the_curve(recipe):
 
 def test_weights_and_biases_where_installed_and_asked_for(recipe, monkeypatch):
     if importlib.util.find_spec("wandb") is None:
-        with pytest.raises(Error, match=r"log\.wandb is true, but wandb is not installed"):
+        with pytest.raises(Error, match=r"log\.wandb needs wandb: pip install wandb"):
             go(recipe, "log.wandb=true", "train.epochs=1")
     logged = []
     fake = types.ModuleType("wandb")
@@ -1039,3 +1039,29 @@ def test_the_live_rate_counts_the_time_before_a_save_too(recipe, monkeypatch):
     )
     run(recipe, ["train.epochs=1", "save.every_steps=1"], runs=recipe.parent / "runs")
     assert len(rates) == 15 and 0 < min(rates) <= max(rates) <= 100
+
+
+def test_tf32_ends_with_the_training(recipe, tmp_path):
+    assert torch.get_float32_matmul_precision() == "highest"
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fit", "_run_epoch"):
+            function = getattr(Trainer, name)
+
+            def noting(self, *args, function=function, **options):
+                seen.append(torch.get_float32_matmul_precision())
+                return function(self, *args, **options)
+
+            patch.setattr(Trainer, name, noting)
+        words = ["train.precision=tf32", "train.epochs=1"]
+        folder = run(recipe, words, runs=tmp_path / "runs", quiet=True)
+        assert set(seen) == {"high"} and torch.get_float32_matmul_precision() == "highest"
+        patch.setattr(Trainer, "fit", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(recipe, words, runs=tmp_path / "runs", quiet=True)
+    assert torch.get_float32_matmul_precision() == "highest"
+    evaluate.run(evaluate.EvalOptions(checkpoint=folder, precision="tf32", device="cpu"))
+    assert torch.get_float32_matmul_precision() == "highest"
+    with evaluate.autocast_of(torch.device("cpu"), "tf32")():
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "highest"
