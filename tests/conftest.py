@@ -22,6 +22,7 @@ from servers import HubServer, time_out_in_stalls_alone
 from mlpdata.convert.options import Options
 from mlpdata.convert.run import convert
 from mlpdata.fetch import retry
+from mlpdata.shards.manifest import content_sha256
 from mlpdata.system import engines
 
 # A slow machine is no failure.
@@ -149,8 +150,11 @@ class Inline:
 
 
 def change_manifest(root, **changes):
+    """As if a manifest had been written with other values."""
     path = root / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    values = {**json.loads(path.read_text()), **changes}
+    values.pop("manifest_sha256", None)
+    path.write_text(json.dumps({**values, "manifest_sha256": content_sha256(values)}))
 
 
 def relist(root):

@@ -6,6 +6,8 @@ name, synced and renamed. Nothing else in the code base builds a path inside a s
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import re
@@ -142,6 +144,14 @@ class SplitInfo:
         return [name for name in (self.beton, *self.tars, self.index) if name]
 
 
+def content_sha256(values: dict) -> str:
+    """Of what a manifest says, without this sum itself: however the JSON is laid out, a changed value is told.
+
+    It is for accidents and edits by hand, and no signature: who wants to can compute it anew.
+    """
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def made_from(source_files: dict[str, dict]) -> str:
     """Which files something was made from, for people.
 
@@ -242,7 +252,9 @@ class Manifest:
 
     def save(self, root: Path) -> None:
         """Write `manifest.json`: the act that turns unfinished work into a shard directory."""
-        write_atomic(manifest_path(root), json_text(self.as_dict(), indent=1).encode())
+        values = self.as_dict()
+        text = json_text({**values, "manifest_sha256": content_sha256(values)}, indent=1)
+        write_atomic(manifest_path(root), text.encode())
 
     def check_sizes(self, root: Path, split: str | None = None) -> None:
         """Raise Error where a listed file, of one split or at all, is missing, is no file or has another size."""
@@ -251,7 +263,10 @@ class Manifest:
 
     @classmethod
     def load(cls, root: str | Path) -> Manifest:
-        """Read and check a directory's manifest. Raises Error when it is missing, damaged or from another version."""
+        """Read and check a directory's manifest.
+
+        Raises Error when it is missing, damaged, from another version, or was changed after it was written.
+        """
         root = Path(root)
         path = manifest_path(root)
         if not os.path.isdir(root):
@@ -281,4 +296,9 @@ class Manifest:
             manifest._check()
         except (ValueError, Error) as e:
             raise damaged(name, e) from None
+        # Manifests of before this sum have none.
+        if (digest := raw.pop("manifest_sha256", None)) is not None and digest != content_sha256(raw):
+            raise Error(
+                f"{name} was changed after it was written: its manifest_sha256 is another; get or convert it again"
+            )
         return manifest

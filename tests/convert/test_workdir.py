@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from archives import encoded, make_folder, picture, tar_bytes
-from conftest import Inline, convert_quietly, sums
+from conftest import Inline, change_manifest, convert_quietly, sums
 
 from mlpdata import Error
 from mlpdata.convert import finish, journal, plan, run
@@ -366,9 +366,7 @@ def test_a_finished_directory_is_of_the_source_as_it_was(tmp_path):
 
 def test_a_finished_directory_of_an_older_version_says_of_a_folder_but_its_name(finished):
     options, root = finished
-    manifest = json.loads((root / "manifest.json").read_text())
-    manifest["source_files"] = {"in": {}}
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    change_manifest(root, source_files={"in": {}})
     assert "nothing to do" in convert_quietly(**options)[1][-1]
 
 

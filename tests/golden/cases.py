@@ -225,8 +225,8 @@ def derive_case(options, sources, out, **more):
 def sums(root):
     """SHA-256 of every file of a shard directory, and of what its manifest says of the data; the card says the same."""
     manifest = json.loads((root / "manifest.json").read_text())
-    for of_this_machine in ("files", "image_library", "source_files", "tool_version"):
-        del manifest[of_this_machine]
+    for of_this_machine in ("files", "image_library", "source_files", "tool_version", "manifest_sha256"):
+        manifest.pop(of_this_machine, None)  # earlier versions wrote no manifest_sha256
     for parent in manifest.get("parents", ()):
         del parent["sha256"]  # of a manifest that names this machine's libraries
     found = {"manifest.json": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()}

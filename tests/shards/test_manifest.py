@@ -25,7 +25,10 @@ from mlpdata.splits import canonical
 
 @pytest.fixture(scope="module")
 def good(shapes_dir):
-    return (shapes_dir / "manifest.json").read_text()
+    """Of a version that knew no manifest_sha256: whatever is changed in it has to be found without."""
+    values = json.loads((shapes_dir / "manifest.json").read_text())
+    del values["manifest_sha256"]
+    return json.dumps(values, indent=1)
 
 
 def refused(text, match=r"manifest\.json"):
@@ -124,6 +127,20 @@ def test_what_does_not_hang_together_is_refused(good):
     raw = json.loads(good)
     for change in changes(raw):
         refused(json.dumps({**raw, **change}))
+
+
+def test_a_manifest_that_was_changed_is_refused(shapes_dir):
+    """Also where what it says now would do: other mean and counts would train and list something else."""
+    written = json.loads((shapes_dir / "manifest.json").read_text())
+    Manifest.parse(json.dumps(dict(reversed(written.items()))).encode(), "manifest.json")  # laid out anew
+    train = written["splits"]["train"]
+    counts = [train["class_counts"][0] - 1, train["class_counts"][1] + 1, *train["class_counts"][2:]]
+    for change in ({"mean": [0.1, 0.2, 0.3]}, {"res": 24}, {"quality": 50}, {"dataset": "cifar10"}, {"more": 1},
+                   {"splits": {**written["splits"], "train": {**train, "class_counts": counts}}},
+                   {"splits": {"train": train}}, {"manifest_sha256": "0" * 64}, {"manifest_sha256": 5}):  # fmt: skip
+        refused(json.dumps({**written, **change}), "^manifest.json was changed after it was written: .*; get or conv")
+    del written["fidelity"]
+    refused(json.dumps(written), "manifest.json is damaged .*fidelity")
 
 
 def test_what_is_no_manifest_is_refused(good):

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import read_jsonl, run_cli
+from conftest import change_manifest, read_jsonl, run_cli
 
 import mlpdata
 import trainer
@@ -98,9 +98,8 @@ def test_real_accuracy_counts_only_images_with_labels(saved, shapes_dir, tmp_pat
         labels[key] = [[], [other, int(best[i])], [other]][i % 3]  # without labels, right by its second, wrong
     labels.pop(keys[0])  # a key that is not named has no labels either
     real_path(root, "val").write_text(json.dumps(labels))
-    manifest = json.loads((root / "manifest.json").read_text())
-    manifest["files"]["val.real.json"] = {"bytes": 0, "sha256": "0" * 64}
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    files = json.loads((root / "manifest.json").read_text())["files"]
+    change_manifest(root, files={**files, "val.real.json": {"bytes": 0, "sha256": "0" * 64}})
     found = json.loads(run(EvalOptions(checkpoint=saved, shards=root, as_json=True, batch_size=400)))
     assert found["val_real"] == pytest.approx(500 / 1000)
     assert "ReaL 50.00%" in run(EvalOptions(checkpoint=saved, shards=root))
@@ -183,7 +182,7 @@ def changed(shapes_dir, root, change, classes=None):
         manifest["classes_sha256"] = hashlib.sha256(classes).hexdigest()
         manifest["files"]["classes.txt"] = {"bytes": len(classes), "sha256": manifest["classes_sha256"]}
     change(manifest)
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    change_manifest(root, **manifest)
     return root
 
 

@@ -18,7 +18,7 @@ import types
 
 import pytest
 import torch
-from conftest import HANG_S, convert_quietly, read_jsonl, until, without_progress
+from conftest import HANG_S, change_manifest, convert_quietly, read_jsonl, until, without_progress
 
 import trainer
 from mlpdata import Error
@@ -519,16 +519,11 @@ def other_shards(tmp_path_factory, shapes_dir):
     names = (base / "classes" / "classes.txt").read_bytes().splitlines(True)
     text = b"".join([names[1], names[0], *names[2:]])
     (base / "classes" / "classes.txt").write_bytes(text)
-    change_manifest(base / "classes", lambda m: m.update(classes_sha256=hashlib.sha256(text).hexdigest()))
+    change_manifest(base / "classes", classes_sha256=hashlib.sha256(text).hexdigest())
     shutil.copytree(shapes_dir, base / "no val")
-    change_manifest(base / "no val", lambda m: m["splits"].pop("val"))
+    train = json.loads((shapes_dir / "manifest.json").read_text())["splits"]["train"]
+    change_manifest(base / "no val", splits={"train": train})
     return base
-
-
-def change_manifest(root, change):
-    manifest = json.loads((root / "manifest.json").read_text())
-    change(manifest)
-    (root / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
@@ -628,7 +623,8 @@ EMPTY = {"num_samples": 0, "class_counts": [0] * 10, "tars": [], "tar_lengths": 
 
 def test_splits_too_small(recipe, tmp_path, shapes_dir):
     shutil.copytree(shapes_dir, tmp_path / "s")
-    change_manifest(tmp_path / "s", lambda m: m["splits"]["train"].update(EMPTY))
+    splits = json.loads((shapes_dir / "manifest.json").read_text())["splits"]
+    change_manifest(tmp_path / "s", splits={**splits, "train": {**splits["train"], **EMPTY}})
     with pytest.raises(Error, match=r"split 'train' of .* has no images"):
         go(recipe, f"data.shards={tmp_path / 's'}")
     with pytest.raises(Error, match=r"1,500 images, fewer than one batch of 5000; lower train.batch_size"):
