@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,9 +58,9 @@ def finish(
             totals.summary.add(record.summary)
     manifest, classes = _manifest(plan, totals, shards)
     paths += card.write_documents(root, manifest, plan.spec.title, classes)
-    if real := _real_labels(plan, classes):
-        written = [card.write_real(real_path(root, s), index_path(root, s), real) for s in plan.splits]
-        paths += [path for path in written if path]
+    for split, find in _real_labels(plan, classes):
+        if path := card.write_real(real_path(root, split), index_path(root, split), find):
+            paths.append(path)
     paths.append(card.write_skipped(skipped_path(root), iter_skipped(context)))
     # The large files are synced and hashed by the workers, side by side.
     files = {}
@@ -119,10 +119,12 @@ def _split_info(
     )
 
 
-def _real_labels(plan: ConversionPlan, classes: list[tuple[str, str]]) -> Callable[[list[str]], dict] | None:
-    """What finds the ReaL labels of some keys; None where the data set has none."""
+def _real_labels(plan: ConversionPlan, classes: list[tuple[str, str]]) -> Iterator[tuple[str, Callable]]:
+    """(split, what finds the ReaL labels of some keys) of every split that may have some."""
     if isinstance(plan.source, ShardSource):
-        known = plan.source.real()
-        return (lambda keys: {key: known[key] for key in keys if key in known}) if known else None
-    names = [name for name, _ in classes]
-    return (lambda keys: labels.real(keys, names)) if plan.spec.has_real_labels else None
+        for split, known in plan.source.real().items():
+            if known:
+                yield split, lambda keys, known=known: {key: known[key] for key in keys if key in known}
+    elif plan.spec.has_real_labels:
+        names = [name for name, _ in classes]
+        yield from ((split, lambda keys: labels.real(keys, names)) for split in plan.splits)

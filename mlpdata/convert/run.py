@@ -40,7 +40,7 @@ from mlpdata.errors import Error, first_line, lacks_memory
 from mlpdata.shards import remote, upload
 from mlpdata.shards.beton import PAGE_SIZE
 from mlpdata.shards.manifest import Fidelity, Manifest
-from mlpdata.sources import NothingLeft
+from mlpdata.sources import NothingLeft, keys
 from mlpdata.system.engines import Engine, LocalEngine, leave_if_imported_by_worker
 from mlpdata.system.format import format_bytes, format_rate, plural
 from mlpdata.system.threads import cores
@@ -242,12 +242,24 @@ def _say_plan(plan: ConversionPlan, say: Callable[[str], None]) -> None:
         say(note)
     for warning in plan.source.warnings:
         say(f"warning: {warning}")
+    for warning in _of_class_names([name for name, _ in plan.source.classes]):
+        say(f"warning: {warning}")
     num_images, num_classes = sum(task.unit.num_samples for task in plan.tasks), len(plan.source.classes)
     if plan.spec.wants_path and not plan.spec.archives and LEAST_SINGLES <= num_images < 2 * num_classes:
         say(
             f"warning: {plural(num_classes, 'class')} for {plural(num_images, 'image')}: are these the classes, and "
             "not a caption or an index?"
         )
+
+
+def _of_class_names(names: list[str]) -> Iterator[str]:
+    """What may be no intention in the names of the classes."""
+    if pairs := keys.alike(names):
+        one, other = map(ascii, pairs[0])
+        more = f", and {plural(len(pairs) - 1, 'more pair')}" if len(pairs) > 1 else ""
+        yield f"classes {one} and {other} look alike{more}, and stay different classes"
+    if (label := keys.out_of_count(names)) is not None:
+        yield f"the classes are numbers, and labels follow their order as text: class {names[label]} has label {label}"
 
 
 def _say_done(plan: ConversionPlan, manifest: Manifest, totals: Totals, seconds: float, say) -> None:

@@ -168,17 +168,22 @@ class ShardSource(Source):
             if resize.res > parent.manifest.res and resize.rule != "longest"
         ]
 
-    def real(self) -> dict[str, list[int]]:
-        """ReaL labels by key, numbered as the output's classes."""
-        found: dict[str, list[int]] = {}
+    def real(self) -> dict[str, dict[str, list[int]]]:
+        """Of each split of the output: ReaL labels by key, numbered as the output's classes."""
+        found: dict[str, dict[str, list[int]]] = {split: {} for split in self.splits}
         for number, parent in enumerate(self.parents):
             label_map = self.maps[number].tolist()
-            for split in (s for p, s in self.choice.targets if p == number):
-                if labels := parent.real(split):
-                    names = _new_keys(parent, split, self.choice.renamed.get((number, split)))
-                    for key, row in labels.items():
-                        new = (label_map[n] for n in row if label_map[n] >= 0)
-                        found[names.get(key, key)] = list(dict.fromkeys(new))
+            for (_, split), targets in ((of, t) for of, t in self.choice.targets.items() if of[0] == number):
+                labels = parent.real(split)
+                if not labels:
+                    continue
+                names = _new_keys(parent, split, self.choice.renamed.get((number, split)))
+                rows = {
+                    names.get(key, key): list(dict.fromkeys(label_map[n] for n in row if label_map[n] >= 0))
+                    for key, row in labels.items()
+                }
+                for target in set(np.unique(targets).tolist()) - {LEFT_OUT, REMOVED}:
+                    found[self.splits[target - 1]] |= rows
         return found
 
     # ----------------------------------------------------------------------------------------------------- the samples

@@ -7,7 +7,6 @@ not make distinct folders on every file system, the folders begin with the label
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -106,7 +105,7 @@ class FolderWriter(Writer):
 
     @staticmethod
     def _hash(label: int, stem: str) -> int:
-        return xxhash.xxh3_64_intdigest(f"{label}/{_folded(stem)}".encode())
+        return xxhash.xxh3_64_intdigest(f"{label}/{keys.folded(stem)}".encode())
 
 
 def folder_names(parts: list[str]) -> list[str]:
@@ -117,16 +116,11 @@ def folder_names(parts: list[str]) -> list[str]:
     >>> folder_names(["cat", "dog"]), folder_names(["dog", "cat"]), folder_names(["A", "a"])
     (['cat', 'dog'], ['0-dog', '1-cat'], ['0-A', '1-a'])
     """
-    is_distinct = len({_folded(part) for part in parts}) == len(parts)
+    is_distinct = len({keys.folded(part) for part in parts}) == len(parts)
     if is_distinct and parts == sorted(parts) and all(part and part == _short(part) for part in parts):
         return parts
     digits = len(str(len(parts) - 1))
     return [f"{label:0{digits}d}-{_short(part)}" for label, part in enumerate(parts)]
-
-
-def _folded(name: str) -> str:
-    """What a file system that folds case and forms of accents takes a name for."""
-    return unicodedata.normalize("NFC", name.casefold())
 
 
 def _short(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,17 +70,19 @@ def read_class_list(path: str | Path) -> tuple[str, ...]:
 
 
 def spellings(names: Iterable[str]) -> dict[str, str]:
-    """Every name by what a user may write for it: itself, as `classes.txt` has it, and without blanks around.
+    """Every name by what a user may write for it: itself, as `classes.txt` has it, without blanks around, and with
+    accents as the keyboard or the file system forms them.
 
-    >>> found = spellings(["a\\tb", " c", "c"])
-    >>> found["a\\\\tb"] == "a\\tb", found[" c"], found["c"]
-    (True, ' c', 'c')
+    >>> found = spellings(["a\\tb", " c", "c", "cafe\\u0301"])
+    >>> found["a\\\\tb"] == "a\\tb", found[" c"], found["c"], found["caf\\xe9"] == "cafe\\u0301"
+    (True, ' c', 'c', True)
     """
     names = list(names)
     found: dict[str, str] = {}
     for name in names:
         for text in (_escaped(name), name.strip(), _escaped(name).strip()):
-            found.setdefault(text, name)
+            for form in ("NFC", "NFD"):
+                found.setdefault(unicodedata.normalize(form, text), name)
     return found | dict(zip(names, names, strict=True))
 
 

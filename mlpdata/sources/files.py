@@ -228,6 +228,21 @@ def _stamp(status: os.stat_result) -> str:
     return f"{status.st_size} bytes, changed at {status.st_mtime_ns} ns"
 
 
+def two_versions(names: Iterable[str]) -> list[str]:
+    """Two names that count the same files differently, where there are some: a later upload beside an earlier one.
+
+    >>> two_versions(["a-00000-of-00001.parquet", "b-0-of-2.parquet", "a-00000-of-00002.parquet"])
+    ['a-00000-of-00001.parquet', 'a-00000-of-00002.parquet']
+    """
+    totals: dict[tuple[str, str], tuple[int, str]] = {}
+    for name in sorted(names):
+        if match := re.fullmatch(r"(.*?)\d{1,9}-of-(\d{1,9})(\D*)", name, re.DOTALL | re.ASCII):
+            total, first = totals.setdefault((match[1], match[3]), (int(match[2]), name))
+            if total != int(match[2]):
+                return [first, name]
+    return []
+
+
 def missing_names(names: Iterable[str]) -> list[str]:
     """Names that are missing in a row of numbered ones. Where as many are missing as there, they were chosen so.
 

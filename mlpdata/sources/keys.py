@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 _PLAIN = re.compile(r"(?!__)[\w-]+", re.ASCII)
@@ -67,6 +68,38 @@ def line(name: str) -> str:
     ('caf%E9', 'two%0Alines', '100% a/b.jpg')
     """
     return name if name.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in name)
+
+
+def folded(name: str) -> str:
+    """What a file system that folds case and forms of accents takes a name for.
+
+    >>> folded("Cafe\\u0301") == folded("caf\\xe9")
+    True
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def alike(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that look the same, or nearly: they differ in case, blanks or the form of accents alone.
+
+    >>> alike(["Cat", "dog", "cat ", "x", "caf\\xe9", "cafe\\u0301"]) == [("Cat", "cat "), ("caf\\xe9", "cafe\\u0301")]
+    True
+    """
+    first: dict[str, str] = {}
+    pairs = ((first.setdefault(" ".join(folded(name).split()), name), name) for name in names)
+    return [(one, other) for one, other in pairs if one != other]
+
+
+def out_of_count(names: Sequence[str]) -> int | None:
+    """Where names are numbers in their order as text, the first position at which they do not count on; else None.
+
+    >>> out_of_count(["1", "10", "2"]), out_of_count(["01", "02", "10"]), out_of_count(["10", "2", "1"])
+    (1, None, None)
+    """
+    if not all(re.fullmatch(r"[0-9]{1,18}", name) for name in names) or list(names) != sorted(names):
+        return None
+    numbers = list(map(int, names))
+    return next((i for i, pair in enumerate(zip(numbers, sorted(numbers), strict=True)) if pair[0] != pair[1]), None)
 
 
 def lines(data: bytes) -> list[str]:

@@ -21,7 +21,7 @@ from mlpdata.fetch.hub import Repository
 from mlpdata.sources import keys
 from mlpdata.sources import parquet_columns as columns
 from mlpdata.sources.base import Broken, Sample, Source, Unit
-from mlpdata.sources.files import missing_names
+from mlpdata.sources.files import missing_names, two_versions
 from mlpdata.sources.hub_card import MAX_CARD_BYTES, HubCard
 from mlpdata.sources.location import Location, open_file
 from mlpdata.sources.parquet_files import ParquetFile, RowGroups
@@ -83,11 +83,21 @@ class Parquet(Source):
             raise Error(f"{location} holds no parquet files")
         if gaps := missing_names(self._sizes):
             self._notes.append(f"{location}: files seem to be missing, by their numbers: {keys.listed(gaps, 3)}")
+        if two := two_versions(self._sizes):
+            self._notes.append(
+                f"{location}: {' and '.join(map(keys.shown, two))} look like files of two versions: both are taken"
+            )
         stems = keys.distinct(re.sub(r"[^\w-]", "_", path[: -len(SUFFIX)]) for path in self._sizes)
         self._stems = dict(zip(self._sizes, map(keys.part, stems), strict=True))
         card = HubCard(self._read_card() if has_card else "")
         self._files = assign_files(location, list(self._sizes), card, self._notes)
         self._columns = columns.Columns(self._first_schemas(card.features()), hints.image, hints.label, self._notes)
+        of_card = columns.class_names(card.features().get(self._columns.label, {}))[0]
+        if of_card and self._columns.classes and of_card != self._columns.classes:
+            self._notes.append(
+                f"README.md names the classes of {self._columns.label!r} otherwise than {self._columns.classes_from}, "
+                "whose names are taken"
+            )
         footers, values = self._settle_splits(splits, limit)
         self._units = self._list_units(footers)
         names, self._label_by_value = self._columns.settle_classes(hints.classes, values, location, self._notes)

@@ -14,7 +14,7 @@ from pathlib import Path
 from mlpdata import splits
 from mlpdata.errors import Error, first_line
 from mlpdata.fetch.hub import Repository
-from mlpdata.sources.files import is_system, matching, missing_names
+from mlpdata.sources.files import is_system, matching, missing_names, two_versions
 from mlpdata.sources.keys import lines, listed
 from mlpdata.sources.location import Location, has_file, open_file
 from mlpdata.system.format import plural
@@ -116,6 +116,8 @@ def tell_splits(found: TarList) -> None:
             )
     if not any(tar.is_listed for tar in found.tars) and (gaps := missing_names(tar.name for tar in found.tars)):
         found.warnings.append(f"{location}: tars seem to be missing, by their numbers: {listed(gaps, 3)}")
+    if not table and (two := two_versions(tar.name for tar in found.tars)):
+        found.warnings.append(f"{location}: {' and '.join(two)} look like files of two versions: both are taken")
     if missing := [name for name in table if not has_file(location, name)]:
         found.warnings.append(f"{info} lists files that are not there: {listed(missing, 1, 'others')}")
     found.tars.sort(key=lambda t: (splits.canonical(t.split or "train") != "train", t.split or "train", t.name))

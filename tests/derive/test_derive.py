@@ -1,6 +1,7 @@
 """Directories made of directories: everything is the same bytes, a part is that part, and nothing is lost unsaid."""
 
 import hashlib
+import io
 import json
 import re
 import sys
@@ -89,6 +90,36 @@ def ilsvrc_dir(tmp_path_factory):
     make_ilsvrc(base / "in")
     convert_quietly(dataset="imagenet1k", source=str(base / "in"), res=24, out=base / "out", workers=1)
     return base / "out"
+
+
+def test_classes_that_look_alike_are_told_and_may_be_written_either_way(tmp_path):
+    """One file system forms accents in one way, one in another: of two such directories a union has the class twice."""
+    for name, accent in (("a", "caf\u00e9"), ("b", "cafe\u0301")):
+        for i, label in enumerate((accent, "bar")):
+            folder = tmp_path / f"in-{name}" / "train" / label
+            folder.mkdir(parents=True)
+            (folder / f"{name}.jpg").write_bytes(encoded(picture(40, 30, seed=i)))
+        source = str(tmp_path / f"in-{name}")
+        _, lines = convert_quietly(dataset="folder", source=source, res=24, out=tmp_path / name, workers=1)
+        assert not any("look alike" in line for line in lines)
+    said = []
+    manifest = make("merge", tmp_path / "a", tmp_path / "b", out=tmp_path / "c", union=True, said=said)
+    assert manifest.num_classes == 3
+    assert "warning: classes 'caf\\xe9' and 'cafe\\u0301' look alike, and stay different classes" in said
+    make("subset", tmp_path / "b", out=tmp_path / "d", classes=("caf\u00e9",))
+    assert [name for name, _ in read_classes(tmp_path / "d")] == ["cafe\u0301"]
+    make("subset", tmp_path / "c", out=tmp_path / "e", classes=("caf\u00e9",))
+    assert [name for name, _ in read_classes(tmp_path / "e")] == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize(("names", "said"), [(("1", "2", "10"), "class 10 has label 1"), (("01", "02", "10"), "")])
+def test_classes_that_are_numbers_and_do_not_count_as_their_labels_do(tmp_path, names, said):
+    for i, name in enumerate(names):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "a.jpg").write_bytes(encoded(picture(40, 30, seed=i)))
+    _, lines = convert_quietly(dataset="folder", source=str(tmp_path / "in"), res=24, out=tmp_path / "a", workers=1)
+    found = [line for line in lines if "the classes are numbers" in line]
+    assert [line.rpartition(": ")[2] for line in found] == ([said] if said else [])
 
 
 # ----------------------------------------------------------------------------------------------------- the same bytes
@@ -271,6 +302,24 @@ def test_real_labels_of_images_that_get_another_key(tmp_path, ilsvrc_dir):
     (tmp_path / "map").write_text("".join(f"{name}\tall\n" for name in names))
     manifest = make("relabel", tmp_path / "a", out=tmp_path / "d", label_map=tmp_path / "map")
     assert read_real(tmp_path / "d", manifest, "val") == {key: [0] if row else [] for key, row in whole.items()}
+
+
+def test_real_labels_are_for_their_split_alone(tmp_path, ilsvrc_dir):
+    """A training image that happens to have the key of a val image has no ReaL labels."""
+    make("subset", ilsvrc_dir, out=tmp_path / "a", splits=("val",))
+    key = next(iter(rows(tmp_path / "a", "val")))
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "train-000000.tar", "w") as tar:
+        for name, data in ((f"{key}.jpg", encoded(picture(40, 30, seed=1))), (f"{key}.cls", b"0")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    convert_quietly(dataset="wds", source=str(tmp_path / "in"), res=24, out=tmp_path / "b", workers=1)
+    assert list(rows(tmp_path / "b", "train")) == [key]
+    manifest = make("merge", tmp_path / "a", tmp_path / "b", out=tmp_path / "c", union=True)
+    assert list(rows(tmp_path / "c", "train")) == [key]
+    assert read_real(tmp_path / "c", manifest, "train") is None
+    assert read_real(tmp_path / "c", manifest, "val") == read_real(ilsvrc_dir, Manifest.load(ilsvrc_dir), "val")
 
 
 # ------------------------------------------------------------------------------------- merge, relabel, resize

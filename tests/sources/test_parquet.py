@@ -328,6 +328,36 @@ def card(text):
     return f"---\n{text}---\n# Data\n".encode()
 
 
+def test_files_of_two_versions_of_one_split_are_told(tmp_path):
+    """A later upload beside an earlier one: the images of one may be those of the other."""
+    write(tmp_path, {f"train-{i}.parquet": table([0, 1], 2 * k) for k, i in enumerate(("0-of-1", "0-of-2", "1-of-2"))})
+    (said,) = Parquet(tmp_path).warnings
+    assert said.endswith(
+        "train-0-of-1.parquet and train-0-of-2.parquet look like files of two versions: both are taken"
+    )
+    (tmp_path / "train-0-of-1.parquet").unlink()
+    assert not Parquet(tmp_path).warnings
+
+
+def test_a_card_that_names_the_classes_otherwise_than_the_files(tmp_path):
+    header = """dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: label
+    dtype:
+      class_label:
+        names: [dog, cat]
+"""
+    write(tmp_path, {"train-0.parquet": table([0, 1], names=["cat", "dog"]), "README.md": card(header)})
+    opened = Parquet(tmp_path)
+    assert [name for name, _ in opened.classes] == ["cat", "dog"]
+    (said,) = opened.warnings
+    assert said.startswith("README.md names the classes of 'label' otherwise than ") and said.endswith(" are taken")
+    write(tmp_path, {"README.md": card(header.replace("dog, cat", "cat, dog"))})
+    assert not Parquet(tmp_path).warnings
+
+
 def test_the_configurations_of_a_card(tmp_path):
     both = """configs:
 - config_name: large
