@@ -4,11 +4,13 @@ import hashlib
 import json
 import multiprocessing as mp
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
+from operator import attrgetter
 from pathlib import Path
 
 if "OMP_NUM_THREADS" not in os.environ:
@@ -25,8 +27,10 @@ from mlpdata.fetch import retry
 from mlpdata.shards.manifest import content_sha256
 from mlpdata.system import engines
 
-# A slow machine is no failure.
-settings.register_profile("mlpdata", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A slow machine is no failure; what fails, fails each time.
+settings.register_profile(
+    "mlpdata", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("mlpdata")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +52,15 @@ def convert_quietly(**options):
     lines = []
     manifest = convert(Options(quiet=True, **options), say=lines.append)
     return manifest, lines
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    """What a test draws from global generators does not depend on the tests before it."""
+    random.seed(0)
+    for name, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
+        if module := sys.modules.get(name):
+            attrgetter(seed)(module)(0)
 
 
 @pytest.fixture(scope="session")

@@ -310,7 +310,8 @@ class EpochClock:
         return [total - before for total, before in zip(self.total, self._total_before, strict=True)]
 
     def stop(self) -> None:
-        since_start = time.perf_counter() - self._started, self._loader.wait_s - self._waited
+        # Some clocks stand still for milliseconds.
+        since_start = max(1e-9, time.perf_counter() - self._started), self._loader.wait_s - self._waited
         self.total = [total + more for total, more in zip(self.total, since_start, strict=True)]
 
 

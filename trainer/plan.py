@@ -260,4 +260,4 @@ def _bus_rate(device: torch.device) -> float:
     for _ in range(PROBE_COPIES):
         target.copy_(source, non_blocking=True)
     torch.cuda.synchronize(device)
-    return PROBE_COPIES * PROBE_BYTES / (time.perf_counter() - started)
+    return PROBE_COPIES * PROBE_BYTES / max(1e-9, time.perf_counter() - started)

@@ -143,7 +143,7 @@ def _timed(act: Callable[[], Any], times: int, device: torch.device) -> float:
     for _ in range(times):
         act()
     _synchronize(device)
-    return (time.perf_counter() - started) / times
+    return max(1e-9, time.perf_counter() - started) / times  # some clocks stand still for milliseconds
 
 
 def _synchronize(device: torch.device) -> None:

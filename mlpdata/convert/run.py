@@ -134,7 +134,7 @@ def _convert_locked(plan: ConversionPlan, started: float, say: Callable[[str], N
         return None
     manifest, totals = result
     clean_up(plan.work, manifest, plan.all_splits)  # a run that comes now and finds the manifest does so too
-    _say_done(plan, manifest, totals, time.monotonic() - started, say)
+    _say_done(plan, manifest, totals, max(1e-9, time.monotonic() - started), say)
     return manifest
 
 

@@ -239,7 +239,7 @@ def _finish(
 
 def _completed(out: ExportDir, record: ExportRecord, started: float, say: Say) -> ExportRecord:
     complete(out)
-    seconds, n = time.monotonic() - started, sum(record.splits.values())
+    seconds, n = max(1e-9, time.monotonic() - started), sum(record.splits.values())
     counts = ", ".join(f"{name} {count:,}" for name, count in record.splits.items())
     say(
         f"done: {plural(n, 'image')} ({counts}) as {record.format}, {format_bytes(record.num_bytes)} in {out.root}, "

@@ -116,7 +116,7 @@ def rate(batches: Iterator[Batch], wait: Callable[[], object], seconds: float) -
     while time.perf_counter() - started < seconds or not num_batches:  # one at least, however slow the machine
         n, num_batches = n + len(next(batches).ids), num_batches + 1
     wait()
-    seconds = time.perf_counter() - started
+    seconds = max(1e-9, time.perf_counter() - started)
     batches.close()  # pyright: ignore[reportAttributeAccessIssue] - it is a generator
     return n / seconds, num_batches
 
