@@ -339,7 +339,9 @@ def _official(spec: DatasetSpec, say, quiet: bool) -> Path:
         try:
             return fetch(first.remote_file(), folder, say=say, quiet=quiet)
         except Error as e:
-            raise Error(f"{e}; or put {first.facts} into {folder} ($MLPDATA_HOME), or pass it as --source") from None
+            raise Error(
+                f"{e}; put {first.facts} into {folder} ($MLPDATA_HOME) yourself, or pass it as --source"
+            ) from None
     copy = f"; its copy on the Hub, --source hf:{spec.repository}, needs an account there" if spec.repository else ""
     how = how_to_get(spec.archives, folder, otherwise=", or pass its path as --source")
     raise Error(f"{spec.name} is not there: {how}{copy}")

@@ -18,7 +18,7 @@ from mlpdata.loader.tiers import this_machine
 from mlpdata.shards.open import open_split
 from mlpdata.shards.tar_cache import TarCache
 from mlpdata.system.disk import aligned, open_direct, preadv
-from mlpdata.system.format import format_bytes, format_rate, plural
+from mlpdata.system.format import format_bytes, format_rate, format_seconds, plural
 from trainer.data import DataSplits, find_splits
 from trainer.flops import executed_flops, peak_flops
 from trainer.model import MLP, build_on_meta, config_of, num_parameters
@@ -86,13 +86,17 @@ def images_per_s(recipe: Recipe, model: MLP, machine: Machine) -> float | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecipePlan:
-    """Where a recipe's pixels go on a machine. needs: of the training; parts: its bytes on the device, by name."""
+    """Where a recipe's pixels go on a machine, and how long its epochs take.
+
+    needs: of the training; parts: its bytes on the device, by name.
+    """
 
     machine: Machine
     parts: dict[str, int]
     needs: Needs
     train: MemoryPlan
     evaluation: MemoryPlan | None
+    num_epochs: int
 
     @property
     def all_needs(self) -> tuple[Needs | None, Needs | None]:
@@ -123,7 +127,12 @@ class RecipePlan:
         )
         for name, limit in train.limits.items():
             rows.append((f"  {name}", f"gives {format_rate(limit)}{_rate(train, name, wanted)}"))
-        rows += [("tier", train.reason), ("bottleneck", self.train.bottleneck)]
+        rows += [("tier", train.reason), ("bottleneck", train.bottleneck)]
+        if wanted:
+            seconds = self.num_epochs * train.split.num_samples / min(wanted, train.supply)
+            rows.append(
+                ("whole run", f"{plural(self.num_epochs, 'epoch')} in about {format_seconds(seconds)} (estimated)")
+            )
         if self.needs.device_bytes > device:
             rows.append(("warning", "the training alone does not fit: raise train.accumulate, or take a smaller model"))
         width = max(len(name) for name, _ in rows)
@@ -170,7 +179,9 @@ def plan_recipe(
             host_bytes=machine.host_bytes - (train.resident_bytes if on_cpu else train.pinned_bytes),
         )
         evaluation = plan_memory(splits[1], left, Needs(device_bytes=needs.device_bytes), tier, pixels)
-    return RecipePlan(machine=machine, parts=parts, needs=needs, train=train, evaluation=evaluation)
+    return RecipePlan(
+        machine=machine, parts=parts, needs=needs, train=train, evaluation=evaluation, num_epochs=recipe.train.epochs
+    )
 
 
 def plan_splits(recipe: Recipe, splits: DataSplits, machine: Machine, world_size: int = 1) -> RecipePlan:

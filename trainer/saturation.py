@@ -24,6 +24,9 @@ from trainer.world import World
 TURN_S = {"cpu": 0.05, "cuda": 0.25}
 LEAST_TURNS = 5
 ENOUGH_S = 2.0  # of shorter measurements, chance decides the second digit
+# Shards cannot be faster than one stored batch, and the median of ratios is near the ratio of medians; if either is off
+# by so much, something else disturbed the turns.
+DISTURBED = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +45,14 @@ class Saturation:
     seconds: float  # of all turns
 
     def doubt(self) -> str:
-        """What to say of a measurement that is too short to go by; "" of any other."""
-        if self.seconds >= ENOUGH_S:
-            return ""
+        """What to say of a measurement that was too short to go by, or disturbed; "" of any other."""
         spread = f"single turns are between {self.saturation_min:.2f} and {self.saturation_max:.2f}"
-        return f"the saturation was measured for only {self.seconds:.2g} s and is not reliable: {spread}"
+        if self.seconds < ENOUGH_S:
+            return f"the saturation was measured for only {self.seconds:.2g} s and is not reliable: {spread}"
+        medians = self.shards / self.fixed
+        if max(self.saturation, medians) > 1 + DISTURBED or abs(self.saturation / medians - 1) > DISTURBED:
+            return f"the saturation is not reliable, because other work disturbed its measurement: {spread}"
+        return ""
 
     def sentence(self) -> str:
         doubt = f"\n{doubt}; --profile measures for longer" if (doubt := self.doubt()) else ""

@@ -22,6 +22,7 @@ from mlpdata.augment.geometry import Geometry, geometry_of, purposes_of, tables_
 from mlpdata.augment.pixels import StoredImages, fill
 from mlpdata.augment.sampling import gather, passes, products, turned
 from mlpdata.errors import compiler_reason
+from mlpdata.system.progress import announce
 
 if TYPE_CHECKING:
     from mlpdata.augment.augment import Augment
@@ -45,7 +46,7 @@ class Runner:
             max(LEAST_STEP, most // (12 * height * width)) // 2 * 2  # even, for the pairs of mixup
             for most in (EAGER_BYTES, COMPILED_BYTES)
         )
-        self._may_compile, self._eager_s = augment.compile is not False, 0.0
+        self._may_compile, self._announced, self._eager_s = augment.compile is not False, False, 0.0
         self._compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = cache(self._compile)
 
     def __call__(self, batch: Batch, epoch: int, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -77,6 +78,9 @@ class Runner:
         return x, lam
 
     def _run_compiled(self, batch: Batch, epoch: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        if not self._announced:
+            self._announced = True
+            announce("compiling the augmentation for this CPU, once: 10 to 20 s on idle cores")
         draws = Draws.of(batch.ids, seed, epoch, self._purposes)
         draws = Draws(_any_length(draws.values)[0], self._purposes)
         geometry, lam = self._compiled(geometry_of)(draws, *self._kind)

@@ -199,7 +199,7 @@ def _compare(root: Path, manifest: Manifest, source: str | None) -> tuple[list[C
             return [], f"The originals could not be compared: {e}."
     return (
         [],
-        "The originals were not found: with --source ORIGINALS, the worst images are shown beside their exact decode.",
+        "The originals were not found: with --source ORIGINALS, stored images are compared with their exact decode.",
     )
 
 

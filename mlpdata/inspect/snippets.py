@@ -19,6 +19,17 @@ from mlpdata.shards.tar import EXTENSIONS
 from mlpdata.splits import on_hub
 from mlpdata.system.files import resolved
 
+# What to install for code that needs no mlpdata: the library, and packages that the code uses and it does not bring.
+PACKAGES = {
+    "ffcv": "ffcv",
+    "webdataset": "webdataset torch pillow",
+    "datasets": "datasets pillow",
+    "timm": "timm webdataset",
+    "dali": "nvidia-dali-cuda120 torch pyarrow",
+    "numpy": "numpy",
+    "litdata": "litdata",
+    "streaming": "mosaicml-streaming",
+}
 # Characters of a path that a library, or one that it uses, takes for a pattern.
 SPECIAL = {"datasets": ("*", "?", "[", "$", "::"), "webdataset": ("?", "#", ";", "\n", "\r", "\t")}
 
@@ -39,7 +50,8 @@ def snippet(root: Path, library: str, split: str = "train") -> str:
         raise Error(f"{root} has no tars of split {split!r} for {library}: `mlpdata export --to tar` makes some")
     if library in ("litdata", "streaming") and manifest.resize == "longest":
         raise Error(f"{root} has images of several sizes, of which {library} makes no batches; take torch")
-    return SNIPPETS[library](root, manifest, split).strip()
+    code = SNIPPETS[library](root, manifest, split).strip()
+    return code if "import mlpdata" in code else f"# pip install {PACKAGES[library]}\n{code}"
 
 
 def _ffcv(root: Path, manifest: Manifest, split: str) -> str:

@@ -17,15 +17,18 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds up to a hundred, then minutes and seconds, then hours and minutes.
+    """Seconds up to a hundred, then minutes and seconds, then hours and minutes; days from a hundred hours on.
 
-    >>> [format_seconds(s) for s in (9.6, 119.7, 200, 7500, 360_000)]
-    ['10 s', '2:00 min', '3:20 min', '2:05 h', '100:00 h']
+    >>> [format_seconds(s) for s in (9.6, 119.7, 200, 7500, 359_940, 360_000, 1e8)]
+    ['10 s', '2:00 min', '3:20 min', '2:05 h', '99:59 h', '4.2 days', '1,157 days']
     """
     seconds = round(seconds)
     if seconds < 100:
         return f"{seconds} s"
     minutes = round(seconds / 60)
+    if minutes >= 6000:
+        days = minutes / 1440
+        return f"{days:,.{0 if days >= 9.95 else 1}f} days"
     return f"{seconds // 60}:{seconds % 60:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -14,6 +15,12 @@ LIVE_EVERY_S = 0.1
 SHOW_AFTER_S = 0.5  # short work gets no bar, and does not pay for importing one
 SUSPICIOUS_S = 60.0
 LEAST_BAR = 8  # characters
+
+
+def announce(line: str) -> None:
+    """Show on stderr what is waited for, where no progress can be counted."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody is there to read it: no reason to stop
+        print(f"\r\x1b[2K{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -68,7 +75,7 @@ class Progress:
 
     def finish(self) -> None:
         """Show the last line, where any was shown before or the work took its time; a plain one once only."""
-        if not self._live and self._shown_done == self.done == self.total:
+        if not self._live and self._shown_done == self.done >= self.total:
             return
         if self._shown or time.monotonic() > self._end_from:
             self._show("", "\n")

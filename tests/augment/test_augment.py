@@ -238,16 +238,18 @@ def test_compiled_or_not_everything_has_the_same_bits(options, make):
     check_compiled(EVERYTHING | options, make)
 
 
-def test_on_the_cpu_it_compiles_only_after_a_while(monkeypatch):
+def test_on_the_cpu_it_compiles_only_after_a_while_and_says_so_once(monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(torch, "compile", lambda f, **options: lambda *args: calls.append(f) or f(*args))
     whole, augment = batch(8, 11, 13), Augment(res=5)  # sizes that no other test has a runner of
     first = augment.apply(whole, 0, 0)
-    assert not calls
+    assert not calls and not capsys.readouterr().err
     monkeypatch.setattr("mlpdata.augment.runner.COMPILE_PAYS_S", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # that it runs uncompiled
         assert same(augment.apply(whole, 0, 0), first) and len(calls) == 2
+    augment.apply(whole, 1, 0)
+    assert capsys.readouterr().err.count("compiling the augmentation") == 1
 
 
 def test_without_a_compiler_it_says_so_once_and_runs(tmp_path):

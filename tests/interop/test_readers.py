@@ -3,6 +3,7 @@
 They run in `.venv-interop`, made by `make interop`, where mlpdata is not installed.
 """
 
+import ast
 import json
 import shutil
 import sys
@@ -196,6 +197,25 @@ def test_snippets_run_as_they_are_printed(elsewhere, library, tmp_path):
                 "numpy": f"({len(labels) if ours else n}, {res}, {res}, 3) uint8 ({len(labels)},)",
             }.get(library, f"[{n}, {res}, {res}, 3]) torch.uint8 torch.Size([{n}])")
             assert wanted in said, (name, said)
+
+
+def test_a_snippet_begins_with_what_to_install_for_it(elsewhere):
+    """All that is imported comes with a package that the first line names."""
+    brought = {"ffcv": ["torch"], "mosaicml-streaming": ["numpy", "torch"], "nvidia-dali-cuda120": ["nvidia"]}
+    brought |= {"webdataset": ["numpy"]}
+    for library in snippets.SNIPPETS:
+        code = snippets.snippet(elsewhere / "photos", library)
+        if "import mlpdata" in code:
+            continue
+        first = code.splitlines()[0]
+        assert first.startswith("# pip install ")
+        packages = first.split()[3:]
+        modules = {name for package in packages for name in (package, *brought.get(package, ()))}
+        modules |= {"streaming"} if "mosaicml-streaming" in packages else set()
+        nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        imported = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+        imported |= {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
+        assert {name.split(".")[0] for name in imported} <= modules | set(sys.stdlib_module_names), library
 
 
 def test_a_snippet_in_numpy_alone_has_the_pixels(elsewhere):

@@ -10,6 +10,7 @@ from conftest import run_cli
 import mlpdata
 from mlpdata.loader import tiers
 from mlpdata.loader.memory_plan import Machine, Needs, SplitSize, plan_memory
+from mlpdata.system.format import format_seconds
 from trainer.model import build_on_meta, config_of
 from trainer.plan import plan, plan_recipe, training_bytes
 from trainer.recipe import load_recipe
@@ -131,6 +132,15 @@ def test_memory_of_a_step_is_what_was_counted():
         config = config_of(recipe.model)
         parts = training_bytes(recipe, build_on_meta(config, RES, CLASSES), config, RES, CLASSES)
         assert (sum(parts.values()) - parts["spare"]) / GB == pytest.approx(counted, rel=0.05)
+
+
+def test_the_table_says_how_long_the_whole_run_takes():
+    """By the slower of model and source."""
+    for machine, model in (("H100", "B_12-Wi_1024"), ("laptop", "B_6-Wi_512")):
+        whole = plan_in21k(machine, model, "train.epochs=3")
+        speed = min(whole.needs.images_per_s, whole.train.supply)
+        row = next(line for line in whole.table().splitlines() if line.startswith("whole run"))
+        assert row.split(None, 2)[2] == f"3 epochs in about {format_seconds(3 * NUM_TRAIN / speed)} (estimated)"
 
 
 def test_auto_on_this_machine(shapes_dir, monkeypatch):

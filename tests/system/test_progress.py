@@ -124,6 +124,13 @@ def test_short_work_is_not_shown_and_quiet_work_never(clock, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_total_that_was_guessed_too_low_is_no_reason_to_say_the_end_twice(clock, capsys):
+    with Progress("converting", 372) as progress:
+        clock[0] += 10
+        progress.add(400)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_what_is_waited_for_is_named_when_it_takes_suspiciously_long(clock, capsys):
     progress = Progress("converting", 10)
     clock[0] = 50.0

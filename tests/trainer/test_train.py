@@ -945,6 +945,18 @@ def test_waiting_for_data_is_seen(recipe, monkeypatch):
         assert all((doubt in text) == is_rough for text in texts)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "shards", "is_disturbed"), [(0.995, 990, False), (0.5, 500, False), (1.37, 1000, True), (0.99, 700, True)]
+)
+def test_a_saturation_that_cannot_be_is_not_called_reliable(ratio, shards, is_disturbed):
+    """Of one above 1, or far from the ratio of the speeds beside it, something else had its part."""
+    speeds = {"shards": shards, "fixed": 1000, "loader": 5000, "pixels": 9000}
+    spread = {"saturation": ratio, "saturation_min": 0.4, "saturation_max": 2.2, "wait_share": 0.0}
+    measured = saturation.Saturation(**speeds, **spread, turns=20, seconds=3.0)
+    disturbed = "because other work disturbed its measurement: single turns are between 0.40 and 2.20"
+    assert (disturbed in measured.sentence()) == (disturbed in "\n".join(measured.table())) == is_disturbed
+
+
 def test_states_are_replaced_in_one_piece_and_the_last_ones_kept(tmp_path, monkeypatch):
     for step in range(5):
         states.save_state(tmp_path, step, {"step": step}, keep=3)
