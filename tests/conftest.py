@@ -192,8 +192,9 @@ def run_cli(*words, timeout=HANG_S, **options):
 
 
 def without_progress(text):
-    """What a command says but for its lines of progress, which only a slow machine shows."""
-    return re.sub(r"^(?!mlpdata: ).*, after [\d:]+ (s|min|h)(, .*)?\n", "", text, flags=re.MULTILINE)
+    """What a command says but for its lines of progress and of compiling, which only a slow machine shows."""
+    slow = r"^(?!mlpdata: )(.*, after [\d:]+ (s|min|h)(, .*)?|compiling the augmentation .*)\n"
+    return re.sub(slow, "", text, flags=re.MULTILINE)
 
 
 def until(state, *processes):
