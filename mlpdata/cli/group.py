@@ -13,8 +13,24 @@ import click
 from mlpdata.errors import Error, UsageError, first_line, lacks_memory, printable, printable_lines
 
 
+class Command(click.Command):
+    """Copies what parameters name elsewhere only when all of them are known to be well formed.
+
+    A kind of parameter says by a method `late` what becomes of a value then.
+    """
+
+    def invoke(self, ctx):
+        for param in self.params:
+            if late := getattr(param.type, "late", None):
+                value = ctx.params[param.name]
+                ctx.params[param.name] = tuple(map(late, value)) if isinstance(value, tuple) else value and late(value)
+        return super().invoke(ctx)
+
+
 class Commands(click.Group):
     """Turns expected failures into one line and exit status 1; anything else is a bug and shows its traceback."""
+
+    command_class = Command
 
     def list_commands(self, ctx):
         return list(self.commands)  # in the order of use, not of the alphabet

@@ -15,7 +15,8 @@ class ShardDirectory(click.ParamType):
 
     name = "directory"
 
-    def convert(self, value, param, ctx):
+    def late(self, value):
+        """What the command gets; see mlpdata.cli.group.Command."""
         from mlpdata.shards import remote
 
         return remote.local_copy(value, tell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mlpdata.cli.parameters import SHARDS, FiniteRange, json_option, path_or_url
 from mlpdata.derive.derivation import MAX_NEAR_BITS, NEAR_BITS
 from mlpdata.errors import Error
 from mlpdata.loader.options import PIXELS, TIERS
-from mlpdata.system.format import plural
+from mlpdata.system.format import format_bytes, plural
 
 
 @main.command()
@@ -67,36 +68,44 @@ def verify(directory, as_json):
 
 
 @main.command()
-@click.argument("directory", type=SHARDS)
+@click.argument("directory", type=path_or_url)
 @json_option("Print JSON, for programs, with the keys of the duplicates.")
 def stats(directory, as_json):
     """Count classes and duplicates; give mean and std.
 
-    Duplicates are images with equal pixels at the stored resolution. Duplicates in two splits are leaks.
+    Duplicates are images with equal pixels at the stored resolution. Duplicates in two splits are leaks. Of a URL the
+    manifest and the indices are fetched, and no shards.
 
     \b
     mlpdata stats shards/cifar10-32
     """
     from mlpdata.inspect.stats import stats as run
+    from mlpdata.shards.streamed import without_shards
 
-    say_lines(run(directory, as_json))
+    say_lines(run(without_shards(directory, tell), as_json))
 
 
 @main.command()
-@click.argument("directory", type=SHARDS)
+@click.argument("directory", type=path_or_url)
 @click.option("--for", "library", type=click.Choice(LIBRARIES), required=True, help="The library to read it with.")
 @split_option
 def snippet(directory, library, split):
     """Print code that reads a shard directory with another library.
 
-    The code runs as printed.
+    The code runs as printed. Of a URL only the manifest is read: the code reads the copy that `mlpdata pull` makes.
 
     \b
     mlpdata snippet shards/cifar10-32 --for webdataset > read.py
     """
     from mlpdata.inspect import snippets
+    from mlpdata.shards import remote
 
-    say_lines(snippets.snippet(directory, library, split))
+    root, manifest, is_there = remote.place_of(directory)
+    code = snippets.snippet(root, library, split, manifest)
+    if not is_there:
+        num_bytes = sum(entry["bytes"] for entry in manifest.files.values())
+        tell(f"first: mlpdata pull {shlex.quote(directory)}, {format_bytes(num_bytes)}, which the code reads in {root}")
+    say_lines(code)
 
 
 @main.command()

@@ -34,9 +34,12 @@ PACKAGES = {
 SPECIAL = {"datasets": ("*", "?", "[", "$", "::"), "webdataset": ("?", "#", ";", "\n", "\r", "\t")}
 
 
-def snippet(root: Path, library: str, split: str = "train") -> str:
-    """Python code for one of LIBRARIES. Raises Error where the directory lacks what that library reads."""
-    manifest = Manifest.load(root)
+def snippet(root: Path, library: str, split: str = "train", manifest: Manifest | None = None) -> str:
+    """Python code for one of LIBRARIES. Raises Error where the directory lacks what that library reads.
+
+    manifest: of a directory that is not there yet.
+    """
+    manifest = manifest or Manifest.load(root)
     split = manifest.split(split)
     root = resolved(root)
     info = manifest.splits[split]

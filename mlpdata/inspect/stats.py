@@ -11,6 +11,7 @@ from mlpdata.derive.duplicates import Duplicates, find_duplicates, name_groups
 from mlpdata.errors import printable_lines
 from mlpdata.shards.classes import read_classes, short_names
 from mlpdata.shards.manifest import Manifest
+from mlpdata.shards.streamed import is_without_shards
 from mlpdata.shards.text import json_text, rounded, shown
 from mlpdata.system.format import plural
 
@@ -26,7 +27,8 @@ def stats(root: Path, as_json: bool = False) -> str:
     """
     root = Path(root)
     manifest = Manifest.load(root)
-    manifest.check_sizes(root)
+    if not is_without_shards(root):
+        manifest.check_sizes(root)
     names = short_names(read_classes(root, manifest))
     duplicates = find_duplicates(root, manifest)
     within, across = duplicates.repeated(), duplicates.leaks()

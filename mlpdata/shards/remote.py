@@ -66,6 +66,16 @@ def local_copy(root: str | Path, say: Say = lambda line: None) -> Path:
     return folder
 
 
+def place_of(root: str | Path) -> tuple[Path, Manifest, bool]:
+    """(directory, or where `local_copy` puts one that is elsewhere; manifest; whether it is there). Raises Error."""
+    if not is_remote(root):
+        return Path(root), Manifest.load(root), True
+    store = open_store(str(root))
+    text, manifest = read_manifest(store)
+    folder = folder_of(store, text, "shards")
+    return folder, manifest, manifest_path(folder).exists()
+
+
 def folder_of(store: Store, manifest: bytes, kind: str) -> Path:
     """Where the directory of a store is kept that has this manifest. kind: in which folder of the download folder."""
     return download_folder() / kind / f"{store.name}-{hashlib.sha256(manifest).hexdigest()[:16]}"

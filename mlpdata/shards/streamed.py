@@ -21,7 +21,7 @@ from mlpdata.shards.tar_cache import TarCache
 from mlpdata.shards.tar_room import opened, stamp_of
 from mlpdata.shards.text import read_text
 from mlpdata.system.files import make_folder, write_atomic
-from mlpdata.system.format import format_bytes
+from mlpdata.system.format import format_bytes, plural
 
 ORIGIN = ".origin"  # the file that holds the address
 
@@ -47,11 +47,29 @@ def local_directory(
     return _folder_of(store, text, manifest, say)
 
 
+def without_shards(root: str | Path, say: remote.Say = lambda line: None) -> Path:
+    """The directory itself, a copy of one elsewhere if it is here, or else all of that but its shards.
+
+    say: is told how much is fetched. Raises Error as `remote.local_copy` does.
+    """
+    if not remote.is_remote(root):
+        return Path(root)
+    store = remote.open_store(str(root))
+    text, manifest = remote.read_manifest(store)
+    copy = remote.folder_of(store, text, "shards")
+    return copy if manifest_path(copy).exists() else _folder_of(store, text, manifest, say, tells=True)
+
+
+def is_without_shards(root: Path) -> bool:
+    """Whether a directory has its shards elsewhere."""
+    return (root / ORIGIN).is_file()
+
+
 def open_tars(
     root: Path, manifest: Manifest, split: str, format: str | None, cache_bytes: int | None
 ) -> TarCache | None:
     """Where the tars of a split come from, in a folder of this module; None for any other directory. Raises Error."""
-    if not (root / ORIGIN).is_file():
+    if not is_without_shards(root):
         return None
     address = read_text(root / ORIGIN).decode(errors="replace").strip()
     if format == "beton" or not manifest.splits[split].tars:
@@ -82,16 +100,20 @@ def _why_no_copy(store: remote.Store, text: bytes, manifest: Manifest, cache_byt
     return ""
 
 
-def _folder_of(store: remote.Store, text: bytes, manifest: Manifest, say: remote.Say) -> Path:
+def _folder_of(store: remote.Store, text: bytes, manifest: Manifest, say: remote.Say, tells: bool = False) -> Path:
+    """The folder, with all in it but the shards. tells: say how much of that is fetched."""
     folder = remote.folder_of(store, text, "stream")
     files = {name: e for name, e in manifest.files.items() if not name.endswith((".tar", ".beton"))}
     try:
         make_folder(folder)
         with opened(folder), exclusive(folder.with_name(f".{folder.name}.fetch.lock"), say):
-            for name, entry in files.items():
-                if not _is_unchanged(folder / name, entry):
-                    store.fetch(name, entry, folder, say)
-                    os.utime(folder / name, ns=(time.time_ns(), stamp_of(entry)[1]))
+            missing = {name: entry for name, entry in files.items() if not _is_unchanged(folder / name, entry)}
+            if tells and missing:
+                size = format_bytes(sum(entry["bytes"] for entry in missing.values()))
+                say(f"fetching {size} in {plural(len(missing), 'file')} of {store.where}, no shards")
+            for name, entry in missing.items():
+                store.fetch(name, entry, folder, say)
+                os.utime(folder / name, ns=(time.time_ns(), stamp_of(entry)[1]))
             for path, content in ((folder / ORIGIN, f"{store.where}\n".encode()), (manifest_path(folder), text)):
                 if not path.exists() or path.read_bytes() != content:
                     write_atomic(path, content)

@@ -27,6 +27,7 @@ from mlpdata.loader import stream
 from mlpdata.loader.memory_plan import Machine, Needs, SplitSize, plan_memory
 from mlpdata.shards import remote, streamed, tar_cache, tar_room
 from mlpdata.shards.manifest import Manifest
+from mlpdata.system.format import format_bytes
 from trainer.plan import plan
 
 LOAD = {"batch_size": 32, "tier": "stream", "num_threads": 2}
@@ -98,6 +99,39 @@ def test_info_reads_the_manifest_and_the_class_list_alone(s3, shards, home):
     s3.put_object(Bucket="bucket", Key="info/classes.txt", Body=b"other\n")
     with pytest.raises(Error, match=f"^{url}/classes.txt is not the class list that the manifest names"):
         info(url)
+
+
+def test_stats_and_snippet_fetch_no_shards(s3, hub, shards, home):
+    files = {p.name for p in shards.iterdir() if p.suffix in (".tar", ".beton")}
+    url = put(s3, shards, "stats", but=files)
+    for address in (url, "hf:me/x"):
+        done = run_cli("stats", address)
+        assert done.returncode == 0 and done.stdout == run_cli("stats", shards).stdout, done.stderr
+        num_bytes = sum(p.stat().st_size for p in shards.iterdir() if p.name not in {*files, "manifest.json"})
+        assert done.stderr.startswith(f"fetching {format_bytes(num_bytes)} in ") and ", no shards\n" in done.stderr
+        again = run_cli("stats", address, "--json")
+        assert again.stdout == run_cli("stats", shards, "--json").stdout and "fetching" not in again.stderr
+        done = run_cli("snippet", address, "--for", "webdataset")
+        place = next(home.glob("stream/*")).name
+        assert done.returncode == 0 and done.stderr.startswith(f"first: mlpdata pull {address}, ")
+        assert f"{home}/shards/" in done.stdout and done.stderr.count("\n") == 1 and place
+        shutil.rmtree(home / "stream")
+    assert not (home / "shards").exists()
+    code = run_cli("snippet", "hf:me/x", "--for", "numpy").stdout
+    assert run_cli("pull", "hf:me/x").returncode == 0
+    done = run_cli("snippet", "hf:me/x", "--for", "numpy")
+    assert done.stdout == code and not done.stderr
+    read = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert read.returncode == 0 and "uint8" in read.stdout, read.stderr
+
+
+@pytest.mark.usefixtures("hub")
+def test_nothing_is_copied_for_a_command_that_is_wrong(home):
+    for words in (["export", "hf:me/x", "--to", "nonsense", "-o", "out"], ["subset", "hf:me/x"],
+                  ["preview", "hf:me/x", "-o", "x.png", "--page", "0"]):  # fmt: skip
+        done = run_cli(*words)
+        assert done.returncode == 2 and "copying" not in done.stderr
+    assert not home.exists()
 
 
 # --------------------------------------------------------------------------------------------------------- the order
