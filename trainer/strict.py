@@ -23,6 +23,7 @@ from typing import Any, Literal
 import yaml
 
 from mlpdata.errors import Error, first_line
+from mlpdata.shards.manifest import is_shard_directory
 from mlpdata.system.files import resolved
 
 MAX_BYTES = 1 << 20  # of a recipe; those of the repository are smaller than 2 kB
@@ -77,8 +78,11 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> Section:
 def _read_text(path: Path) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a device or a pipe may never end
-            own = path / "recipe.yaml"
-            hint = f"; a run's recipe is {own}" if own.is_file() else ""
+            own, hint = path / "recipe.yaml", ""
+            if own.is_file():
+                hint = f"; a run's recipe is {own}"
+            elif is_shard_directory(path):
+                hint = "; train on a shard directory with --set data.shards=DIR and a recipe"
             raise Error(f"cannot read recipe {path}: it is no plain file{hint}")
         with open(path, "rb") as f:
             data = f.read(MAX_BYTES + 1)

@@ -255,6 +255,8 @@ def test_what_is_no_checkpoint_is_said(shapes_dir, tmp_path):
         Manifest.load(folder)
     with pytest.raises(Error, match=r"it is no plain file; a run's recipe is .*recipe\.yaml"):
         train(folder, runs=tmp_path / "runs")
+    with pytest.raises(Error, match=r"no plain file; train on a shard directory with --set data\.shards=DIR"):
+        train(shapes_dir, runs=tmp_path / "runs")
 
 
 def test_another_list_of_as_many_classes_is_refused(saved, shapes_dir, tmp_path):
