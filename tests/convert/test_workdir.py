@@ -80,7 +80,7 @@ def file_instead(path):
 
 def link_instead(path):
     path.unlink()
-    path.symlink_to("/nonexistent")
+    path.symlink_to(path.parents[3] / "nonexistent")  # where anybody may make it, as a lock is made
 
 
 FILES = {
