@@ -98,7 +98,7 @@ def measure(train_step: Callable[[Batch], None], loader: Loader, world: World, s
 
     step_fixed()
     step_shards()
-    step_s = _timed(step_fixed, 1, device)
+    step_s = max(1e-4, _timed(step_fixed, 1, device))  # where the clock stood still: no step without end
     # Counted in steps, alike in all processes: one that took one more would wait for the others for ever.
     turn_s = TURN_S[device.type]
     plan = torch.tensor([turn_s / step_s, seconds / (2 * max(turn_s, step_s))], device=device)
