@@ -38,12 +38,13 @@ interop: .venv-interop/installed
 	$(INTEROP)/pip install --quiet --no-build-isolation ffcv==1.0.2 || echo "ffcv did not build; its tests will be skipped"
 	touch $@
 
-# A dozen more libraries, and what mlpdata requires but not mlpdata: seven gigabytes, so not a part of `make test`. What
+# A dozen more libraries, and what mlpdata requires but not mlpdata: nine gigabytes, so not a part of `make test`. What
 # does not install is said, and its tests are skipped. streaming asks for an older numpy than the others: hence --no-deps.
 strangers: .venv-strangers/installed
 
 .venv-strangers/installed: Makefile pyproject.toml
 	$(environment)
+	@echo "installing a dozen libraries: nine gigabytes, many minutes; that pip is not content with streaming is expected"
 	$(STRANGERS)/pip install --quiet $(INTEROP_TORCH)
 	$(STRANGERS)/pip install --quiet . && $(STRANGERS)/pip uninstall --quiet --yes mlpdata
 	for library in lightning accelerate torchdata litdata jax tensorflow-cpu keras nvidia-dali-cuda120; do \
