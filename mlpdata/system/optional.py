@@ -8,7 +8,7 @@ from mlpdata.errors import Error
 
 
 @dataclass(frozen=True)
-class Optional:
+class OptionalPackage:
     """An optional package."""
 
     purpose: str
@@ -16,18 +16,18 @@ class Optional:
 
 
 OPTIONAL = {
-    "ffcv": Optional(
+    "ffcv": OptionalPackage(
         "reading betons with FFCV itself",
         "apt install libopencv-dev libturbojpeg0-dev, then pip install setuptools, then pip install "
         "--no-build-isolation ffcv",
     ),
-    "timm": Optional("other models on our shards", "pip install timm"),
-    "google-crc32c": Optional("export --to tfrecord", "pip install 'mlpdata[tfrecord]'"),
-    "numba": Optional("JPEG shards decoded by the batch", "pip install 'mlpdata[turbo]'"),
-    "ray": Optional("convert --engine ray", "pip install 'mlpdata[ray]'"),
-    "s3fs": Optional("s3:// directories", "pip install 'mlpdata[remote]'"),
-    "tensorboard": Optional("event files of training runs", "pip install 'mlpdata[tb]'"),
-    "wandb": Optional("log.wandb of recipes", "pip install wandb"),
+    "timm": OptionalPackage("other models on our shards", "pip install timm"),
+    "google-crc32c": OptionalPackage("export --to tfrecord", "pip install 'mlpdata[tfrecord]'"),
+    "numba": OptionalPackage("JPEG shards decoded by the batch", "pip install 'mlpdata[turbo]'"),
+    "ray": OptionalPackage("convert --engine ray", "pip install 'mlpdata[ray]'"),
+    "s3fs": OptionalPackage("s3:// directories", "pip install 'mlpdata[remote]'"),
+    "tensorboard": OptionalPackage("event files of training runs", "pip install 'mlpdata[tb]'"),
+    "wandb": OptionalPackage("log.wandb of recipes", "pip install wandb"),
 }
 
 
