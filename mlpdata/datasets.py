@@ -272,7 +272,7 @@ def open_source(
     if not spec.wants_path and given:
         raise Error(f"{spec.name} is made on the spot and takes no --source")
     path = _locate(spec, given, say, quiet) if spec.wants_path else None
-    name = without_folders(given if given and http.is_url(given) else path)
+    name = without_folders(path)
     is_repository = isinstance(path, hub.Repository)
     if spec.reads_parquet and (is_repository or (isinstance(path, Path) and path.is_dir())):
         from mlpdata.sources.parquet import Parquet, ParquetHints

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from mlpdata.archive.blob import PlainFile
 from mlpdata.archive.url import UrlFile
@@ -33,13 +33,12 @@ def without_folders(source: Path | str | Repository | None) -> str:
     """What `--source` says in the folder that holds the source, wherever that is.
 
     >>> without_folders(Path("/dev/null")), without_folders("https://me:secret@x.org/a.tar?token=1")
-    ('null', 'https://x.org/a.tar')
+    ('null', 'a.tar')
     """
     if source is None or isinstance(source, Repository):
         return str(source or "")
-    if isinstance(source, str):  # a URL
-        url = urlsplit(source)
-        return urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))
+    if isinstance(source, str):  # a URL: the same bytes come of its file on disk
+        return keys.text(unquote(urlsplit(source).path.rpartition("/")[2]))
     if os.path.lexists(source):
         return keys.text(os.path.basename(os.path.abspath(source)) or str(source))
     return keys.text(str(source.relative_to(matching(source)[0])))  # a pattern

@@ -153,7 +153,7 @@ def test_all_of_a_directory_is_the_same_bytes(tmp_path, options):
         assert getattr(manifest, field) == getattr(parent, field), field
     path = tmp_path / "a" / "manifest.json"
     assert manifest.parents == [
-        {"name": "a", "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "command": parent.command,
+        {"name": "a", "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "command": parent.command_with_source,
          "dataset": "folder", "release": parent.release}
     ]  # fmt: skip
 
