@@ -80,7 +80,7 @@ class Runner:
     def _run_compiled(self, batch: Batch, epoch: int, seed: int) -> tuple[Tensor, Tensor | None]:
         if not self._announced:
             self._announced = True
-            announce("compiling the augmentation for this CPU, once: 10 to 20 s on idle cores")
+            announce("compiling the augmentation for this CPU, once")
         draws = Draws.of(batch.ids, seed, epoch, self._purposes)
         draws = Draws(_any_length(draws.values)[0], self._purposes)
         geometry, lam = self._compiled(geometry_of)(draws, *self._kind)
